@@ -1,0 +1,71 @@
+# Everything a newcomer needs: `make demo` and `make test`. Both set up their environment first, and are quick when it is there.
+
+VENV ?= .venv
+PYTHON ?= python3
+ARGS ?=
+
+python := $(VENV)/bin/python
+
+# A stamp a set of extras, newer than the files that decide what is installed. Each set holds the one before it.
+run_extras := ray
+test_extras := ray,test
+dev_extras := ray,test,dev
+run_stamp := $(VENV)/.installed-run
+test_stamp := $(VENV)/.installed-test
+dev_stamp := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help setup demo test lint bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  VENV=$(VENV)  the virtual environment; made where it is missing"
+	@echo "  PYTHON=$(PYTHON)  the interpreter that makes it, 3.10 or newer"
+	@echo "  ARGS=\"...\"  passed on to demo, test and bench, as in: make test ARGS=\"-k schedules\""
+
+setup: $(dev_stamp) ## Install everything: the package with its Ray, test and development extras
+
+demo: $(run_stamp) ## Tune, guide and measure the embedded model, then write the report
+	$(python) -m pipelines demo $(ARGS)
+
+test: $(test_stamp) ## Run the tests, without those marked slow
+	$(python) -m pytest -q --timeout 300 -m "not slow" $(ARGS)
+
+lint: $(dev_stamp) ## Check style, format and types
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m pyright --pythonpath $(python)
+
+bench: $(run_stamp) ## Measure speed
+	$(python) -m benchmarks $(ARGS)
+
+clean: ## Remove caches and build products; the environment and the runs stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -path './.?*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(python):
+	@command -v $(PYTHON) >/dev/null || { echo "make: there is no '$(PYTHON)' here; name a Python of 3.10 or newer: PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "make: '$(PYTHON)' is $$($(PYTHON) --version 2>&1), and aig needs 3.10 or newer; name one: PYTHON=python3.12" >&2; exit 1; }
+	@rm -f $(VENV)/.installed-*
+	$(PYTHON) -m venv $(VENV)
+
+# $(call install,EXTRAS,STAMPS): the stamps go first and come back last, so none outlives a failed install.
+define install
+@rm -f $(2)
+@echo "Installing aig[$(1)] into $(VENV); the first time this downloads a few GB, mostly PyTorch."
+$(python) -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(1)]'
+@touch $(2)
+endef
+
+$(run_stamp): $(python) pyproject.toml constraints.txt
+	$(call install,$(run_extras),$(run_stamp))
+
+$(test_stamp): $(python) pyproject.toml constraints.txt
+	$(call install,$(test_extras),$(run_stamp) $(test_stamp))
+
+$(dev_stamp): $(python) pyproject.toml constraints.txt
+	$(call install,$(dev_extras),$(run_stamp) $(test_stamp) $(dev_stamp))

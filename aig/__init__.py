@@ -1,0 +1,43 @@
+"""Tune text-to-image diffusion models to a reward and move along the reward-diversity trade-off at inference.
+
+The method of "Elucidating Optimal Reward-Diversity Tradeoffs in Text-to-Image Diffusion Models" (arXiv 2409.06493): DRaFT with KL
+regularization, LoRA scaling and annealed importance guidance (AIG), with the measures and the Pareto statistics to compare them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aig.draft import DraftConfig, train_step
+    from aig.models import Condition, Model, Sampling, load
+    from aig.sampler import Arm, Cost, Samples, sample, sample_arms, to_uint8
+    from aig.schedules import Schedule, parse
+
+__version__ = "0.1.0"
+
+# Names are imported when first used: diffusers and transformers take seconds, which `import aig` and the command line's help should not.
+_HOME = {
+    "Arm": "sampler", "Condition": "models", "Cost": "sampler", "DraftConfig": "draft", "Model": "models", "Samples": "sampler",
+    "Sampling": "models", "Schedule": "schedules", "load": "models", "parse": "schedules", "sample": "sampler",
+    "sample_arms": "sampler", "to_uint8": "sampler", "train_step": "draft",
+}  # fmt: skip
+_MODULES = ("adapters", "draft", "metrics", "models", "pareto", "rewards", "sampler", "schedules", "world")
+
+__all__ = [
+    "Arm", "Condition", "Cost", "DraftConfig", "Model", "Samples", "Sampling", "Schedule", "load", "parse", "sample", "sample_arms",
+    "to_uint8", "train_step",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"aig.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"aig.{name}")
+    raise AttributeError(f"module 'aig' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_MODULES, "__version__"])

@@ -1,0 +1,36 @@
+"""Measures of coverage and diversity of sets of image features.
+
+Features are arrays or tensors (n, d), one row an image. Every measure is computed in float64 and refuses rows that are
+not finite.
+"""
+
+from aig.metrics.frechet import frechet_distance
+from aig.metrics.kernel import kernel_distance
+from aig.metrics.moments import Moments
+from aig.metrics.neighbours import density_coverage, precision_recall
+from aig.metrics.pairwise import mean_pairwise_cosine_distance, mean_pairwise_distance, per_prompt
+from aig.metrics.spectral import (
+    SpectralProfile,
+    log_spectral_distance,
+    spectral_distance,
+    spectral_profile,
+    within_prompt_moments,
+)
+from aig.metrics.vendi import vendi_score
+
+__all__ = [
+    "Moments",
+    "SpectralProfile",
+    "density_coverage",
+    "frechet_distance",
+    "kernel_distance",
+    "log_spectral_distance",
+    "mean_pairwise_cosine_distance",
+    "mean_pairwise_distance",
+    "per_prompt",
+    "precision_recall",
+    "spectral_distance",
+    "spectral_profile",
+    "vendi_score",
+    "within_prompt_moments",
+]

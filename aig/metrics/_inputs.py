@@ -1,0 +1,67 @@
+"""What every measure asks of its inputs, checked once and in the same words."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+Features = np.ndarray | torch.Tensor
+Groups = Sequence | np.ndarray | torch.Tensor
+
+
+def as_features(x: Features, name: str, min_rows: int = 2, first_row: int = 0) -> torch.Tensor:
+    """Features as a float64 tensor (n, d) on their own device; a ValueError names what is wrong and the fix.
+
+    first_row is the number of x's first row in what the caller holds.
+    """
+    if isinstance(x, torch.Tensor):
+        # MPS has no float64.
+        x = x.detach().to("cpu" if x.device.type == "mps" else x.device, torch.float64)
+    else:
+        # A copy, since arrays that come out of Arrow are read-only and torch warns about those.
+        x = torch.from_numpy(np.array(x, dtype=np.float64))
+    if x.ndim != 2 or x.shape[1] == 0:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: give features as (n, d), one row an image")
+    if x.shape[0] < min_rows:
+        raise ValueError(f"{name} has {x.shape[0]} rows, fewer than the {min_rows} needed: generate more images")
+    finite = torch.isfinite(x).all(1)
+    if not finite.all():
+        bad = torch.nonzero(~finite)[:, 0]
+        raise ValueError(
+            f"{name} holds values that are not finite in {len(bad)} of {len(x)} rows, "
+            f"first in row {first_row + int(bad[0])}: drop these images, or mark their arm as broken"
+        )
+    return x
+
+
+def as_feature_pair(ref: Features, gen: Features, min_rows: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """`as_features` of both, on the reference's device, with equal d."""
+    r = as_features(ref, "ref", min_rows)
+    g = as_features(gen, "gen", min_rows).to(r.device)
+    check_dimensions(r.shape[1], g.shape[1])
+    return r, g
+
+
+def check_dimensions(d_a: int, d_b: int, a: str = "ref", b: str = "gen") -> None:
+    if d_a != d_b:
+        raise ValueError(f"{a} has d = {d_a} and {b} d = {d_b}: take both from the same feature extractor")
+
+
+def unit_rows(x: Features, name: str) -> torch.Tensor:
+    """`as_features` scaled to unit length, for cosine measures."""
+    x = as_features(x, name)
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)  # (n, 1)
+    if (length == 0).any():
+        row = int(torch.nonzero(length[:, 0] == 0)[0, 0])
+        raise ValueError(
+            f"{name} has a row of zeros (row {row}), which has no direction: drop it, or use a Euclidean measure"
+        )
+    return x / length
+
+
+def group_index(groups: Groups, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted distinct groups (g,) and each row's place among them (n,)."""
+    labels = groups.cpu().numpy() if isinstance(groups, torch.Tensor) else np.asarray(groups)
+    if labels.shape != (n,):
+        raise ValueError(f"groups has shape {labels.shape} for {n} rows: give one prompt id a row")
+    return np.unique(labels, return_inverse=True)

@@ -1,0 +1,58 @@
+"""The embedded world's family: Stable Diffusion's classes at 32x32, with a fixed invertible codec for the autoencoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from aig.adapters import routed
+from aig.models.protocol import Condition, Sampling
+from aig.world.scenes import parse_caption
+
+
+class TinyModel:
+    """The tiny model of a diffusers folder, frozen and in eval mode."""
+
+    defaults = Sampling(steps=10, guidance=3.0)
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+        pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+        pipe.to(device)
+        self.name = folder.name
+        self.pipe = pipe
+        self.denoiser = pipe.unet.requires_grad_(False).eval()
+        self.text_encoder = pipe.text_encoder.requires_grad_(False).eval()
+        self.scheduler = pipe.scheduler
+        self.device, self.dtype = device, dtype
+        side = pipe.unet.config.sample_size
+        self.latent_shape = (pipe.unet.config.in_channels, side, side)
+        self.image_size = (side * pipe.vae_scale_factor, side * pipe.vae_scale_factor)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        for prompt in prompts:
+            parse_caption(prompt)
+        distinct = sorted(set(prompts))
+        tokens = self.pipe.tokenizer([*distinct, ""], padding="max_length", truncation=True, return_tensors="pt")
+        # Encoded one by one: a batched encoding of other shape differs in its last bits, and an image may depend on its prompt alone.
+        rows = [self.text_encoder(ids[None].to(self.device))[0] for ids in tokens.input_ids]
+        table = torch.cat(rows)  # (distinct + 1, L, D)
+        return Condition(table[[distinct.index(prompt) for prompt in prompts]], table[-1:])
+
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition, adapters: Sequence[str], guidance: float) -> Tensor:
+        if guidance == 1:
+            with routed(self.denoiser, adapters):
+                return self.denoiser(x_t, t, condition.embeddings, return_dict=False)[0]
+        embeddings = torch.cat([condition.unconditional.expand_as(condition.embeddings), condition.embeddings])
+        with routed(self.denoiser, [*adapters, *adapters]):
+            both = self.denoiser(torch.cat([x_t, x_t]), t, embeddings, return_dict=False)[0]
+        unconditional, conditional = both.chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        images = self.pipe.vae.decode(latents / self.pipe.vae.config.scaling_factor, return_dict=False)[0]
+        return (images / 2 + 0.5).clamp(0, 1)

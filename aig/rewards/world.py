@@ -1,0 +1,44 @@
+"""The embedded world's rewards: two learned preference models to tune to, and the hidden utility to judge by."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aig.world import weights
+
+# name: (network, range, whether it may be tuned to)
+WORLD = {
+    "fragile": ("fragile", (5.0, 25.0), True),
+    "robust": ("robust", (5.0, 25.0), True),
+    "gold": ("gold", (-2.0, 4.5), False),
+    "gold_a": ("judge_a", (-2.0, 4.5), False),
+    "gold_b": ("judge_b", (-2.0, 4.5), False),
+}
+
+
+class WorldReward:
+    """A frozen reward of the embedded world; images are (B, 3, 32, 32) in [0, 1], prompts follow its caption grammar."""
+
+    higher_is_better = True
+    differentiable = True
+
+    def __init__(self, name: str, device: str | torch.device = "cpu") -> None:
+        network, self.range, self.trainable = WORLD[name]
+        self.name = name
+        self.network = weights.load(network).to(device)
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        score = self.network.gold if self.name in ("gold_a", "gold_b") else self.network
+        return score(images.float(), prompts)
+
+
+@torch.no_grad()
+def accuracies(judges: dict[str, WorldReward], images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+    """Whether the asked colour and shape are found, by each of the judges gold_a and gold_b and on average.
+
+    Returns float columns (B,): accuracy_a, accuracy_b (both right), and colour_ok, shape_ok (the share of judges that agree).
+    """
+    hits = torch.stack([judges[name].network.hits(images, prompts) for name in ("gold_a", "gold_b")]).float()  # (2, B, 2)
+    both = hits.prod(dim=2)
+    return {"accuracy_a": both[0], "accuracy_b": both[1], "colour_ok": hits[:, :, 0].mean(0), "shape_ok": hits[:, :, 1].mean(0)}

@@ -1,0 +1,284 @@
+"""The sampling loop: many arms from the same noise at once, each state stepped once and each prediction made once.
+
+An arm is an adapter, a LoRA scale and a schedule. Arms that start from the same noise and have had the same weights so far are in the
+same state; the loop keeps one state for all of them and asks for each of its two predictions (base, tuned) at most once, all in one
+routed forward. The published arms (base, tuned, linear, power:2, power:4, step:0.6) at T = 25 then need 199 predictions a
+(prompt, seed) where separate loops need 300. Gradients flow through the loop wherever they are enabled; DRaFT runs its last K steps so.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from aig import adapters, schedules
+from aig.models.protocol import Condition, Model, Sampling
+
+__all__ = ["Arm", "Cost", "Grid", "Noise", "Samples", "Sampling", "advance", "sample", "sample_arms", "to_uint8"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One point of the trade-off: which adapter (None: the base model), at which LoRA scale, under which schedule."""
+
+    name: str
+    adapter: str | None = None
+    lora_scale: float = 1.0
+    schedule: str = "tuned"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lora_scale <= 1:
+            raise ValueError(f"arm {self.name!r}: lora_scale = {self.lora_scale} must be in [0, 1]")
+        parsed = schedules.parse(self.schedule)
+        if self.adapter is None and parsed.name != "base":
+            raise ValueError(f"arm {self.name!r}: schedule {self.schedule!r} needs an adapter; without one use schedule='base'")
+
+    @property
+    def id(self) -> str:
+        """A hash of what the arm does, without its name: 16 hex digits."""
+        content = json.dumps([self.adapter, self.lora_scale, self.schedule])
+        return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
+
+@dataclass
+class Cost:
+    """Predictions (denoiser evaluations, guidance's two halves counted as one) a (prompt, seed), and forwards of the whole call."""
+
+    predictions: int = 0
+    naive: int = 0
+    """What a loop an arm needs that makes both predictions in every step."""
+    forwards: int = 0
+
+
+class Noise:
+    """The noise of each (prompt, seed index), from generators seeded by blake2b(run seed, prompt, seed index): nothing else matters."""
+
+    def __init__(self, prompts: Sequence[str], seed_indices: Sequence[int], run_seed: int, shape: tuple[int, ...]) -> None:
+        if len(prompts) != len(seed_indices):
+            raise ValueError(f"{len(prompts)} prompts but {len(seed_indices)} seed indices; one seed index a prompt is needed")
+        self.keys = [f"{run_seed}\0{prompt}\0{index}" for prompt, index in zip(prompts, seed_indices, strict=True)]
+        self.shape = shape
+
+    def draw(self, tag: str) -> Tensor:
+        """Standard normal (G, *shape) in float32 on the CPU, the same for the same tag whenever it is asked for."""
+        rows = []
+        for key in self.keys:
+            seed = int.from_bytes(hashlib.blake2b(f"{key}\0{tag}".encode(), digest_size=8).digest(), "big") >> 1
+            rows.append(torch.randn(self.shape, generator=torch.Generator().manual_seed(seed)))
+        return torch.stack(rows)
+
+    def initial(self) -> Tensor:
+        return self.draw("initial")
+
+    def at_step(self, i: int) -> Tensor:
+        return self.draw(f"step {i}")
+
+
+class Grid:
+    """A scheduler set to T steps, its own copy: times in sampling order, one step of the update, and the scales of a prediction."""
+
+    def __init__(self, model: Model, sampling: Sampling) -> None:
+        self.scheduler = copy.deepcopy(model.scheduler)
+        self.scheduler.set_timesteps(sampling.steps, device=model.device)
+        self.times: Tensor = self.scheduler.timesteps  # (T,)
+        self.t_max: int = self.scheduler.config.num_train_timesteps
+        self.eta = sampling.eta
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def step(self, i: int, prediction: Tensor, x_t: Tensor, noise: Tensor | None) -> Tensor:
+        """x_t to the next state, with the scheduler's own formula (DDIM: Song et al. 2020, equation 12)."""
+        return self.scheduler.step(prediction, self.times[i], x_t, eta=self.eta, variance_noise=noise, return_dict=False)[0]
+
+    def weights(self, schedule: str) -> list[float]:
+        return schedules.weights(schedules.parse(schedule), self.times.tolist(), self.t_max)
+
+    def eps_scale(self, i: int) -> float:
+        """What turns a squared difference of predictions into one of eps: alpha_bar for v-prediction, 1 for eps."""
+        if self.scheduler.config.prediction_type == "v_prediction":
+            return float(self.scheduler.alphas_cumprod[int(self.times[i])])
+        return 1.0
+
+    def path_scale(self, i: int) -> float:
+        """What turns ||eps - eps_base||^2 into the KL of step i's two Gaussians, ||mu - mu_base||^2 / (2 sigma^2), in nats.
+
+        DDIM's mean moves with eps by sqrt(1 - a' - sigma^2) - sqrt(a' (1 - a) / a), with a, a' the alpha_bar here and at the next step.
+        """
+        t = int(self.times[i])
+        previous = t - self.t_max // len(self)
+        a = float(self.scheduler.alphas_cumprod[t])
+        a_next = float(self.scheduler.alphas_cumprod[previous]) if previous >= 0 else float(self.scheduler.final_alpha_cumprod)
+        variance = self.eta**2 * (1 - a_next) / (1 - a) * (1 - a / a_next)
+        if variance <= 0:
+            return 0.0  # a deterministic step: both models' transitions are points, and no density ratio exists
+        slope = (1 - a_next - variance) ** 0.5 - (a_next * (1 - a) / a) ** 0.5
+        return slope**2 / (2 * variance)
+
+
+@dataclass
+class Samples:
+    """What `sample_arms` returns, by arm name: latents (G, C, H, W), eps_mse path length to the base (G,) if asked for, and the cost."""
+
+    latents: dict[str, Tensor]
+    path: dict[str, Tensor] = field(default_factory=dict)
+    cost: Cost = field(default_factory=Cost)
+
+
+# (step, arm index, x_t, mixed prediction, base prediction or None)
+Observer = Callable[[int, int, Tensor, Tensor, "Tensor | None"], None]
+
+
+def advance(
+    model: Model,
+    condition: Condition,
+    x_t: Tensor,
+    arms: Sequence[Arm],
+    sampling: Sampling,
+    *,
+    grid: Grid | None = None,
+    first: int = 0,
+    last: int | None = None,
+    noise: Callable[[int], Tensor] | None = None,
+    with_base: bool = False,
+    observe: Observer | None = None,
+    progress: Callable[[int], None] | None = None,
+    cost: Cost | None = None,
+) -> list[Tensor]:
+    """Run steps first..last-1 for all arms from the shared latents x_t (G, C, H, W); returns each arm's latents, in their order.
+
+    `noise(i)` gives the variance noise (G, C, H, W) of step i (needed for eta > 0). `with_base` makes the base's prediction at every
+    arm's own state too, without gradient, for `observe`. Raises ValueError for adapters that are not loaded.
+    """
+    grid = grid or Grid(model, sampling)
+    last = len(grid) if last is None else last
+    curves = [grid.weights(arm.schedule) for arm in arms]
+    routes = [adapters.BASE if arm.adapter is None else adapters.scaled(model.denoiser, arm.adapter, arm.lora_scale) for arm in arms]
+    states, at = [x_t], [0] * len(arms)  # distinct latents, and which of them each arm is in
+    for i in range(first, last):
+        levels = [0.0 if route == adapters.BASE else curve[i] for route, curve in zip(routes, curves, strict=True)]
+        wanted: dict[tuple[int, str], None] = {}  # insertion-ordered: (state, adapter)
+        for a, w in enumerate(levels):
+            if w < 1:
+                wanted[at[a], adapters.BASE] = None
+            if w > 0:
+                wanted[at[a], routes[a]] = None
+        extra = [(s, adapters.BASE) for s in sorted(set(at)) if with_base and (s, adapters.BASE) not in wanted]
+        predictions = _predict(model, condition, grid.times[i], states, list(wanted), sampling, cost)
+        with torch.no_grad():
+            predictions |= _predict(model, condition, grid.times[i], states, extra, sampling, cost)
+        if cost is not None:
+            cost.predictions += len(wanted) + len(extra)
+            cost.naive += 2 * len(arms)
+        variance_noise = noise(i).to(x_t) if noise is not None and grid.eta > 0 else None
+        stepped: dict[tuple[int, float, str], int] = {}
+        moved, mixes = [], {}
+        for a, w in enumerate(levels):
+            kind = (at[a], w, routes[a] if w > 0 else adapters.BASE)
+            if kind not in stepped:
+                mixes[kind] = _mixed(predictions, *kind)
+                stepped[kind] = len(moved)
+                moved.append(grid.step(i, mixes[kind], states[at[a]], variance_noise))
+            if observe is not None:
+                observe(i, a, states[at[a]], mixes[kind], predictions.get((at[a], adapters.BASE)))
+            at[a] = stepped[kind]
+        states = moved
+        if progress is not None:
+            progress(i + 1)
+    return [states[s] for s in at]
+
+
+def _mixed(predictions: dict[tuple[int, str], Tensor], state: int, w: float, route: str) -> Tensor:
+    if w == 0:
+        return predictions[state, adapters.BASE]
+    if w == 1:
+        return predictions[state, route]
+    return schedules.mix(predictions[state, adapters.BASE], predictions[state, route], w)
+
+
+def _predict(
+    model: Model, condition: Condition, t: Tensor, states: list[Tensor], wanted: list[tuple[int, str]], sampling: Sampling, cost: Cost | None
+) -> dict[tuple[int, str], Tensor]:
+    """Each wanted (state, adapter)'s prediction; all rows in one forward (or one an adapter), in chunks of at most max_rows."""
+    results: dict[tuple[int, str], Tensor] = {}
+    if sampling.passes == 1:
+        groups = [wanted] if wanted else []
+    else:
+        groups = [[pair for pair in wanted if pair[1] == adapter] for adapter in dict.fromkeys(pair[1] for pair in wanted)]
+    count = len(states[0])
+    padded = -(-count // sampling.block) * sampling.block
+    rows = [min(r, count - 1) for r in range(padded)]  # the last row is repeated
+    chunk = max(sampling.max_rows // sampling.block, 1) * sampling.block
+    whole = padded == count
+    for group in groups:
+        x = torch.cat([states[s] if whole else states[s][rows] for s, _ in group])
+        texts = condition[rows * len(group)] if len(group) > 1 or not whole else condition
+        names = [adapter for _, adapter in group for _ in range(padded)]
+        parts = []
+        for begin in range(0, len(x), chunk):
+            part = slice(begin, begin + chunk)
+            parts.append(model.predict(x[part], t, texts[part], names[part], sampling.guidance))
+            if cost is not None:
+                cost.forwards += 1
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
+        for pair, prediction in zip(group, out.split(padded), strict=True):
+            results[pair] = prediction[:count]
+    return results
+
+
+@torch.no_grad()
+def sample_arms(
+    model: Model,
+    prompts: Sequence[str],
+    seed_indices: Sequence[int],
+    arms: Sequence[Arm],
+    run_seed: int = 0,
+    sampling: Sampling | None = None,
+    measure_path: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Samples:
+    """Sample every arm for G (prompt, seed index) pairs from common noise.
+
+    `measure_path` also accumulates each image's eps_mse path length to the base: the mean over steps of ||eps_arm - eps_base||^2 / numel at
+    the arm's own x_t, which costs a base prediction wherever an arm makes none itself. `progress` is called with the steps done.
+    Raises ValueError for duplicate arm names, adapters that are not loaded and prompts that the model cannot read.
+    """
+    if len({arm.name for arm in arms}) != len(arms) or not arms:
+        raise ValueError("arms must be at least one and have distinct names: " + ", ".join(arm.name for arm in arms))
+    sampling = sampling or model.defaults
+    noise = Noise(prompts, seed_indices, run_seed, model.latent_shape)
+    grid = Grid(model, sampling)
+    start = (noise.initial() * grid.scheduler.init_noise_sigma).to(model.device, model.dtype)
+    path = torch.zeros(len(arms), len(prompts))
+
+    def observe(i: int, a: int, x_t: Tensor, mixed: Tensor, base: Tensor | None) -> None:
+        if base is not None:
+            path[a] += grid.eps_scale(i) * (mixed - base).float().square().flatten(1).mean(dim=1).cpu() / len(grid)
+
+    result = Samples({})
+    finals = advance(
+        model, model.encode(prompts), start, arms, sampling, grid=grid, noise=noise.at_step, with_base=measure_path,
+        observe=observe if measure_path else None, progress=progress, cost=result.cost,
+    )  # fmt: skip
+    result.latents = {arm.name: final for arm, final in zip(arms, finals, strict=True)}
+    if measure_path:
+        result.path = {arm.name: path[a] for a, arm in enumerate(arms)}
+    return result
+
+
+def sample(model: Model, prompts: Sequence[str], arm: Arm, seed: int = 0, sampling: Sampling | None = None) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] of one arm, prompt i with seed index i: the short form for a person at a prompt."""
+    samples = sample_arms(model, prompts, list(range(len(prompts))), [arm], seed, sampling)
+    with torch.no_grad():
+        return model.decode(samples.latents[arm.name])
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] to the bytes (B, H, W, 3) uint8 that a PNG holds, rounded to nearest."""
+    return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()

@@ -1,0 +1,157 @@
+"""Check the embedded world's weights on held-out scenes, and the base model's samples by the judges."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from aig.world.networks import BUILDERS, CLASSES, NUMBERS, FactorNet, Gold, PreferenceReward
+from aig.world.scenes import PATTERNS, TONES, all_prompts, captions, parse_caption, render, sample_scenes, scene_utility
+from aig.world.train_scores import draw_preferences
+from aig.world.training import generator_for
+from aig.world.weights import load, verify
+
+HELD_OUT = 10**9  # no training seed: its streams are apart from all that was trained on
+CHUNK = 256
+
+
+def chunks(n: int) -> range:
+    return range(math.ceil(n / CHUNK))
+
+
+@dataclass
+class PairAccuracy:
+    """Agreement with noisy held-out preferences over `n` pairs."""
+
+    n: int
+    reward: float
+    ceiling: float  # of one that knows the hidden utility
+    order: float  # the reward's agreement with the utility's own order, without the labels' noise
+
+
+@torch.no_grad()
+def pair_accuracy(reward: PreferenceReward, n: int = 8192, seed: int = 0) -> PairAccuracy:
+    """Measure a reward on at least `n` held-out pairs (whole chunks of 256)."""
+    device = reward.logit_scale.device
+    right, ceiling, order = [], [], []
+    for chunk in chunks(n):
+        pairs = draw_preferences(CHUNK, generator_for(HELD_OUT, seed, chunk))
+        first, second = (render(scenes).to(device) for scenes in (pairs.first, pairs.second))
+        prefers = (reward(first, pairs.captions) > reward(second, pairs.captions)).cpu()
+        right.append(prefers == (pairs.label > 0.5))
+        ceiling.append(pairs.better == (pairs.label > 0.5))
+        order.append(prefers == pairs.better)
+    share = [torch.cat(parts).float().mean().item() for parts in (right, ceiling, order)]
+    return PairAccuracy(len(chunks(n)) * CHUNK, *share)
+
+
+@torch.no_grad()
+def factor_accuracy(net: FactorNet, n: int = 8192, seed: int = 1) -> dict[str, float]:
+    """On at least `n` clean held-out scenes: accuracy of each class, R^2 of each number, and gold's correlation with the truth."""
+    device = net.mean.device
+    right: dict[str, list[Tensor]] = {name: [] for name in CLASSES}
+    told: dict[str, list[Tensor]] = {name: [] for name in (*NUMBERS, "gold")}
+    true: dict[str, list[Tensor]] = {name: [] for name in (*NUMBERS, "gold")}
+    for chunk in chunks(n):
+        # Half of the scenes miss what their caption asks for, as in the preferences.
+        pairs = draw_preferences(CHUNK, generator_for(HELD_OUT, seed, chunk))
+        images = render(pairs.first).to(device)
+        read = net(images)
+        for name in CLASSES:
+            right[name].append(getattr(read, name).argmax(1).cpu() == getattr(pairs.first, name))
+        for name in NUMBERS:
+            told[name].append(getattr(read, name).cpu())
+            true[name].append(getattr(pairs.first, name))
+        told["gold"].append(net.gold(images, pairs.captions).cpu())
+        true["gold"].append(scene_utility(pairs.first, [parse_caption(text) for text in pairs.captions]))
+    table = {name: torch.cat(parts).float().mean().item() for name, parts in right.items()}
+    for name in NUMBERS:
+        truth, error = torch.cat(true[name]), torch.cat(told[name]) - torch.cat(true[name])
+        table[name] = 1 - (error.square().mean() / truth.var()).item()
+    table["gold"] = torch.corrcoef(torch.stack([torch.cat(told["gold"]), torch.cat(true["gold"])]))[0, 1].item()
+    return table
+
+
+@torch.no_grad()
+def layout(net: FactorNet, images: Tensor) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation of what the feature extractor reads of layout and background in images (N, 3, 32, 32)."""
+    read = net(images)
+    ground = read.extras["ground"] / 4 + 0.5  # (N, 3) RGB
+    values = {"x": read.x, "y": read.y, "radius": read.radius}
+    values |= {f"ground {channel}": ground[:, i] for i, channel in enumerate(("red", "green", "blue"))}
+    values |= {f"tone {tone}": read.tone.softmax(1)[:, i] for i, tone in enumerate(TONES)}
+    values |= {f"pattern {pattern}": read.pattern.softmax(1)[:, i] for i, pattern in enumerate(PATTERNS)}
+    return {name: (value.mean().item(), value.std().item()) for name, value in values.items()}
+
+
+@torch.no_grad()
+def base_samples(folder: Path, n: int, device: torch.device) -> tuple[Tensor, list[str]]:
+    """`n` images (n, 3, 32, 32) of the text-to-image model in `folder`, at CFG 3 in 10 steps, and their prompts.
+
+    Each image has a generator of its own, so it does not depend on `n`.
+    """
+    from diffusers import DiffusionPipeline  # a second to import, and only this check needs it
+
+    pipe = DiffusionPipeline.from_pretrained(folder).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    prompts = [prompt for prompt, _ in zip(all_prompts() * math.ceil(n / 48), range(n), strict=False)]
+    images = []
+    for start in range(0, n, 48):
+        batch = prompts[start : start + 48]
+        generators = [generator_for(HELD_OUT, 2, start + i) for i in range(len(batch))]
+        output = pipe(batch, num_inference_steps=10, guidance_scale=3, output_type="pt", generator=generators)
+        images.append(output.images.float().cpu())
+    return torch.cat(images), prompts
+
+
+def check(weights: Path, pairs: int, samples: int, device: torch.device) -> None:
+    """Print held-out accuracies of all weights found in a folder, and of its base model's samples."""
+    nets = {name: load(name, weights).to(device) for name in BUILDERS if (weights / f"{name}.safetensors").exists()}
+    for name in ("fragile", "robust"):
+        if name in nets:
+            found = pair_accuracy(nets[name], pairs)
+            print(
+                f"{name:9} pair accuracy {found.reward:.4f}  ceiling {found.ceiling:.4f}  "
+                f"short of it by {found.ceiling - found.reward:.4f}  true order {found.order:.4f}  ({found.n} pairs)"
+            )
+            print(f"{'':9} score of fitting scenes {mean_score(nets[name]):.2f}")
+    for name in ("judge_a", "judge_b", "features"):
+        if name in nets:
+            table = factor_accuracy(nets[name], pairs)
+            print(f"{name:9} accuracy: " + "  ".join(f"{key} {table[key]:.3f}" for key in CLASSES))
+            print(f"{'':9} R^2: " + "  ".join(f"{key} {table[key]:.3f}" for key in NUMBERS) + f"  gold r {table['gold']:.3f}")
+    if (weights / "tiny").is_dir() and {"judge_a", "judge_b", "features"} <= nets.keys():
+        verify(weights, "tiny")
+        check_base(weights / "tiny", nets, samples, device)
+
+
+@torch.no_grad()
+def mean_score(reward: PreferenceReward, n: int = 1024) -> float:
+    """The mean score of rendered scenes under captions that are true of them."""
+    generator = generator_for(HELD_OUT, 3)
+    scenes = sample_scenes(n, generator)
+    return reward(render(scenes).to(reward.logit_scale.device), captions(scenes, generator)).mean().item()
+
+
+@torch.no_grad()
+def check_base(folder: Path, nets: dict, samples: int, device: torch.device) -> None:
+    images, prompts = base_samples(folder, samples, device)
+    images = images.to(device)
+    gold = Gold(nets["judge_a"], nets["judge_b"])
+    hits, utilities = gold.hits(images, prompts).float(), gold.each(images, prompts)
+    for i, name in enumerate(("judge_a", "judge_b")):
+        colour, shape = hits[i].mean(dim=0).tolist()
+        both = hits[i].prod(dim=1).mean().item()
+        print(
+            f"base by {name}: colour {colour:.3f}  shape {shape:.3f}  both {both:.3f}  gold {utilities[i].mean().item():.2f}"
+            f"  ({samples} samples)"
+        )
+    rendered = render(sample_scenes(max(samples, 1024), generator_for(HELD_OUT, 4))).to(device)
+    drawn, data = layout(nets["features"], images), layout(nets["features"], rendered)
+    print(f"{'as read':18} {'samples':>15} {'rendered data':>17}   (mean, deviation)")
+    for name in drawn:
+        print(f"{name:18} {drawn[name][0]:7.3f} {drawn[name][1]:7.3f} {data[name][0]:9.3f} {data[name][1]:7.3f}")

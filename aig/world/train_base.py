@@ -1,0 +1,102 @@
+"""Train the tiny text-to-image model from nothing, on scenes rendered as they are needed.
+
+    python -m aig.world.train base --out DIR                                   # one process, CPU or one GPU
+    torchrun --nproc-per-node 2 -m aig.world.train base --out DIR --threads 1  # two processes: faster on two cores
+
+Everything random at step s on rank r comes from (seed, s, r), so that a run that was interrupted and is started again with the
+same command goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aig.world.scenes import captions, render, sample_scenes
+from aig.world.tiny import build_pipeline
+from aig.world.training import Recipe, fit, generator_for, join_processes
+
+
+@dataclass(frozen=True)
+class BaseConfig(Recipe):
+    """How the base model is trained; see `Recipe`."""
+
+    steps: int = 8000
+    batch: int = 96
+    lr: float = 1.2e-3
+    warmup: int = 300
+    decay_share: float = 0.35
+    drop_caption: float = 0.1  # for classifier-free guidance
+
+
+@dataclass
+class Batch:
+    images: Tensor  # (B, 3, H, W) in [0, 1]
+    captions: list[str]
+    times: Tensor  # (B,) ints, stratified over the schedule
+    generator: torch.Generator
+
+
+def draw_batch(size: int, config: BaseConfig, step: int, rank: int, train_steps: int) -> Batch:
+    generator = generator_for(config.seed, step, rank)
+    scenes = sample_scenes(size, generator)
+    texts = captions(scenes, generator)
+    dropped = torch.rand(size, generator=generator) < config.drop_caption
+    texts = ["" if drop else text for text, drop in zip(texts, dropped.tolist(), strict=True)]
+    times = ((torch.arange(size) + torch.rand(size, generator=generator)) * train_steps / size).long()
+    return Batch(render(scenes), texts, times, generator)
+
+
+def encode(pipe, texts: list[str], device: torch.device) -> Tensor:
+    """Token embeddings (B, L, D), each distinct caption encoded once."""
+    distinct = sorted(set(texts))
+    tokens = pipe.tokenizer(distinct, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+    embeddings = pipe.text_encoder(tokens)[0]
+    return embeddings[[distinct.index(text) for text in texts]]
+
+
+def velocity_loss(pipe, batch: Batch, device: torch.device) -> Tensor:
+    """Mean squared error of the v-prediction (Salimans and Ho 2022) at stratified times."""
+    latents = pipe.vae.encode(batch.images.to(device) * 2 - 1).latent_dist.mode() * pipe.vae.config.scaling_factor
+    noise = torch.randn(latents.shape, generator=batch.generator).to(device)
+    times = batch.times.to(device)
+    noisy = pipe.scheduler.add_noise(latents, noise, times)
+    target = pipe.scheduler.get_velocity(latents, noise, times)
+    predicted = pipe.unet(noisy, times, encode(pipe, batch.captions, device)).sample
+    return F.mse_loss(predicted, target)
+
+
+def train(config: BaseConfig, out: Path, device: torch.device) -> None:
+    """Train, checkpointing to `out`; the EMA weights end in the diffusers folder `out/tiny`."""
+    rank, world = join_processes(device)
+    pipe = build_pipeline(config.seed)
+    pipe.to(device)
+    modules = nn.ModuleDict({"unet": pipe.unet, "text_encoder": pipe.text_encoder}).train()
+    pipe.unet.requires_grad_(True)
+    pipe.text_encoder.requires_grad_(True)
+    train_steps = pipe.scheduler.config.num_train_timesteps
+
+    def losses_at(step: int) -> dict[str, Tensor]:
+        batch = draw_batch(config.batch // world, config, step, rank, train_steps)
+        return {"loss": velocity_loss(pipe, batch, device)}
+
+    fit("base", modules, losses_at, config, out, device)
+    if rank == 0:
+        pipe.to("cpu", torch.float32)
+        save_half(pipe, out / "tiny")
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def save_half(pipe, folder: Path) -> None:
+    """Save the pipeline as safetensors in fp16 (7.9 MB); loading brings it back to fp32, exactly."""
+    pipe.unet.half()
+    pipe.text_encoder.half()
+    pipe.save_pretrained(folder, safe_serialization=True)
+    pipe.unet.float()
+    pipe.text_encoder.float()

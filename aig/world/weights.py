@@ -1,0 +1,103 @@
+"""The embedded world's shipped weights: where they are, whether they are whole, and the networks that they fill.
+
+Every file's SHA-256 stands in `SHA256SUMS.json` beside them and is checked whenever it is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from aig.world.networks import BUILDERS, FactorNet, Gold, build
+
+SUMS = "SHA256SUMS.json"
+FIX = "reinstall the package, or make it again with python -m aig.world.train"
+
+
+def folder(name: str = "") -> Path:
+    """The folder of the shipped weights, or the folder `name` within it (`tiny`, the text-to-image model), checked.
+
+    ValueError names a file that is missing or corrupt and the fix.
+    """
+    weights = Path(__file__).parent / "weights"
+    if not name:
+        return weights
+    verify(weights, name)
+    return weights / name
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def seal(weights: Path) -> dict[str, str]:
+    """Write `SHA256SUMS.json` for every file under `weights` and return it: relative path -> SHA-256."""
+    files = sorted(p for p in weights.rglob("*") if p.is_file() and p.name != SUMS and not p.name.startswith("."))
+    sums = {p.relative_to(weights).as_posix(): digest(p) for p in files}
+    part = weights / (SUMS + ".part")
+    part.write_text(json.dumps(sums, indent=2) + "\n")
+    part.replace(weights / SUMS)
+    return sums
+
+
+def verify(weights: Path, name: str = "") -> None:
+    """Check files under `weights` against its `SHA256SUMS.json`: all, or only the file or folder called `name`.
+
+    ValueError names the first file that is missing, unknown or corrupt and the fix.
+    """
+    listing = weights / SUMS
+    if not listing.is_file():
+        raise ValueError(f"weights: {listing} is missing: {FIX} and seal it (python -m aig.world.train seal)")
+    try:
+        sums = json.loads(listing.read_text())
+    except ValueError as error:
+        raise ValueError(f"weights: {listing} is not JSON ({error}): {FIX}") from error
+    wanted = {path: sum_ for path, sum_ in sums.items() if not name or path == name or path.startswith(name + "/")}
+    if not wanted:
+        raise ValueError(f"weights: {weights / name} is not listed in {SUMS}: {FIX}")
+    for path, sum_ in wanted.items():
+        if not (weights / path).is_file():
+            raise ValueError(f"weights: {weights / path} is missing: {FIX}")
+        if digest(weights / path) != sum_:
+            raise ValueError(f"weights: {weights / path} is corrupt (its SHA-256 is not the one in {SUMS}): {FIX}")
+
+
+def save(net: nn.Module, path: Path) -> Path:
+    """Write a network's weights as safetensors in fp16, whole or not at all."""
+    part = path.with_suffix(".part")
+    save_file({key: value.detach().cpu().half().contiguous() for key, value in net.state_dict().items()}, part)
+    os.replace(part, path)
+    return path
+
+
+def read(name: str, path: Path) -> nn.Module:
+    """The network called `name` filled from `path`, unchecked: in fp32, eval mode, its parameters frozen."""
+    net = build(name)
+    try:
+        net.load_state_dict({key: value.to(torch.float32) for key, value in load_file(path).items()})
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"weights: {path} does not fit the network {name!r} ({error}): {FIX}") from error
+    return net.eval().requires_grad_(False)
+
+
+def load(name: str, weights: Path | None = None) -> nn.Module:
+    """A shipped network by name, in fp32, eval mode and frozen: its gradients reach the images only.
+
+    `fragile` and `robust` are rewards, `judge_a` and `judge_b` the judges, `gold` both judges, `features` the extractor.
+    ValueError for another name, and where the weights (by default the package's own) are missing or corrupt.
+    """
+    weights = folder() if weights is None else Path(weights)
+    if name == "gold":
+        judges = [load(judge, weights) for judge in ("judge_a", "judge_b")]
+        return Gold(*[judge for judge in judges if isinstance(judge, FactorNet)]).eval()
+    if name not in BUILDERS:
+        raise ValueError(f"unknown network {name!r} of the embedded world: choose among {', '.join(BUILDERS)}, gold")
+    verify(weights, f"{name}.safetensors")
+    return read(name, weights / f"{name}.safetensors")

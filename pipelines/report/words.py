@@ -1,0 +1,190 @@
+"""What the data show, in sentences: every number with its interval, and no claim that an interval does not support."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipelines.report.data import FAMILIES, Claim, Difference, Estimate, Plane, Run, Study, metric_name
+
+_VERBS = {
+    "rises": ("rise", 1),
+    "grows": ("grow", 1),
+    "increases": ("increase", 1),
+    "improves": ("improve", 1),
+    "falls": ("fall", -1),
+    "drops": ("drop", -1),
+    "shrinks": ("shrink", -1),
+    "decreases": ("decrease", -1),
+}
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence of the report; kind is what the interval says: yes, no (the opposite), open (it covers zero) or plain."""
+
+    text: str
+    kind: str = "plain"
+
+
+def number(value: float, digits: int = 2, plus: bool = False) -> str:
+    """A number with that many decimals and a true minus sign; an en dash if it is not finite."""
+    if not math.isfinite(value):
+        return "–"
+    text = f"{value:+.{digits}f}" if plus else f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", "−")
+
+
+def decimals(estimate: Estimate) -> int:
+    """Decimals that show two figures of the interval's half-width; of a value alone, three figures."""
+    half = (estimate.high - estimate.low) / 2
+    size, figures = (half, 2) if math.isfinite(half) and half > 0 else (abs(estimate.value), 3)
+    if not math.isfinite(size) or size == 0:
+        return 2
+    return min(6, max(0, figures - 1 - math.floor(math.log10(size))))
+
+
+def interval(estimate: Estimate, plus: bool = False) -> str:
+    """The value and its interval, rounded to what the interval supports: 12.40 [12.11, 12.71]."""
+    digits = decimals(estimate)
+    value = number(estimate.value, digits, plus)
+    if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
+        return value
+    return f"{value} [{number(estimate.low, digits, plus)}, {number(estimate.high, digits, plus)}]"
+
+
+def claim_sentence(claim: Claim) -> Sentence:
+    """A claim, or its denial if the interval covers zero or lies on the other side."""
+    text = claim.text[:1].upper() + claim.text[1:].replace(" - ", " − ")
+    found = next((word for word in re.findall(r"\w+", claim.text) if word in _VERBS), None)
+    expected = claim.expected or (_VERBS[found][1] if found else 1)
+    if not claim.estimate.known:
+        return Sentence(f"{text}: not measured.", "open")
+    shown = interval(claim.estimate, plus=True)
+    if claim.estimate.sign == expected:
+        return Sentence(f"{text}: {shown}.", "yes")
+    denied = re.sub(rf"\b{found}\b", f"does not {_VERBS[found][0]}", text, count=1) if found else f"It does not hold that {claim.text}"
+    if claim.estimate.sign:
+        return Sentence(f"{denied}: {shown}, the opposite.", "no")
+    return Sentence(f"{denied} beyond noise: {shown}, the interval covers zero.", "open")
+
+
+def comparisons(differences: Sequence[Difference], family: str = "aig") -> list[Difference]:
+    """The differences in which a family takes part, each as that family less the other."""
+    mine = [d for d in differences if d.a == family]
+    return mine + [Difference(family, d.a, -d.estimate) for d in differences if d.b == family]
+
+
+def verdict(plane: Plane, reward_name: str) -> list[Sentence]:
+    """Where AIG's front has more hypervolume than another family's on a plane, where less, and where neither is ahead."""
+    sentences = []
+    for difference in comparisons(plane.differences):
+        other, shown = _family(difference.b), interval(difference.estimate, plus=True)
+        if not difference.estimate.known:
+            sentences.append(Sentence(f"On {reward_name} × diversity AIG against {other} was not measured.", "open"))
+        elif difference.estimate.sign > 0:
+            text = f"On {reward_name} × diversity AIG beats {other}: hypervolume {shown}."
+            sentences.append(Sentence(text, "yes"))
+        elif difference.estimate.sign < 0:
+            text = f"On {reward_name} × diversity AIG does not beat {other}, it loses to it: hypervolume {shown}."
+            sentences.append(Sentence(text, "no"))
+        else:
+            text = f"On {reward_name} × diversity AIG does not beat {other}: hypervolume {shown}, the interval covers zero, so neither is ahead."
+            sentences.append(Sentence(text, "open"))
+    return sentences
+
+
+def best_arms(study: Study, metric: str) -> Sentence | None:
+    """Which arm has the highest mean of a metric that was not trained on, and how AIG's best stands beside it."""
+    measured = [arm for arm in study.arms if arm.metric(metric).known]
+    guided = [arm for arm in measured if arm.family == "aig"]
+    if not measured or not guided:
+        return None
+    best = max(measured, key=lambda arm: arm.metric(metric).value)
+    ours = max(guided, key=lambda arm: arm.metric(metric).value)
+    name, shown = metric_name(metric), interval(best.metric(metric))
+    tuned = next((arm for arm in measured if arm.family == "tuned"), None)
+    context = f"; {tuned.label} has {interval(tuned.metric(metric))}" if tuned and tuned not in (best, ours) else ""
+    if best is ours:
+        return Sentence(f"Highest mean of {name}: AIG's {best.label} with {shown}{context}.")
+    text = f"Highest mean of {name}: {best.label} ({_family(best.family)}) with {shown}; AIG's best, {ours.label}, has {interval(ours.metric(metric))}"
+    return Sentence(f"{text}{context}.")
+
+
+def study_sentences(study: Study) -> list[Sentence]:
+    """All that is said about a study, most important first."""
+    sentences = [claim_sentence(claim) for claim in study.claims]
+    names = {study.reward: "the proxy"}
+    for metric, plane in study.planes.items():
+        said = verdict(plane, names.get(metric, metric_name(metric)))
+        if not said and metric == study.reward:
+            said = [Sentence("AIG was not compared with another family.", "open")]
+        sentences += said
+    for metric in dict.fromkeys((study.held_out, "gold")):
+        if metric and metric != study.reward and (said_best := best_arms(study, metric)):
+            sentences.append(said_best)
+    return sentences
+
+
+def headline(study: Study) -> str:
+    """One sentence on AIG in this study: what it beats, what it does not beat, what it loses to."""
+    outcomes: dict[int, list[str]] = {1: [], 0: [], -1: []}
+    for difference in comparisons(study.plane.differences):
+        if difference.estimate.known:
+            outcomes[difference.estimate.sign].append(_family(difference.b))
+    parts = []
+    if outcomes[1]:
+        parts.append(f"beats {_list(outcomes[1], 'and')}")
+    if outcomes[0]:
+        parts.append(f"does not beat {_list(outcomes[0], 'or')} beyond noise")
+    if outcomes[-1]:
+        parts.append(f"loses to {_list(outcomes[-1], 'and')}")
+    return f"AIG {_list(parts, 'and')}" if parts else "AIG was not compared with another family"
+
+
+def tuning_headline(study: Study) -> str:
+    """One sentence on tuning: which claims hold and which do not."""
+    said = [(claim, claim_sentence(claim)) for claim in study.claims]
+
+    def short(sentence: Sentence) -> str:
+        text = re.sub(r"\s*\([^)]*\)", "", sentence.text.split(":")[0])
+        return text[0].lower() + text[1:]
+
+    holds = [short(sentence) for _, sentence in said if sentence.kind == "yes"]
+    fails = [short(sentence) for _, sentence in said if sentence.kind != "yes"]
+    text = _list(holds, "and")
+    if fails:
+        text = f"{text}, but {_list(fails, 'and')}" if text else _list(fails, "and")
+    return text[:1].upper() + text[1:]
+
+
+def caveats(run: Run) -> list[str]:
+    """What the intervals do not cover."""
+    seeds = sorted({seed for study in run.studies for seed in study.train_seeds})
+    texts = [
+        f"Intervals are {run.percent}, from a bootstrap over prompts ({run.n_bootstrap} resamples, seed {run.seed}), paired over arms: "
+        "all arms share prompts and noise. They say how results vary with the prompts"
+        + (
+            f", not with the training: there is one training seed ({seeds[0]}), so another training run may differ by more."
+            if len(seeds) == 1
+            else f"; each study has its own training seeds ({', '.join(map(str, seeds))}), and studies that differ in the seed alone show how results vary with the training."
+        )
+    ]
+    texts.append(
+        "A hypervolume gains from every further arm of its family, so families with more arms have an advantage. "
+        "No correction is made for the number of comparisons."
+    )
+    return texts
+
+
+def _family(family: str) -> str:
+    return FAMILIES.get(family, family)
+
+
+def _list(items: Sequence[str], last: str) -> str:
+    items = list(items)
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}" if items else ""

@@ -1,0 +1,38 @@
+"""What every test may lean on: no network, no Ray but our own, few threads."""
+
+import os
+
+import pytest
+import torch
+
+
+def pytest_configure():
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # with tokens on, Ray writes one to the home directory
+    os.environ.pop("RAY_ADDRESS", None)  # neither the tests nor their subprocesses run on a user's cluster
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """Ray with 4 logical CPUs: what this process has already, else one of our own that is stopped at the end."""
+    import ray  # here, so that tests of aig alone run where Ray is not installed
+
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(
+        address="local",  # a new one, even beside a cluster that runs on this host
+        num_cpus=4,
+        object_store_memory=300 * 1024**2,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()

@@ -1,0 +1,1 @@
+"""Sweeps of training runs with Ray Tune."""
