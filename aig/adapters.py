@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ def attach(
     if rank < 1:
         raise ValueError(f"LoRA rank {rank} must be at least 1")
     modules = list(TARGETS.get(targets, (targets,)) if isinstance(targets, str) else targets)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _several():
         torch.manual_seed(seed)
         denoiser.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules), adapter_name=key(name))  # type: ignore[operator]
 
@@ -172,7 +173,8 @@ def load(denoiser: nn.Module, folder: str | os.PathLike[str], name: str, prefix:
     if not any(k.startswith(f"{prefix}.") for k in tensors):
         raise ValueError(f"{path}: holds no LoRA for {prefix!r} (keys begin with {next(iter(tensors), 'nothing')!r})")
     metadata = json.loads(header) if header else None
-    denoiser.load_lora_adapter(tensors, prefix=prefix, adapter_name=key(name), metadata=metadata)  # type: ignore[operator]
+    with _several():
+        denoiser.load_lora_adapter(tensors, prefix=prefix, adapter_name=key(name), metadata=metadata)  # type: ignore[operator]
 
 
 def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -182,6 +184,14 @@ def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: cannot read the adapter's record ({error}); delete the folder and train it again") from None
+
+
+@contextmanager
+def _several() -> Iterator[None]:
+    """PEFT warns of every adapter after a model's first; here several are the point."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
+        yield
 
 
 def _layers(denoiser: nn.Module) -> list[LoraLayer]:

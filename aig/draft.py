@@ -113,7 +113,8 @@ def last_steps(
 
     def observe(i: int, a: int, x_t: Tensor, tuned: Tensor, base: Tensor | None) -> None:
         if base is not None:
-            square = (tuned - base).float().square().flatten(1) * grid.eps_scale(i)
+            full = torch.promote_types(tuned.dtype, torch.float32)  # squares of bf16 differences lose most of their bits
+            square = (tuned - base).to(full).square().flatten(1) * grid.eps_scale(i)
             terms.append(square.mean(dim=1) / config.k if config.kl == "eps_mse" else square.sum(dim=1) * grid.path_scale(i))
 
     # No padding with gradient: repeated rows would cost memory and change nothing.

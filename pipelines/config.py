@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import math
+import os
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,16 +24,18 @@ class ConfigError(ValueError):
     """The configuration, or the run directory that it names, is wrong; the message is one line that names the fix."""
 
 
-def number(default: Any, low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf, **mark: bool) -> Any:
+def number(
+    default: Any, low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf, **mark: bool
+) -> Any:
     """A field whose value (each value, for a list) is in [low, high] and greater than `above`; None is let through."""
     return field(default=default, metadata={"low": low, "high": high, "above": above, **mark})
 
 
-def choice(default: Any, *options: Any) -> Any:
-    return field(default=default, metadata={"options": options})
+def choice(default: Any, *options: Any, **mark: bool) -> Any:
+    return field(default=default, metadata={"options": options, **mark})
 
 
-# How a run is carried out, not what comes out of it: these may change between a run and its resumption.
+# How a run is carried out, or what is computed anew each time: these may change between a run and its resumption.
 EXECUTION = {"execution": True}
 # What the key of an adapter says: runs of `train` that differ in these alone live side by side in one run directory.
 IN_KEY = {"in_key": True}
@@ -76,7 +80,9 @@ class Run(Section):
         if not self.name or self.name != Path(self.name).name or self.name.startswith("."):
             raise ConfigError(f"run.name is {self.name!r}: give a plain name without slashes, as in run.name=first")
         if "://" in self.storage:
-            raise ConfigError(f"run.storage is {self.storage!r}: give a local folder; remote storage is not supported yet")
+            raise ConfigError(
+                f"run.storage is {self.storage!r}: give a local folder; remote storage is not supported yet"
+            )
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ class Train(Section):
     batch: int = number(12, 1)
     """Images a step, over all workers."""
     rollout_batch: int = number(64, 1, **EXECUTION)
-    """Images sampled at once without gradient."""
+    """Rows of one forward without gradient, at most."""
     micro_batch: int = number(12, 1, **EXECUTION)
     """Images whose graph is held at once."""
     lr: float = number(1e-3, above=0)
@@ -163,6 +169,10 @@ class Sweep(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         _distinct("sweep", self, ("rewards", "ks", "kl_weights", "train_seeds"))
+        if 0 not in self.kl_weights:
+            raise ConfigError(
+                f"sweep.kl_weights is {list(self.kl_weights)}: include 0, the unregularized adapter that the other arms start from"
+            )
 
 
 @dataclass(frozen=True)
@@ -185,6 +195,8 @@ class Evaluate(Section):
     """AIG schedules of the KL-regularized adapters too."""
     early_stops: tuple[int, ...] | None = number(None, 1)
     """Training steps whose snapshots are arms; null takes every snapshot, [] none."""
+    path: bool = True
+    """Whether to measure each image's path length to the base, which costs predictions of the base at the arms' own states."""
     group: int = number(8, 1)
     """Images of one prompt and arm that are made together; a file of the dataset holds them for all arms."""
     block: int = number(8, 1)
@@ -209,13 +221,13 @@ class Evaluate(Section):
 
 @dataclass(frozen=True)
 class Front(Section):
-    diversity: str = choice("vendi", "vendi", "pairwise")
+    diversity: str = choice("vendi", "vendi", "pairwise", **EXECUTION)
     """The diversity axis: within-prompt Vendi score, or mean pairwise cosine distance."""
-    bootstrap: int = number(1000, 10)
+    bootstrap: int = number(1000, 10, **EXECUTION)
     """Bootstrap replicates, which resample prompts."""
-    level: float = number(0.95, 0.5, 0.999)
+    level: float = number(0.95, 0.5, 0.999, **EXECUTION)
     """Confidence level of the intervals."""
-    seed: int = number(0, 0)
+    seed: int = number(0, 0, **EXECUTION)
     """Seed of the bootstrap."""
 
 
@@ -290,25 +302,52 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, width=120)
 
 
-def claim_directory(config: Config) -> Path:
-    """Make the run's directory and write its `config.yaml`, or check that it is this run's own; ConfigError where it is not."""
+def check_directory(config: Config) -> Path:
+    """The run's directory, which is new, empty or this run's own and can be written; ConfigError where it is not. Writes nothing."""
     path = config.directory
     made = path / CONFIG_FILE
     try:
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path} is a file: choose another run.name or run.storage")
-        path.mkdir(parents=True, exist_ok=True)
         if made.exists():
             _check_same_run(config, made)
-            return path
-        # A temporary file of ours is left where the first start was killed while it wrote.
-        if any(entry.name != f".{CONFIG_FILE}.part" for entry in path.iterdir()):
+        elif path.exists() and any(entry.name not in OWN_FILES for entry in path.iterdir()):
             raise ConfigError(
                 f"{path} is not empty and holds no {CONFIG_FILE} of ours: choose another run.name or run.storage"
             )
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot read the run directory ({error.strerror}): choose another run.storage"
+        ) from error
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{path}: cannot write there ({there} is not a writable folder): choose another run.storage")
+    return path
+
+
+def describe() -> dict[str, tuple[str, str]]:
+    """Every key with its default, as YAML on one line, and its meaning: the docstring under its field."""
+    described = {}
+    for node in ast.parse(Path(__file__).read_text()).body:
+        if not isinstance(node, ast.ClassDef) or node.name.lower() not in SECTIONS:
+            continue
+        section = SECTIONS[node.name.lower()]()
+        for item, doc in zip(node.body, node.body[1:], strict=False):
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and isinstance(doc, ast.Expr):
+                value = yaml.safe_dump(_plain(getattr(section, item.target.id)), default_flow_style=True, width=1000)
+                meaning = " ".join(ast.literal_eval(doc.value).split())
+                described[f"{node.name.lower()}.{item.target.id}"] = (value.removesuffix("...\n").strip(), meaning)
+    return described
+
+
+def claim_directory(config: Config) -> Path:
+    """Make the run's directory, after `check_directory`, and write its `config.yaml`."""
+    path = check_directory(config)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
         part = path / f".{CONFIG_FILE}.part"
         part.write_text(to_yaml(config))
-        part.replace(made)
+        part.replace(path / CONFIG_FILE)
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot write the run directory ({error.strerror}): choose another run.storage"
@@ -316,11 +355,18 @@ def claim_directory(config: Config) -> Path:
     return path
 
 
+LOCK_FILE = ".lock"
+# What a first start that was killed may leave before there is a configuration.
+OWN_FILES = (f".{CONFIG_FILE}.part", LOCK_FILE)
+
+
 def _check_same_run(config: Config, made: Path) -> None:
     try:
         existing = from_dict(_read_yaml(made))
     except ConfigError as error:
-        raise ConfigError(f"{made.parent} belongs to another version or program ({error}): choose another run.name") from error
+        raise ConfigError(
+            f"{made.parent} belongs to another version or program ({error}): choose another run.name"
+        ) from error
     differing = [
         f"{key} = {_plain(theirs)}, not {_plain(ours)}"
         for (key, theirs), (_, ours) in zip(_identity(existing), _identity(config), strict=True)
@@ -348,7 +394,9 @@ def _plain(value: Any) -> Any:
 
 def _preset_path(name: str) -> Path:
     if name not in presets():
-        raise ConfigError(f"preset {name!r} is unknown{_nearest(name, presets())}: the presets are {', '.join(presets())}")
+        raise ConfigError(
+            f"preset {name!r} is unknown{_nearest(name, presets())}: the presets are {', '.join(presets())}"
+        )
     return PRESETS / f"{name}.yaml"
 
 
@@ -356,7 +404,9 @@ def _read_yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text()) or {}
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot read this configuration ({getattr(error, 'strerror', error)}): check the path") from error
+        raise ConfigError(
+            f"{path}: cannot read this configuration ({getattr(error, 'strerror', error)}): check the path"
+        ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML ({_one_line(error)}): correct the file") from error
 
@@ -378,7 +428,9 @@ def _merge(into: dict[str, dict[str, Any]], given: Any, source: str) -> None:
     for name, values in given.items():
         if name not in SECTIONS:
             every = [*SECTIONS, *_keys()]
-            raise ConfigError(f"{source}: unknown key {name!r}{_nearest(str(name), every)}: the sections are {', '.join(SECTIONS)}")
+            raise ConfigError(
+                f"{source}: unknown key {name!r}{_nearest(str(name), every)}: the sections are {', '.join(SECTIONS)}"
+            )
         if not isinstance(values, dict):
             raise ConfigError(f"{source}: {name} is {values!r}: give a mapping of its keys")
         hints = typing.get_type_hints(SECTIONS[name])
@@ -404,7 +456,11 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 def _coerce(key: str, value: Any, hint: Any) -> Any:
     """The value as the field's type, without loss; ConfigError says which type is wanted."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    options = (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )
     for option in options:
         try:
             return _as_type(value, option)

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.utils import logging
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from aig.adapters import routed
 from aig.models.protocol import Condition, Sampling
 from aig.world.scenes import parse_caption
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without progress bars for a second's loading, and without the warning that the codec is no AutoencoderKL, which it need not be."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+        transformers_logging.enable_progress_bar()
 
 
 class TinyModel:
@@ -20,7 +38,8 @@ class TinyModel:
     defaults = Sampling(steps=10, guidance=3.0)
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
-        pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+        with _quiet():
+            pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
         pipe.to(device)
         self.name = folder.name
         self.pipe = pipe

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
 from aig.world.networks import BUILDERS, CLASSES, NUMBERS, FactorNet, Gold, PreferenceReward
@@ -40,34 +42,39 @@ def pair_accuracy(reward: PreferenceReward, n: int = 8192, seed: int = 0) -> Pai
     right, ceiling, order = [], [], []
     for chunk in chunks(n):
         pairs = draw_preferences(CHUNK, generator_for(HELD_OUT, seed, chunk))
-        first, second = (render(scenes).to(device) for scenes in (pairs.first, pairs.second))
+        first, second = (render(scenes).to(device) for scenes in pairs.scenes)
         prefers = (reward(first, pairs.captions) > reward(second, pairs.captions)).cpu()
-        right.append(prefers == (pairs.label > 0.5))
-        ceiling.append(pairs.better == (pairs.label > 0.5))
-        order.append(prefers == pairs.better)
+        label, better = pairs.label[:, 0] > 0.5, pairs.better[:, 0]
+        right.append(prefers == label)
+        ceiling.append(better == label)
+        order.append(prefers == better)
     share = [torch.cat(parts).float().mean().item() for parts in (right, ceiling, order)]
     return PairAccuracy(len(chunks(n)) * CHUNK, *share)
 
 
 @torch.no_grad()
 def factor_accuracy(net: FactorNet, n: int = 8192, seed: int = 1) -> dict[str, float]:
-    """On at least `n` clean held-out scenes: accuracy of each class, R^2 of each number, and gold's correlation with the truth."""
+    """On at least `n` clean held-out scenes: accuracy of each class, R^2 of each number, gold's correlation with truth.
+
+    Keys are those of `CLASSES` and `NUMBERS`, and "gold".
+    """
     device = net.mean.device
     right: dict[str, list[Tensor]] = {name: [] for name in CLASSES}
     told: dict[str, list[Tensor]] = {name: [] for name in (*NUMBERS, "gold")}
     true: dict[str, list[Tensor]] = {name: [] for name in (*NUMBERS, "gold")}
     for chunk in chunks(n):
         # Half of the scenes miss what their caption asks for, as in the preferences.
-        pairs = draw_preferences(CHUNK, generator_for(HELD_OUT, seed, chunk))
-        images = render(pairs.first).to(device)
+        drawn = draw_preferences(CHUNK, generator_for(HELD_OUT, seed, chunk), group=1)
+        scenes = drawn.scenes[0]
+        images = render(scenes).to(device)
         read = net(images)
         for name in CLASSES:
-            right[name].append(getattr(read, name).argmax(1).cpu() == getattr(pairs.first, name))
+            right[name].append(getattr(read, name).argmax(1).cpu() == getattr(scenes, name))
         for name in NUMBERS:
             told[name].append(getattr(read, name).cpu())
-            true[name].append(getattr(pairs.first, name))
-        told["gold"].append(net.gold(images, pairs.captions).cpu())
-        true["gold"].append(scene_utility(pairs.first, [parse_caption(text) for text in pairs.captions]))
+            true[name].append(getattr(scenes, name))
+        told["gold"].append(net.gold(images, drawn.captions).cpu())
+        true["gold"].append(scene_utility(scenes, [parse_caption(text) for text in drawn.captions]))
     table = {name: torch.cat(parts).float().mean().item() for name, parts in right.items()}
     for name in NUMBERS:
         truth, error = torch.cat(true[name]), torch.cat(told[name]) - torch.cat(true[name])
@@ -78,7 +85,7 @@ def factor_accuracy(net: FactorNet, n: int = 8192, seed: int = 1) -> dict[str, f
 
 @torch.no_grad()
 def layout(net: FactorNet, images: Tensor) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation of what the feature extractor reads of layout and background in images (N, 3, 32, 32)."""
+    """Mean and standard deviation of the layout and background that the feature extractor reads in images (N, ...)."""
     read = net(images)
     ground = read.extras["ground"] / 4 + 0.5  # (N, 3) RGB
     values = {"x": read.x, "y": read.y, "radius": read.radius}
@@ -94,9 +101,7 @@ def base_samples(folder: Path, n: int, device: torch.device) -> tuple[Tensor, li
 
     Each image has a generator of its own, so it does not depend on `n`.
     """
-    from diffusers import DiffusionPipeline  # a second to import, and only this check needs it
-
-    pipe = DiffusionPipeline.from_pretrained(folder).to(device)
+    pipe: Any = DiffusionPipeline.from_pretrained(folder).to(device)
     pipe.set_progress_bar_config(disable=True)
     prompts = [prompt for prompt, _ in zip(all_prompts() * math.ceil(n / 48), range(n), strict=False)]
     images = []
@@ -111,19 +116,19 @@ def base_samples(folder: Path, n: int, device: torch.device) -> tuple[Tensor, li
 def check(weights: Path, pairs: int, samples: int, device: torch.device) -> None:
     """Print held-out accuracies of all weights found in a folder, and of its base model's samples."""
     nets = {name: load(name, weights).to(device) for name in BUILDERS if (weights / f"{name}.safetensors").exists()}
-    for name in ("fragile", "robust"):
-        if name in nets:
-            found = pair_accuracy(nets[name], pairs)
+    for name, net in nets.items():
+        if isinstance(net, PreferenceReward):
+            found = pair_accuracy(net, pairs)
             print(
                 f"{name:9} pair accuracy {found.reward:.4f}  ceiling {found.ceiling:.4f}  "
                 f"short of it by {found.ceiling - found.reward:.4f}  true order {found.order:.4f}  ({found.n} pairs)"
             )
-            print(f"{'':9} score of fitting scenes {mean_score(nets[name]):.2f}")
-    for name in ("judge_a", "judge_b", "features"):
-        if name in nets:
-            table = factor_accuracy(nets[name], pairs)
+            print(f"{'':9} score of fitting scenes {mean_score(net):.2f}")
+        if isinstance(net, FactorNet):
+            table = factor_accuracy(net, pairs)
             print(f"{name:9} accuracy: " + "  ".join(f"{key} {table[key]:.3f}" for key in CLASSES))
-            print(f"{'':9} R^2: " + "  ".join(f"{key} {table[key]:.3f}" for key in NUMBERS) + f"  gold r {table['gold']:.3f}")
+            numbers = "  ".join(f"{key} {table[key]:.3f}" for key in NUMBERS)
+            print(f"{'':9} R^2: {numbers}  gold r {table['gold']:.3f}")
     if (weights / "tiny").is_dir() and {"judge_a", "judge_b", "features"} <= nets.keys():
         verify(weights, "tiny")
         check_base(weights / "tiny", nets, samples, device)
@@ -147,8 +152,8 @@ def check_base(folder: Path, nets: dict, samples: int, device: torch.device) -> 
         colour, shape = hits[i].mean(dim=0).tolist()
         both = hits[i].prod(dim=1).mean().item()
         print(
-            f"base by {name}: colour {colour:.3f}  shape {shape:.3f}  both {both:.3f}  gold {utilities[i].mean().item():.2f}"
-            f"  ({samples} samples)"
+            f"base by {name}: colour {colour:.3f}  shape {shape:.3f}  both {both:.3f}  "
+            f"gold {utilities[i].mean().item():.2f}  ({samples} samples)"
         )
     rendered = render(sample_scenes(max(samples, 1024), generator_for(HELD_OUT, 4))).to(device)
     drawn, data = layout(nets["features"], images), layout(nets["features"], rendered)

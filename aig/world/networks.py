@@ -1,7 +1,7 @@
 """The embedded world's small networks: two preference rewards, two factor judges that read the gold utility, features.
 
-Images are (B, 3, 32, 32) in [0, 1] and captions are those of `aig.world.scenes`. Everything is differentiable with respect
-to the images. The judges and the features are for evaluation only: nothing may be tuned towards them.
+Images are (B, 3, 32, 32) in [0, 1] and captions are those of `aig.world.scenes`. Everything is differentiable with
+respect to the images. The judges and the features are for evaluation only: nothing may be tuned towards them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ def check_batch(images: Tensor, captions: list[str] | None = None) -> None:
 
 
 def normed(channels_in: int, channels: int, stride: int = 1) -> nn.Sequential:
+    # Batch, not group normalization: the latter divides an image's contrast away, and haze is contrast.
     return nn.Sequential(
-        nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False), nn.GroupNorm(8, channels), nn.SiLU()
+        nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False), nn.BatchNorm2d(channels), nn.SiLU()
     )
 
 
@@ -114,13 +115,16 @@ class TextTower(nn.Module):
 class PreferenceReward(nn.Module):
     """A reward like PickScore (Kirstain et al. 2023): exp(logit_scale) times the cosine of an image and its caption.
 
-    It is trained by contrast on captions, then by Bradley and Terry's model on noisy pairwise preferences.
+    It is trained by contrast on captions, then by Bradley and Terry's model on noisy pairwise preferences. The scale is
+    fixed: preferences alone would shrink it, and with it the room above a good image's score.
     """
 
-    def __init__(self, image_tower: nn.Module, text_tower: TextTower, scale: float = 25.0) -> None:
+    logit_scale: Tensor
+
+    def __init__(self, image_tower: nn.Module, text_tower: TextTower, scale: float = 30.0) -> None:
         super().__init__()
         self.image_tower, self.text_tower = image_tower, text_tower
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.register_buffer("logit_scale", torch.tensor(math.log(scale)))
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Images (B, 3, 32, 32) in [0, 1] to unit vectors (B, 64)."""
@@ -226,14 +230,14 @@ class FactorNet(nn.Module):
         return utility_of(self(images), captions)
 
     def hits(self, images: Tensor, captions: list[str]) -> Tensor:
-        """Booleans (B, 2): whether the likeliest colour and the likeliest shape are the asked ones. ValueError as above."""
+        """Booleans (B, 2): whether the likeliest colour and shape are the asked ones. ValueError as above."""
         check_batch(images, captions)
         read = self(images)
         colour, shape, _ = asked(captions, images.device)
         return torch.stack([read.colour.argmax(1) == colour, read.shape.argmax(1) == shape], dim=1)
 
     def prompt_accuracy(self, images: Tensor, captions: list[str]) -> Tensor:
-        """Booleans (B,): whether both the asked colour and the asked shape are found. ValueError as above."""
+        """Booleans (B,): whether both the asked colour and shape are found. ValueError as above."""
         return self.hits(images, captions).all(dim=1)
 
 
@@ -271,7 +275,7 @@ def utility_of(read: Factors, captions: list[str]) -> Tensor:
 
 
 class Gold(nn.Module):
-    """Both judges: the hidden utility and the prompt accuracy as the mean of two independent readings, or each apart."""
+    """Both judges: the hidden utility and the prompt accuracy as the mean of two readings, or each apart."""
 
     def __init__(self, judge_a: FactorNet, judge_b: FactorNet) -> None:
         super().__init__()
@@ -286,11 +290,11 @@ class Gold(nn.Module):
         return self.each(images, captions).mean(dim=0)
 
     def hits(self, images: Tensor, captions: list[str]) -> Tensor:
-        """Booleans (2, B, 2): for each judge, whether it finds the asked colour and the asked shape. ValueError as above."""
+        """Booleans (2, B, 2): for each judge, whether it finds the asked colour and shape. ValueError as above."""
         return torch.stack([judge.hits(images, captions) for judge in (self.judge_a, self.judge_b)])
 
     def prompt_accuracy(self, images: Tensor, captions: list[str]) -> Tensor:
-        """The share (B,), 0, 0.5 or 1, of judges that find both the asked colour and the asked shape. ValueError as above."""
+        """The share (B,), 0, 0.5 or 1, of judges that find both the asked colour and shape. ValueError as above."""
         return self.hits(images, captions).all(dim=2).float().mean(dim=0)
 
 

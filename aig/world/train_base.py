@@ -3,8 +3,8 @@
     python -m aig.world.train base --out DIR                                   # one process, CPU or one GPU
     torchrun --nproc-per-node 2 -m aig.world.train base --out DIR --threads 1  # two processes: faster on two cores
 
-Everything random at step s on rank r comes from (seed, s, r), so that a run that was interrupted and is started again with the
-same command goes on as if nothing had happened.
+Everything random at step s on rank r comes from (seed, s, r), so that a run that was interrupted and is started again
+with the same command goes on as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from torch import Tensor, nn
 
 from aig.world.scenes import captions, render, sample_scenes
 from aig.world.tiny import build_pipeline
-from aig.world.training import Recipe, fit, generator_for, join_processes
+from aig.world.training import MatrixMuon, Recipe, fit, generator_for, join_processes
 
 
 @dataclass(frozen=True)
 class BaseConfig(Recipe):
     """How the base model is trained; see `Recipe`."""
 
-    steps: int = 8000
-    batch: int = 96
-    lr: float = 1.2e-3
-    warmup: int = 300
+    steps: int = 4200
+    batch: int = 128
+    lr: float = 1.2e-3  # AdamW's, for embeddings, norms, biases and the first and last convolutions
+    muon_lr: float = 2e-3  # for all other weights, as matrices
+    warmup: int = 60
     decay_share: float = 0.35
     drop_caption: float = 0.1  # for classifier-free guidance
 
@@ -71,6 +72,20 @@ def velocity_loss(pipe, batch: Batch, device: torch.device) -> Tensor:
     return F.mse_loss(predicted, target)
 
 
+def optimizers_for(modules: nn.Module, config: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the weights inside, AdamW for the rest: at 7,200 images the loss was 0.49 where AdamW alone had 0.54 (LOG.md)."""
+    assert isinstance(config, BaseConfig)
+    outside = ("token_embedding", "position_embedding", "positional_embedding", "conv_in", "conv_out")
+    named = [(name, p) for name, p in modules.named_parameters() if p.requires_grad]
+    inside = [p for name, p in named if p.ndim >= 2 and not any(part in name for part in outside)]
+    held = {id(p) for p in inside}
+    rest = [p for _, p in named if id(p) not in held]
+    return [
+        MatrixMuon(inside, lr=config.muon_lr, weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
 def train(config: BaseConfig, out: Path, device: torch.device) -> None:
     """Train, checkpointing to `out`; the EMA weights end in the diffusers folder `out/tiny`."""
     rank, world = join_processes(device)
@@ -85,7 +100,7 @@ def train(config: BaseConfig, out: Path, device: torch.device) -> None:
         batch = draw_batch(config.batch // world, config, step, rank, train_steps)
         return {"loss": velocity_loss(pipe, batch, device)}
 
-    fit("base", modules, losses_at, config, out, device)
+    fit("base", modules, losses_at, config, out, device, optimizers_for)
     if rank == 0:
         pipe.to("cpu", torch.float32)
         save_half(pipe, out / "tiny")
@@ -94,9 +109,10 @@ def train(config: BaseConfig, out: Path, device: torch.device) -> None:
 
 
 def save_half(pipe, folder: Path) -> None:
-    """Save the pipeline as safetensors in fp16 (7.9 MB); loading brings it back to fp32, exactly."""
+    """Save the pipeline as safetensors, the denoiser in fp16 (8.3 MB), which loading brings back to fp32, exactly.
+
+    The text encoder stays in fp32: transformers loads a model in the dtype it was saved in, diffusers in fp32.
+    """
     pipe.unet.half()
-    pipe.text_encoder.half()
     pipe.save_pretrained(folder, safe_serialization=True)
     pipe.unet.float()
-    pipe.text_encoder.float()

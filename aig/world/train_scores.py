@@ -3,13 +3,13 @@
     python -m aig.world.train --out DIR fragile          # or robust, judge_a, judge_b, features; CPU or one GPU
     python -m aig.world.train --out DIR all-scores
 
-Everything random at a step comes from (seed, step), so a run that was interrupted goes on as if nothing had happened. The
-rewards see captions and noisy preferences, never the factors; the judges see factors of rendered images, never a sample.
+Everything random at a step comes from (seed, step), so a run that was interrupted goes on as if nothing had happened.
+The rewards see captions and noisy preferences, never the factors; the judges see factors of rendered images, never a
+sample of a model.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,25 +18,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aig.world.networks import CLASSES, NUMBERS, Factors, FactorNet, PreferenceReward, asked, build
+from aig.world.networks import CLASSES, NUMBERS, FactorNet, Factors, PreferenceReward, asked, build
 from aig.world.scenes import (
     COLOURS,
     PATTERNS,
     SHAPES,
     TONES,
-    Request,
     Scenes,
     captions,
     gaussian_blur,
+    parse_caption,
     render,
     sample_scenes,
     scene_utility,
 )
-from aig.world.training import Recipe, fit, generator_for
+from aig.world.training import MatrixMuon, Recipe, fit, generator_for
 from aig.world.weights import save
 
 MISMATCH = 0.3  # how often each named factor of a scene is not as asked, in a pair
 BETA = 2.26  # of the noisy labels: a judge that knew the utility would agree with 84 % of them
+LEVEL = 17.0  # of the mean score of a group, which mostly misses its caption somewhere
+CONTRAST_SCALE = 100.0  # CLIP's: contrast is content with small gaps, of the size that preferences call for
+OUTSIDE = ("embedding", "position", "heads")  # kept from Muon, with all that reads pixels
 PREFERENCES, AUGMENTATION = 1, 2  # kinds of random streams, beside a step's own
 
 
@@ -44,10 +47,13 @@ PREFERENCES, AUGMENTATION = 1, 2  # kinds of random streams, beside a step's own
 class RewardConfig(Recipe):
     """How a reward is trained: contrast on captions for `pretrain` steps, then noisy preferences."""
 
-    steps: int = 4200
+    steps: int = 3000
     batch: int = 64
-    pretrain: int = 1400
-    pairs: int = 38400  # distinct preferences; later epochs repeat them, each mirrored at random
+    lr: float = 1.5e-3  # AdamW's, for embeddings, norms, biases and the layers at both ends
+    muon_lr: float = 2e-3  # for all other weights, as matrices
+    pretrain: int = 600
+    group: int = 4  # images compared for one caption, each with each
+    groups: int = 19200  # distinct ones; later epochs repeat them, each image mirrored at random
     noise: float = 0.0  # the largest standard deviation of the images' noise augmentation
     contrast: float = 0.0  # weight of the contrastive loss after pretraining
 
@@ -56,8 +62,10 @@ class RewardConfig(Recipe):
 class FactorConfig(Recipe):
     """How a judge or the feature extractor is trained."""
 
-    steps: int = 4000
+    steps: int = 3000
     batch: int = 80
+    lr: float = 1.5e-3  # AdamW's, for norms, biases and the layers at both ends
+    muon_lr: float = 2e-3  # for all other weights, as matrices
     augment: float = 1.0  # strength of the augmentations
     smoothing: float = 0.0  # of the class labels
 
@@ -76,20 +84,22 @@ RECIPES: dict[str, Recipe] = {
 
 @dataclass
 class Preferences:
-    """N pairs of images for one caption each, and which was noisily preferred."""
+    """N captions, `group` images for each, and noisy preferences of each image of a group over each later one."""
 
-    first: Scenes
-    second: Scenes
+    scenes: list[Scenes]  # `group` times N scenes
     captions: list[str]
-    label: Tensor  # (N,) 1.0 where the first was preferred
-    better: Tensor  # (N,) bool: the first has the higher utility
+    first: list[int]  # P places within the group: an image ...
+    second: list[int]  # ... and the one that it is compared with
+    label: Tensor  # (N, P) 1.0 where the first was preferred
+    better: Tensor  # (N, P) bool: the first has the higher utility
 
 
-def draw_preferences(n: int, generator: torch.Generator) -> Preferences:
-    """N noisy preferences (Bradley and Terry 1952 over the hidden utility), each scene's named factors often not as asked."""
+def draw_preferences(n: int, generator: torch.Generator, group: int = 2) -> Preferences:
+    """Noisy preferences (Bradley and Terry 1952, over the hidden utility) between scenes not always as asked."""
     asked_for = sample_scenes(n, generator)
     texts = captions(asked_for, generator)
     tones = asked(texts, torch.device("cpu"))[2]
+    requests = [parse_caption(text) for text in texts]
 
     def mostly(index: Tensor, count: int) -> Tensor:
         other = (index + torch.randint(1, count, (n,), generator=generator)) % count
@@ -101,22 +111,21 @@ def draw_preferences(n: int, generator: torch.Generator) -> Preferences:
         tone = torch.where(tones >= 0, mostly(asked_for.tone, len(TONES)), unsaid)
         return sample_scenes(n, generator, shape, colour, tone)
 
-    first, second = candidate(), candidate()
-    requests = [
-        Request(COLOURS[c], SHAPES[s], TONES[t] if t >= 0 else None)
-        for c, s, t in zip(asked_for.colour.tolist(), asked_for.shape.tolist(), tones.tolist(), strict=True)
-    ]
-    gap = scene_utility(first, requests) - scene_utility(second, requests)
+    scenes = [candidate() for _ in range(group)]
+    pairs = [(i, j) for i in range(group) for j in range(i + 1, group)]
+    first, second = [i for i, _ in pairs], [j for _, j in pairs]
+    utilities = torch.stack([scene_utility(candidates, requests) for candidates in scenes], dim=1)  # (N, group)
+    gap = utilities[:, first] - utilities[:, second]
     label = torch.bernoulli(torch.sigmoid(BETA * gap), generator=generator)
-    return Preferences(first, second, texts, label, gap > 0)
+    return Preferences(scenes, texts, first, second, label, gap > 0)
 
 
-def contrastive_loss(scale: Tensor, images: Tensor, texts: Tensor, truth: Tensor) -> Tensor:
-    """Symmetric InfoNCE (Radford et al. 2021) of unit vectors (B, D); `truth` (B, B) says which captions hold of which image.
+def contrastive_loss(images: Tensor, texts: Tensor, truth: Tensor) -> Tensor:
+    """Symmetric InfoNCE (Radford et al. 2021), vectors (B, D); `truth` (B, B) is 1 where text j is true of image i.
 
     Captions repeat in a batch of this small world, so every true pair counts as a positive, not the diagonal alone.
     """
-    logits = scale * images @ texts.T
+    logits = CONTRAST_SCALE * images @ texts.T
     rows = -(logits.log_softmax(1) * truth).sum(1) / truth.sum(1)
     columns = -(logits.log_softmax(0) * truth).sum(0) / truth.sum(0)
     return (rows.mean() + columns.mean()) / 2
@@ -144,28 +153,31 @@ def reward_losses(reward: PreferenceReward, config: RewardConfig, step: int, dev
         images, words = reward.encode_images(noisy(render(scenes))), reward.encode_captions(texts)
         truth = holds(scenes, texts).to(device)
         matched = truth[torch.arange(len(texts)), (images @ words.T).argmax(1)].mean()
-        return {"loss": contrastive_loss(reward.logit_scale.exp(), images, words, truth), "matched": matched}
+        return {"loss": contrastive_loss(images, words, truth), "matched": matched}
 
-    # The pairs come in fixed chunks, each a function of (seed, chunk), visited in a new order every epoch.
-    chunks = config.pairs // config.batch
+    # The groups come in fixed chunks, each a function of (seed, chunk), visited in a new order every epoch.
+    size = config.batch // config.group
+    chunks = config.groups // size
     epoch, place = divmod(step - config.pretrain, chunks)
     order = torch.randperm(chunks, generator=generator_for(config.seed, PREFERENCES, 0, epoch))
-    pairs = draw_preferences(config.batch, generator_for(config.seed, PREFERENCES, 1, int(order[place])))
-    images = torch.cat([render(pairs.first), render(pairs.second)])
+    drawn = draw_preferences(size, generator_for(config.seed, PREFERENCES, 1, int(order[place])), config.group)
+    images = torch.cat([render(scenes) for scenes in drawn.scenes])
     # Mirroring changes neither what a scene shows nor its utility.
     mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
-    images = reward.encode_images(noisy(torch.where(mirrored, images.flip(3), images)))  # (2 N, D)
-    words, scale = reward.encode_captions(pairs.captions), reward.logit_scale.exp()
-    gap = scale * ((images[: config.batch] - images[config.batch :]) * words).sum(-1)
-    label = pairs.label.to(device)
+    images = reward.encode_images(noisy(torch.where(mirrored, images.flip(3), images))).view(config.group, size, -1)
+    scores = reward.logit_scale.exp() * (images * reward.encode_captions(drawn.captions)).sum(-1).T  # (N, group)
+    gap, label = scores[:, drawn.first] - scores[:, drawn.second], drawn.label.to(device)  # (N, P)
     preference = F.binary_cross_entropy_with_logits(gap, label)
-    losses = {"loss": preference, "preference": preference, "agreement": ((gap > 0) == (label > 0.5)).float().mean()}
+    # Preferences leave each caption's level free: hold it where a good image has PickScore's 20.
+    level = (scores.mean(dim=1) - LEVEL).square().mean()
+    losses = {"preference": preference, "agreement": ((gap > 0) == (label > 0.5)).float().mean(), "level": level}
+    loss = preference + 0.01 * level
     if config.contrast:
-        texts = captions(pairs.first, generator, tone_share=0.4)
-        truth = holds(pairs.first, texts).to(device)
-        contrast = contrastive_loss(scale, images[: config.batch], reward.encode_captions(texts), truth)
-        losses |= {"loss": preference + config.contrast * contrast, "contrast": contrast}
-    return losses
+        texts = captions(drawn.scenes[0], generator, tone_share=0.4)
+        truth = holds(drawn.scenes[0], texts).to(device)
+        losses["contrast"] = contrastive_loss(images[0], reward.encode_captions(texts), truth)
+        loss = loss + config.contrast * losses["contrast"]
+    return {"loss": loss, **losses}
 
 
 # --- judges and features --------------------------------------------------------------------------------------------
@@ -195,9 +207,7 @@ def augment(images: Tensor, scenes: Scenes, strength: float, generator: torch.Ge
     straight = torch.eye(2, 3).expand(n, 2, 3)
     grid = F.affine_grid(straight, [n, 3, height, width], align_corners=False)
     bend = size(0.4, 2.0 / width)[..., 0] * smooth(2, 5).flatten(2).transpose(1, 2)  # up to about a pixel
-    images = F.grid_sample(
-        images, grid + bend.view(n, height, width, 2), padding_mode="border", align_corners=False
-    )
+    images = F.grid_sample(images, grid + bend.view(n, height, width, 2), padding_mode="border", align_corners=False)
 
     half = 1.5 + 2.5 * torch.rand(2, n, 1, 1, generator=generator)  # a rectangle of 3 to 8 pixels
     centre = torch.rand(2, n, 1, 1, generator=generator) * width
@@ -222,7 +232,7 @@ def augment(images: Tensor, scenes: Scenes, strength: float, generator: torch.Ge
 
 
 def extras(scenes: Scenes) -> dict[str, tuple[Tensor, Tensor]]:
-    """What the feature extractor learns beside the judges' factors: targets (N, k), and the rows (N,) where they can be seen."""
+    """What only the feature extractor learns: targets (N, k), and the rows (N,) where they can be seen."""
     angle = scenes.angle[:, None]
     everywhere = torch.ones(len(scenes), dtype=torch.bool)
     return {
@@ -279,14 +289,27 @@ def standardize_features(net: FactorNet, seed: int, device: torch.device, n: int
     net.std.copy_(features.std(dim=0))
 
 
+def optimizers_for(net: nn.Module, config: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the weights inside, AdamW for the rest."""
+    assert isinstance(config, RewardConfig | FactorConfig)
+    named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+    inside = [p for name, p in named if p.ndim >= 2 and not any(part in name for part in OUTSIDE) and p.shape[1] > 3]
+    held = {id(p) for p in inside}
+    rest = [p for _, p in named if id(p) not in held]
+    return [
+        MatrixMuon(inside, lr=config.muon_lr, weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
 # --- commands -------------------------------------------------------------------------------------------------------
 
 
 def train(name: str, config: Recipe, out: Path, device: torch.device) -> Path:
-    """Train the network called `name`, checkpointing to `out`; its weights end in the returned `out/NAME.safetensors`."""
+    """Train the network called `name`, checkpointing to `out`; its weights end in `out/NAME.safetensors`, returned."""
     net = build(name, config.seed).to(device)
     losses: Callable[..., dict[str, Tensor]] = reward_losses if isinstance(config, RewardConfig) else factor_losses
-    fit(name, net.train(), lambda step: losses(net, config, step, device), config, out, device)
-    if name == "features":
+    fit(name, net.train(), lambda step: losses(net, config, step, device), config, out, device, optimizers_for)
+    if isinstance(net, FactorNet) and name == "features":
         standardize_features(net, config.seed, device)
     return save(net, out / f"{name}.safetensors")

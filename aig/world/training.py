@@ -1,4 +1,4 @@
-"""What all trainers of the embedded world share: seeded streams, the learning rate, and the loop with its log and checkpoint."""
+"""What all trainers of this world share: seeded streams, the learning rate, the loop, its log and checkpoint."""
 
 from __future__ import annotations
 
@@ -71,6 +71,28 @@ def load_checkpoint(path: Path, config: Recipe, device: torch.device) -> dict:
     return state
 
 
+class MatrixMuon(torch.optim.Muon):
+    """Muon (Jordan et al. 2024) for weights of any number of dimensions, each orthogonalized as the matrix (out, everything else).
+
+    torch's own takes matrices only: it is given views that share the weights' storage, and their gradients before each step.
+    """
+
+    def __init__(self, weights: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+        self.weights = weights
+        self.views = [w.data.view(len(w), -1).requires_grad_(True) for w in weights]
+        super().__init__(self.views, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+
+    def step(self, closure=None):
+        for weight, view in zip(self.weights, self.views, strict=True):
+            view.grad = None if weight.grad is None else weight.grad.view_as(view)
+        return super().step(closure)
+
+
+def adamw(modules: nn.Module, config: Recipe) -> list[torch.optim.Optimizer]:
+    parameters = [p for p in modules.parameters() if p.requires_grad]
+    return [torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)]
+
+
 def fit(
     name: str,
     modules: nn.Module,
@@ -78,34 +100,39 @@ def fit(
     config: Recipe,
     out: Path,
     device: torch.device,
+    optimizers_for: Callable[[nn.Module, Recipe], list[torch.optim.Optimizer]] = adamw,
 ) -> float:
-    """Train `modules` with AdamW, leave their EMA weights in them, and return the seconds it took.
+    """Train `modules`, leave their EMA weights in them, and return the seconds it took.
 
-    `losses_at(step)` returns scalars of which "loss" is minimized and all are logged to `out/NAME.jsonl`; its randomness
-    must come from the step alone, so that a run that was interrupted and is started again with the same command goes on
+    `losses_at(step)` returns scalars; "loss" is minimized, all are logged to `out/NAME.jsonl`. Its randomness
+    must come from the step alone: then a run that was interrupted and is started again with the same command goes on
     from `out/NAME.ckpt` as if nothing had happened. ValueError if that checkpoint is another recipe's.
     """
     rank = dist.get_rank() if dist.is_initialized() else 0
     out.mkdir(parents=True, exist_ok=True)
     parameters = [p for p in modules.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizers = optimizers_for(modules, config)
+    peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     ema = {k: v.detach().clone() for k, v in modules.state_dict().items()}
     start, before, checkpoint = 0, 0.0, out / f"{name}.ckpt"
     if checkpoint.exists():
         state = load_checkpoint(checkpoint, config, device)
         modules.load_state_dict(state["modules"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         ema, start, before = state["ema"], state["step"], state["seconds"]
     begun, window = time.monotonic(), defaultdict(list)
     for step in range(start, config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        for group, peak in zip(groups, peaks, strict=True):
+            group["lr"] = peak * learning_rate(step, config) / config.lr
         losses = losses_at(step)
-        optimizer.zero_grad(set_to_none=False)
+        modules.zero_grad(set_to_none=False)
         losses["loss"].backward()
         average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         decay = min(config.ema, (step + 1) / (step + 10))
         with torch.no_grad():
             for key, value in modules.state_dict().items():
@@ -118,7 +145,7 @@ def fit(
             window.clear()
             report(name, step + 1, means, before + time.monotonic() - begun, config, out)
         if rank == 0 and ((step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps):
-            state = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema, "step": step + 1,
+            state = {"modules": modules.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "ema": ema, "step": step + 1,
                      "seconds": before + time.monotonic() - begun, "config": asdict(config)}  # fmt: skip
             torch.save(state, checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").replace(checkpoint)

@@ -10,10 +10,9 @@ import json
 import os
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from aig.world.networks import BUILDERS, FactorNet, Gold, build
 
@@ -69,10 +68,14 @@ def verify(weights: Path, name: str = "") -> None:
             raise ValueError(f"weights: {weights / path} is corrupt (its SHA-256 is not the one in {SUMS}): {FIX}")
 
 
+def halved(value: Tensor) -> Tensor:
+    return value.half() if value.is_floating_point() else value
+
+
 def save(net: nn.Module, path: Path) -> Path:
     """Write a network's weights as safetensors in fp16, whole or not at all."""
     part = path.with_suffix(".part")
-    save_file({key: value.detach().cpu().half().contiguous() for key, value in net.state_dict().items()}, part)
+    save_file({key: halved(value.detach().cpu().contiguous()) for key, value in net.state_dict().items()}, part)
     os.replace(part, path)
     return path
 
@@ -81,7 +84,7 @@ def read(name: str, path: Path) -> nn.Module:
     """The network called `name` filled from `path`, unchecked: in fp32, eval mode, its parameters frozen."""
     net = build(name)
     try:
-        net.load_state_dict({key: value.to(torch.float32) for key, value in load_file(path).items()})
+        net.load_state_dict(load_file(path))  # copies into fp32
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"weights: {path} does not fit the network {name!r} ({error}): {FIX}") from error
     return net.eval().requires_grad_(False)
@@ -90,7 +93,7 @@ def read(name: str, path: Path) -> nn.Module:
 def load(name: str, weights: Path | None = None) -> nn.Module:
     """A shipped network by name, in fp32, eval mode and frozen: its gradients reach the images only.
 
-    `fragile` and `robust` are rewards, `judge_a` and `judge_b` the judges, `gold` both judges, `features` the extractor.
+    `fragile` and `robust` are rewards, `judge_a` and `judge_b` the judges, `gold` both, `features` the extractor.
     ValueError for another name, and where the weights (by default the package's own) are missing or corrupt.
     """
     weights = folder() if weights is None else Path(weights)

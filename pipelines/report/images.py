@@ -42,6 +42,12 @@ class Grid:
         """How many of the grid's images the dataset does not have."""
         return len(self.arms) * len(self.prompts) * len(self.seeds) - len(self.cells)
 
+    @property
+    def strip_width(self) -> int:
+        """Width in the page of one prompt's images: whole multiples of their pixels."""
+        factor = max(1, 64 // max(self.size))
+        return factor * (len(self.seeds) * (self.size[0] + _GAP) - _GAP)
+
     def strip(self, arm: Arm, prompt: int) -> str:
         """One arm's images of one prompt, side by side, as a data URI."""
         width, height = self.size
@@ -51,7 +57,7 @@ class Grid:
             if cell:
                 strip.paste(cell, (j * (width + _GAP), 0))
         buffer = io.BytesIO()
-        strip.convert("RGB" if len(self.seeds) == 1 else "RGBA").save(buffer, "PNG", optimize=True)
+        strip.save(buffer, "PNG")
         return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -63,7 +69,9 @@ def read_grid(directory: Path, study: Study, prompts: int = 4, seeds: int = 4, r
     if not any(directory.glob("*.parquet")):
         return None
     arms = select(study.arms, rows)
-    names = [arm.name for arm in arms]
+    # A mean over training seeds has no images of its own: its first member's stand for it.
+    shown = {arm.members[0]: arm.name for arm in arms}
+    names = list(shown)
     dataset = _open(directory)
     keys = _read(dataset, _COLUMNS[:4], pc.field("arm").isin(names))
     if not keys.num_rows:
@@ -74,7 +82,7 @@ def read_grid(directory: Path, study: Study, prompts: int = 4, seeds: int = 4, r
     chosen = pc.field("arm").isin(names) & pc.field("prompt_id").isin(ids) & pc.field("seed_index").isin(indices)
     cells = {}
     for row in _read(dataset, _COLUMNS, chosen).to_pylist():
-        key = (row["arm"], ids.index(row["prompt_id"]), indices.index(row["seed_index"]))
+        key = (shown[row["arm"]], ids.index(row["prompt_id"]), indices.index(row["seed_index"]))
         cells[key] = _image(row)
     return Grid(
         arms=tuple(arms),
@@ -87,7 +95,7 @@ def read_grid(directory: Path, study: Study, prompts: int = 4, seeds: int = 4, r
 
 
 def select(arms: Sequence[Arm], limit: int) -> list[Arm]:
-    """At most limit arms in the order of their families, thinned evenly inside the largest families; base and tuned stay."""
+    """At most limit arms in the order of their families, the largest families thinned evenly; base and tuned stay."""
     order = list(FAMILIES)
     families = {family: [arm for arm in arms if arm.family == family] for family in order}
     room = {family: len(members) for family, members in families.items()}
@@ -100,7 +108,7 @@ def select(arms: Sequence[Arm], limit: int) -> list[Arm]:
     return chosen
 
 
-def write_png(grid: Grid, path: Path, title: str, rows: int = 16) -> None:
+def write_png(grid: Grid, path: Path, title: str, rows: int = 20) -> None:
     """The grid as one PNG, enlarged without smoothing, with at most so many arms."""
     arms = select(grid.arms, rows)
     width, height = grid.size
@@ -132,7 +140,7 @@ def write_png(grid: Grid, path: Path, title: str, rows: int = 16) -> None:
     if len(arms) < len(grid.arms) + grid.omitted:
         note += f" {len(arms)} of {len(grid.arms) + grid.omitted} arms."
     draw.text((10, sheet.height - 24), note, MUTED, small)
-    sheet.save(path, optimize=True)
+    sheet.save(path)
 
 
 def _open(directory: Path) -> ds.Dataset:
@@ -142,7 +150,9 @@ def _open(directory: Path) -> ds.Dataset:
             names = ds.dataset(file, format="parquet").schema.names
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"images/{Path(file).name} is not a parquet file ({reason}): delete it and {_FIX}") from error
+            raise ValueError(
+                f"images/{Path(file).name} is not a parquet file ({reason}): delete it and {_FIX}"
+            ) from error
         missing = [name for name in _COLUMNS if name not in names]
         if missing:
             raise ValueError(f"images/{Path(file).name} has no column {', '.join(missing)}: delete it and {_FIX}")
@@ -159,7 +169,7 @@ def _read(dataset: ds.Dataset, columns: Sequence[str], chosen: pc.Expression) ->
 def _image(row: dict[str, Any]) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(row["image"])).convert("RGB")
-    except (OSError, TypeError) as error:
+    except (OSError, SyntaxError, TypeError) as error:
         where = f"arm {row['arm']!r}, prompt {row['prompt_id']!r}, seed {row['seed_index']}"
         raise ValueError(f"images/ has an image that is not a PNG ({where}): delete its file and {_FIX}") from error
     if max(image.size) > _LARGEST:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 
 _RADII = (7, 11, 17, 25, 35, 47, 61, 77)  # points from the marker to the label's edge
 _ANGLES = np.linspace(0, 2 * np.pi, 24, endpoint=False)
@@ -33,16 +34,20 @@ def place(
     points: Sequence[tuple[float, float]] = (),
     fontsize: float = 8.0,
     line_color: str = "#888888",
+    halo: str = "#ffffff",
+    reach: float = 80.0,
 ) -> list[str]:
-    """Draws the labels, with lines to their points where they stand off, and returns the texts for which there was no room.
+    """Draws labels, with lines to their points where they stand off, and returns the texts for which there was no room.
 
-    segments: (x0, y0, x1, y1), horizontal or vertical, in data units: labels avoid covering them. points: other markers, never covered.
-    Each label takes the cheapest of the places around its point, in rounds, until none wants to move. The axes' limits and
-    the figure's size must be final.
+    segments: (x0, y0, x1, y1), horizontal or vertical, in data units: labels avoid covering them.
+    points: other markers, never covered. reach: how far a label may stand from its point, in typographic points.
+    Each label takes the cheapest of the places around its point, in rounds, until none wants to move. All else must be
+    drawn before: the axes' limits are fixed here.
     """
     labels = [label for label in labels if np.isfinite([label.x, label.y]).all()]
     if not labels:
         return []
+    ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
     scale = ax.figure.dpi / 72
     frame = _frame(ax)
     anchors = ax.transData.transform([(label.x, label.y) for label in labels])
@@ -51,14 +56,14 @@ def place(
     solid = np.concatenate([markers - 4.5 * scale, markers + 4.5 * scale], 1)  # (points, 4): left, bottom, right, top
     thin = _boxes(ax, segments)
     sizes = _sizes(ax, labels, fontsize) + 2.5 * scale
-    candidates = [_candidates(anchor, size, scale) for anchor, size in zip(anchors, sizes, strict=True)]
+    candidates = [_candidates(anchor, size, scale, reach) for anchor, size in zip(anchors, sizes, strict=True)]
     fixed = []
     for i, (boxes, away) in enumerate(candidates):
         outside = (boxes[:, :2] < frame[:2]).any(1) | (boxes[:, 2:] > frame[2:]).any(1)
         leaders = _leaders(anchors[i], boxes, away > _LEADER_FROM * scale)
         foreign = np.delete(solid, i, axis=0)
         cost = away / scale + _COLLISION * outside + _COLLISION * _overlap(boxes, solid).any(1)
-        cost = cost + 3.0 * (_overlap(boxes, thin) > 0).sum(1) + 60.0 * _crosses(leaders, foreign).sum(1)
+        cost = cost + 5.0 * (_overlap(boxes, thin) > 0).sum(1) + 60.0 * _crosses(leaders, foreign).sum(1)
         fixed.append(cost)
 
     # Crowded points choose first.
@@ -89,7 +94,7 @@ def place(
             ax.plot([x0, x1], [y0, y1], color=line_color, linewidth=0.6, zorder=3.5, scalex=False, scaley=False)
         x, y = to_data((box[:2] + box[2:]) / 2)
         text = ax.text(x, y, labels[i].text, fontsize=fontsize, color=labels[i].color, zorder=6, parse_math=False)
-        text.set(ha="center", va="center")
+        text.set(ha="center", va="center", path_effects=[withStroke(linewidth=2.2, foreground=halo)])
     return [label.text for i, label in enumerate(labels) if i not in kept]
 
 
@@ -117,10 +122,10 @@ def _boxes(ax: Axes, segments: Sequence[tuple[float, float, float, float]]) -> n
     return np.concatenate([ends.min(1) - 0.5, ends.max(1) + 0.5], 1)
 
 
-def _candidates(anchor: np.ndarray, size: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+def _candidates(anchor: np.ndarray, size: np.ndarray, scale: float, reach: float) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (places, 4) around the point, and their distances from it (places,)."""
     direction = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1)
-    centers = np.concatenate([anchor + direction * (radius * scale + size / 2) for radius in _RADII])
+    centers = np.concatenate([anchor + direction * (radius * scale + size / 2) for radius in _RADII if radius <= reach])
     boxes = np.concatenate([centers - size / 2, centers + size / 2], 1)
     gap = np.clip(anchor, boxes[:, :2], boxes[:, 2:]) - anchor
     return boxes, np.hypot(gap[:, 0], gap[:, 1])
@@ -131,11 +136,11 @@ def _one(candidate: tuple[np.ndarray, np.ndarray], index: int, scale: float) -> 
     return boxes[index : index + 1], away[index : index + 1] > _LEADER_FROM * scale
 
 
-def _leaders(anchor: np.ndarray, boxes: np.ndarray, drawn: np.ndarray) -> np.ndarray:  # (places, 16, 2)
+def _leaders(anchor: np.ndarray, boxes: np.ndarray, drawn: np.ndarray) -> np.ndarray:  # (places, 12, 2)
     """Points along the line to each box; all at the box where no line is drawn."""
     end = np.clip(anchor, boxes[:, :2], boxes[:, 2:])
     start = np.where(drawn[:, None], anchor, end)
-    along = np.linspace(0, 1, 16)[None, :, None]
+    along = np.linspace(0, 1, 12)[None, :, None]
     return start[:, None] + along * (end - start)[:, None]
 
 
@@ -146,7 +151,7 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # (a, b): area shared
 
 def _crosses(lines: np.ndarray, boxes: np.ndarray) -> np.ndarray:  # (lines, boxes): bool
     inside = (lines[:, None] > boxes[None, :, None, :2]) & (lines[:, None] < boxes[None, :, None, 2:])
-    return inside.all(-1).any(-1)
+    return np.asarray(inside.all(-1).any(-1))
 
 
 def _covers(boxes: np.ndarray, lines: list[np.ndarray]) -> np.ndarray:  # (boxes,): how many lines run through each

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
@@ -16,10 +16,13 @@ from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 INK, MUTED, GRID, CARD = "#1c2026", "#5f6773", "#e3e6ea", "#ffffff"
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers; markers differ too. Texts are darker, to be legible on white.
+# Okabe and Ito's colours, which stay apart for colour-blind readers; markers differ too. Texts are darker, to be
+# legible on white.
 MARK = {
     "base": INK,
     "tuned": INK,
@@ -38,6 +41,16 @@ TEXT = {
     "early": "#94406e",
     "mix": "#1f6f9f",
 }
+# The same markers in SVG, around the origin, for legends and tables in the page.
+SHAPES = {
+    "o": '<circle r="4.5"/>',
+    "X": '<path d="M-4,-4L4,4M4,-4L-4,4" stroke="currentColor" stroke-width="3.4"/>',
+    "s": '<rect x="-4.5" y="-4.5" width="9" height="9"/>',
+    "^": '<path d="M0,-5L5,4H-5Z"/>',
+    "v": '<path d="M0,5L5,-4H-5Z"/>',
+    "D": '<path d="M0,-5.5L5.5,0L0,5.5L-5.5,0Z"/>',
+    "P": '<path d="M0,-5V5M-5,0H5" stroke="currentColor" stroke-width="3.8"/>',
+}
 MARKER = {"base": "o", "tuned": "X", "kl": "s", "lora": "^", "aig": "D", "early": "v", "mix": "P"}
 
 # In an SVG each of these colours becomes a variable of the page, which has a light and a dark value for it.
@@ -49,7 +62,7 @@ _VARIABLES = {
     **{color: family for family, color in MARK.items() if color != INK},
     **{color: f"{family}-text" for family, color in TEXT.items() if color != INK},
 }
-_RC: dict[str, Any] = {
+_RC: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
@@ -79,6 +92,11 @@ _RC: dict[str, Any] = {
 }
 
 
+def mark(family: str) -> str:
+    """A family's marker as a small SVG."""
+    return f'<svg class="mark f-{family}" viewBox="-6 -6 12 12" aria-hidden="true">{SHAPES[MARKER[family]]}</svg>'
+
+
 @contextmanager
 def style() -> Iterator[None]:
     """The style of every figure, undone at the end."""
@@ -86,23 +104,63 @@ def style() -> Iterator[None]:
         yield
 
 
-def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **subplots: Any) -> tuple[Figure, Any]:
-    """A figure of width × height inches that needs no display, and its axes."""
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+def canvas(
+    width: float,
+    height: float,
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    left: float = 0.62,
+    right: float = 0.12,
+    top: float = 0.12,
+    bottom: float = 0.52,
+    between: tuple[float, float] = (0.62, 0.8),
+    **subplots: Any,
+) -> tuple[Figure, Any]:
+    """A figure of width × height inches that needs no display, and its axes; margins and gaps (x, y) are in inches too.
+
+    The layout is fixed, so that positions in pixels are final once the axes' limits are.
+    """
+    figure = Figure(figsize=(width, height), dpi=100)
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, **subplots)
+    panel_width = (width - left - right - between[0] * (columns - 1)) / columns
+    panel_height = (height - top - bottom - between[1] * (rows - 1)) / rows
+    grid = {"left": left / width, "right": 1 - right / width, "top": 1 - top / height, "bottom": bottom / height}
+    grid |= {"wspace": between[0] / panel_width, "hspace": between[1] / panel_height}
+    return figure, figure.subplots(rows, columns, gridspec_kw=grid, **subplots)
 
 
-def settle(figure: Figure) -> None:
-    """Lays the figure out once and for all, so that positions in pixels are final."""
-    figure.canvas.draw()
-    figure.set_layout_engine("none")
+HEAD, FOOT = 0.68, 0.78
+"""Room in inches for a title and a legend above the axes, and for a note below them."""
+
+
+def annotate(figure: Figure, title: str, note: str, handles: Sequence[Artist], columns: int = 10) -> tuple[Text, Text]:
+    """Title and legend above the axes, a note below them; returns what a page says in text: title and note."""
+    height = figure.get_figheight()
+    head = figure.text(0.008, 1 - 0.09 / height, title, va="top", fontsize=11, weight="bold", parse_math=False)
+    foot = figure.text(0.008, 0.07 / height, note, va="bottom", fontsize=8, color=MUTED, parse_math=False)
+    spacing = {"columnspacing": 1.3, "handletextpad": 0.4, "borderaxespad": 0.0, "borderpad": 0.0}
+    place = (0.008, 1 - 0.38 / height)
+    figure.legend(
+        handles=list(handles),
+        loc="upper left",
+        bbox_to_anchor=place,
+        ncols=max(1, min(columns, len(handles))),
+        **spacing,
+    )
+    return head, foot
+
+
+def mention(apart: tuple[Text, Text], unnamed: Sequence[str]) -> None:
+    """Adds to the note that some arms have no name in the figure, if so."""
+    if unnamed:
+        apart[1].set_text(f"{apart[1].get_text()} Without a name, for space: {len(set(unnamed))} arms.")
 
 
 def kl_colors(weights: list[float]) -> dict[float, str]:
     """A colour for each KL weight, in the order of the weights."""
     ordered = sorted(set(weights))
-    places = [0.2 + 0.6 * i / max(1, len(ordered) - 1) for i in range(len(ordered))]
+    places = [0.3 + 0.5 * i / max(1, len(ordered) - 1) for i in range(len(ordered))]
     return {weight: to_hex(colormaps["plasma"](place)) for weight, place in zip(ordered, places, strict=True)}
 
 
@@ -111,17 +169,21 @@ def save_png(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=200, facecolor=CARD, metadata={"Software": None})
 
 
-def inline_svg(figure: Figure, name: str, title: str, hide: list[Artist] = (), tips: Mapping[str, str] = {}) -> str:  # noqa: B006
-    """The figure as SVG to stand in a page: it loads nothing, takes its colours from the page, and its ids begin with name.
+def inline_svg(
+    figure: Figure, name: str, title: str, hide: Sequence[Artist] = (), tips: Mapping[str, str] | None = None
+) -> str:
+    """The figure as SVG to stand in a page: it loads nothing, its colours are the page's, and its ids begin with name.
 
-    hide: artists that only the PNG shows, since the page says the same in text. tips: an artist's gid -> what the pointer shows there.
+    hide: a title and a note made by annotate, which only the PNG shows, since the page says the same in text.
+    tips: an artist's gid -> what the pointer shows there.
     """
     for artist in hide:
         artist.set_visible(False)
     buffer = io.StringIO()
     blank = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    # A transparent figure still draws its frame's markers: only the figure's and the axes' backgrounds go.
-    figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.03, metadata=blank)
+    width, height = figure.get_size_inches()
+    box = Bbox.from_extents(0, FOOT - 0.5, width, height - 0.34) if hide else Bbox.from_extents(0, 0, width, height)
+    figure.savefig(buffer, format="svg", transparent=True, bbox_inches=box, metadata=blank)
     for artist in hide:
         artist.set_visible(True)
     svg = buffer.getvalue()
@@ -133,9 +195,31 @@ def inline_svg(figure: Figure, name: str, title: str, hide: list[Artist] = (), t
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
-    svg = re.sub(r"(\d\.\d{2})\d+", r"\1", svg)
+    svg = re.sub(r'\bd="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
     for color, variable in _VARIABLES.items():
         svg = re.sub(rf"{color}\b", f"var(--{variable})", svg)
-    for gid, tip in tips.items():
+    for gid, tip in (tips or {}).items():
         svg = svg.replace(f'<g id="{name}-{gid}">', f'<g id="{name}-{gid}"><title>{escape(tip)}</title>')
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title, quote=True)}" ', 1)
+
+
+_DARK = {
+    "ink": "#e7e9ec",
+    "muted": "#9aa3ae",
+    "grid": "#31363d",
+    "card": "#1b1e23",
+    "kl": "#4ba3e3",
+    "lora": "#e69f00",
+    "aig": "#1fc08f",
+    "early": "#e08fbd",
+    "mix": "#9bd2f2",
+}
+
+
+def variables(scheme: str) -> dict[str, str]:
+    """The page's colours by variable name, for the light or the dark scheme."""
+    light = {variable: color for color, variable in _VARIABLES.items()}
+    if scheme == "light":
+        return light
+    # On a dark ground the marks' own colours are legible as text.
+    return {variable: _DARK[variable.removesuffix("-text")] for variable in light}

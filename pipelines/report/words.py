@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.report.data import FAMILIES, Claim, Difference, Estimate, Plane, Run, Study, metric_name
+from pipelines.report.data import Arm, Claim, Difference, Estimate, Plane, Run, Study, family_name, metric_name
 
 _VERBS = {
     "rises": ("rise", 1),
@@ -23,10 +23,14 @@ _VERBS = {
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence of the report; kind is what the interval says: yes, no (the opposite), open (it covers zero) or plain."""
+    """A sentence of the report.
+
+    kind: what the interval says: yes, no (the opposite), open (it covers zero), or plain for values without a claim.
+    """
 
     text: str
     kind: str = "plain"
+    tag: str = "values"
 
 
 def number(value: float, digits: int = 2, plus: bool = False) -> str:
@@ -63,14 +67,17 @@ def claim_sentence(claim: Claim) -> Sentence:
     found = next((word for word in re.findall(r"\w+", claim.text) if word in _VERBS), None)
     expected = claim.expected or (_VERBS[found][1] if found else 1)
     if not claim.estimate.known:
-        return Sentence(f"{text}: not measured.", "open")
+        return Sentence(f"{text}: not measured.", "open", "not measured")
     shown = interval(claim.estimate, plus=True)
     if claim.estimate.sign == expected:
-        return Sentence(f"{text}: {shown}.", "yes")
-    denied = re.sub(rf"\b{found}\b", f"does not {_VERBS[found][0]}", text, count=1) if found else f"It does not hold that {claim.text}"
+        return Sentence(f"{text}: {shown}.", "yes", "shown")
+    sure = "" if claim.estimate.sign else "clearly "
+    denied = f"It does not {sure}hold that {claim.text}"
+    if found:
+        denied = re.sub(rf"\b{found}\b", f"does not {sure}{_VERBS[found][0]}", text, count=1)
     if claim.estimate.sign:
-        return Sentence(f"{denied}: {shown}, the opposite.", "no")
-    return Sentence(f"{denied} beyond noise: {shown}, the interval covers zero.", "open")
+        return Sentence(f"{denied}: {shown}, the opposite.", "no", "opposite")
+    return Sentence(f"{denied}: {shown}, the interval covers zero.", "open", "not shown")
 
 
 def comparisons(differences: Sequence[Difference], family: str = "aig") -> list[Difference]:
@@ -79,22 +86,26 @@ def comparisons(differences: Sequence[Difference], family: str = "aig") -> list[
     return mine + [Difference(family, d.a, -d.estimate) for d in differences if d.b == family]
 
 
-def verdict(plane: Plane, reward_name: str) -> list[Sentence]:
-    """Where AIG's front has more hypervolume than another family's on a plane, where less, and where neither is ahead."""
+def verdict(plane: Plane, name: str) -> list[Sentence]:
+    """Where AIG's front has more hypervolume than another family's on a plane, where less, and where neither is ahead.
+
+    name: the plane's reward in words.
+    """
     sentences = []
     for difference in comparisons(plane.differences):
-        other, shown = _family(difference.b), interval(difference.estimate, plus=True)
+        other, shown = family_name(difference.b), interval(difference.estimate, plus=True)
+        where = f"On {name} × diversity AIG"
         if not difference.estimate.known:
-            sentences.append(Sentence(f"On {reward_name} × diversity AIG against {other} was not measured.", "open"))
+            sentences.append(Sentence(f"{where} was not measured against {other}.", "open", "not measured"))
         elif difference.estimate.sign > 0:
-            text = f"On {reward_name} × diversity AIG beats {other}: hypervolume {shown}."
-            sentences.append(Sentence(text, "yes"))
+            text = f"{where} beats {other}: {shown} in hypervolume."
+            sentences.append(Sentence(text, "yes", "AIG ahead"))
         elif difference.estimate.sign < 0:
-            text = f"On {reward_name} × diversity AIG does not beat {other}, it loses to it: hypervolume {shown}."
-            sentences.append(Sentence(text, "no"))
+            text = f"{where} does not beat {other} but loses to it: {shown} in hypervolume."
+            sentences.append(Sentence(text, "no", "AIG behind"))
         else:
-            text = f"On {reward_name} × diversity AIG does not beat {other}: hypervolume {shown}, the interval covers zero, so neither is ahead."
-            sentences.append(Sentence(text, "open"))
+            text = f"{where} does not clearly beat {other}: {shown} in hypervolume; the interval covers zero"
+            sentences.append(Sentence(f"{text}, so neither is ahead.", "open", "undecided"))
     return sentences
 
 
@@ -106,23 +117,29 @@ def best_arms(study: Study, metric: str) -> Sentence | None:
         return None
     best = max(measured, key=lambda arm: arm.metric(metric).value)
     ours = max(guided, key=lambda arm: arm.metric(metric).value)
-    name, shown = metric_name(metric), interval(best.metric(metric))
-    tuned = next((arm for arm in measured if arm.family == "tuned"), None)
-    context = f"; {tuned.label} has {interval(tuned.metric(metric))}" if tuned and tuned not in (best, ours) else ""
-    if best is ours:
-        return Sentence(f"Highest mean of {name}: AIG's {best.label} with {shown}{context}.")
-    text = f"Highest mean of {name}: {best.label} ({_family(best.family)}) with {shown}; AIG's best, {ours.label}, has {interval(ours.metric(metric))}"
-    return Sentence(f"{text}{context}.")
+    text = f"Highest mean of {metric_name(metric)}: {arm_name(best)} with {interval(best.metric(metric))}"
+    if best is not ours:
+        text += f"; AIG's best is {arm_name(ours)} with {interval(ours.metric(metric))}"
+    for arm in measured:
+        if arm.family in ("base", "tuned") and arm is not best:
+            text += f"; {arm.label} has {interval(arm.metric(metric))}"
+    return Sentence(f"{text}.")
+
+
+def arm_name(arm: Arm) -> str:
+    """An arm's label, with its family unless the label says it."""
+    family = family_name(arm.family)
+    return arm.label if family.split()[0].lower() in arm.label.lower() else f"{arm.label} ({family})"
 
 
 def study_sentences(study: Study) -> list[Sentence]:
     """All that is said about a study, most important first."""
     sentences = [claim_sentence(claim) for claim in study.claims]
-    names = {study.reward: "the proxy"}
+    names = {study.reward: "proxy"}
     for metric, plane in study.planes.items():
         said = verdict(plane, names.get(metric, metric_name(metric)))
         if not said and metric == study.reward:
-            said = [Sentence("AIG was not compared with another family.", "open")]
+            said = [Sentence("AIG was not compared with another family.", "open", "not measured")]
         sentences += said
     for metric in dict.fromkeys((study.held_out, "gold")):
         if metric and metric != study.reward and (said_best := best_arms(study, metric)):
@@ -130,20 +147,38 @@ def study_sentences(study: Study) -> list[Sentence]:
     return sentences
 
 
-def headline(study: Study) -> str:
-    """One sentence on AIG in this study: what it beats, what it does not beat, what it loses to."""
+def headline(study: Study, metric: str | None = None) -> str:
+    """What AIG beats, does not clearly beat and loses to, on a metric's plane (the proxy's by default)."""
     outcomes: dict[int, list[str]] = {1: [], 0: [], -1: []}
-    for difference in comparisons(study.plane.differences):
+    for difference in comparisons(study.planes[metric or study.reward].differences):
         if difference.estimate.known:
-            outcomes[difference.estimate.sign].append(_family(difference.b))
+            outcomes[difference.estimate.sign].append(family_name(difference.b))
     parts = []
     if outcomes[1]:
         parts.append(f"beats {_list(outcomes[1], 'and')}")
     if outcomes[0]:
-        parts.append(f"does not beat {_list(outcomes[0], 'or')} beyond noise")
+        parts.append(f"does not clearly beat {_list(outcomes[0], 'or')}")
     if outcomes[-1]:
         parts.append(f"loses to {_list(outcomes[-1], 'and')}")
     return f"AIG {_list(parts, 'and')}" if parts else "AIG was not compared with another family"
+
+
+def headline_elsewhere(study: Study) -> list[str]:
+    """The same for the planes of rewards that were not trained on."""
+    others = [metric for metric in study.planes if metric != study.reward]
+    return [f"With {metric_name(metric)} in the proxy's place, {headline(study, metric)}" for metric in others]
+
+
+def summary(studies: Sequence[Study]) -> str:
+    """In how many of several studies AIG clearly beats each other family, and in how many it clearly loses to it."""
+    signs: dict[str, list[int]] = {}
+    for difference in (d for study in studies for d in comparisons(study.plane.differences)):
+        signs.setdefault(family_name(difference.b), []).append(difference.estimate.sign)
+    if not signs:
+        return "AIG was not compared with another family"
+    beats = _list([f"{name} in {found.count(1)} of {len(found)}" for name, found in signs.items()], "and")
+    loses = _list([f"{name} in {found.count(-1)}" for name, found in signs.items()], "and")
+    return f"AIG clearly beats {beats} settings; it clearly loses to {loses}"
 
 
 def tuning_headline(study: Study) -> str:
@@ -163,26 +198,17 @@ def tuning_headline(study: Study) -> str:
 
 
 def caveats(run: Run) -> list[str]:
-    """What the intervals do not cover."""
+    """What the intervals cover and what they do not."""
     seeds = sorted({seed for study in run.studies for seed in study.train_seeds})
-    texts = [
-        f"Intervals are {run.percent}, from a bootstrap over prompts ({run.n_bootstrap} resamples, seed {run.seed}), paired over arms: "
-        "all arms share prompts and noise. They say how results vary with the prompts"
-        + (
-            f", not with the training: there is one training seed ({seeds[0]}), so another training run may differ by more."
-            if len(seeds) == 1
-            else f"; each study has its own training seeds ({', '.join(map(str, seeds))}), and studies that differ in the seed alone show how results vary with the training."
-        )
-    ]
-    texts.append(
+    single = f"there is one training seed ({seeds[0]}), so another training run may differ by more."
+    several = "studies that differ in the training seed alone show how much that adds."
+    return [
+        f"Intervals are {run.percent}, from a bootstrap over prompts ({run.n_bootstrap} resamples, seed {run.seed}), "
+        "paired over arms: all arms share prompts and noise. They say how results vary with the prompts, not with the "
+        "training: " + (single if len(seeds) == 1 else several),
         "A hypervolume gains from every further arm of its family, so families with more arms have an advantage. "
-        "No correction is made for the number of comparisons."
-    )
-    return texts
-
-
-def _family(family: str) -> str:
-    return FAMILIES.get(family, family)
+        "No correction is made for the number of comparisons.",
+    ]
 
 
 def _list(items: Sequence[str], last: str) -> str:

@@ -1,0 +1,193 @@
+"""Measure sampling, the published arm set, a DRaFT step and the Ray pipeline against the bare loop.
+
+    python -m benchmarks                      # all
+    python -m benchmarks passes arms          # some
+    python -m benchmarks --device cuda        # on one GPU
+
+Alternatives of one table are timed in turns, round by round, and the ratio is the median over rounds: on a shared machine absolute
+figures wander, ratios within a run do not. On the CPU, process CPU time is measured, on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from aig import adapters, draft, rewards
+from aig.models import Model, Sampling, load
+from aig.sampler import Arm, sample_arms
+
+ROUNDS = 5
+PROMPTS = ["a red star", "a blue heart", "a green cross", "a pink circle"]
+PUBLISHED = [
+    Arm("base", None, 1.0, "base"),
+    Arm("tuned", "a"),
+    *(Arm(schedule, "a", 1.0, schedule) for schedule in ("linear", "power:2", "power:4", "step:0.6")),
+]
+
+
+def tuned_model(device: str) -> Model:
+    """The embedded model with an adapter of the default size, its weights random: speed does not depend on them."""
+    model = load("tiny", device)
+    adapters.attach(model.denoiser, "a", rank=8, alpha=8, targets="everywhere")
+    with torch.no_grad():
+        for parameter in adapters.parameters(model.denoiser, "a"):
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+            parameter.requires_grad_(False)
+    return model
+
+
+def clock(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def compare(title: str, unit: str, runs: dict[str, tuple[Callable[[], object], float]], device: str, rounds: int = ROUNDS) -> None:
+    """Time each run in turns; print units per second of its median and the median over rounds of its time over the first's."""
+    for run, _ in runs.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, (run, _) in runs.items():
+            begun = clock(device)
+            run()
+            times[name].append(clock(device) - begun)
+    first = next(iter(runs))
+    print(f"\n{title}\n  {'':<34}{'seconds':>9}{unit + '/s':>12}{'time ratio':>12}")
+    for name, (_, count) in runs.items():
+        median = statistics.median(times[name])
+        ratio = statistics.median(t / f for t, f in zip(times[name], times[first], strict=True))
+        print(f"  {name:<34}{median:>9.3f}{count / median:>12.1f}{ratio:>12.3f}")
+
+
+def passes(device: str) -> None:
+    """Images per second: base, AIG with both predictions in one forward, AIG in two."""
+    model, steps = tuned_model(device), 10
+    for batch in (1, 4, 16):
+        prompts, seeds = (PROMPTS * 4)[:batch], list(range(batch))
+
+        def run(arm: Arm, passes: int, prompts=prompts, seeds=seeds) -> Callable[[], object]:
+            sampling = Sampling(steps=steps, guidance=3.0, passes=passes, block=1)
+            return lambda: sample_arms(model, prompts, seeds, [arm], sampling=sampling)
+
+        mixed = Arm("mixed", "a", 1.0, "constant:0.5")
+        runs = {
+            "AIG, two passes": (run(mixed, 2), batch),
+            "AIG, one pass": (run(mixed, 1), batch),
+            "base": (run(PUBLISHED[0], 1), batch),
+        }
+        compare(f"sampling, batch {batch}, {steps} steps, guidance 3", "images", runs, device)
+
+
+def arms(device: str) -> None:
+    """The published arm set at T = 25: shared trajectories against a loop an arm, and against a loop an arm with both predictions."""
+    model, seeds = tuned_model(device), list(range(8))
+    sampling, prompts = Sampling(steps=25, guidance=3.0), PROMPTS * 2
+
+    def naive() -> None:
+        # What a wrapper that always mixes two predictions does: w = 0 and w = 1 are nudged off their shortcuts.
+        for arm in PUBLISHED:
+            schedule = {"base": "constant:1e-9", "tuned": "constant:0.999999999"}.get(arm.schedule, arm.schedule)
+            sample_arms(model, prompts, seeds, [Arm(arm.name, "a", 1.0, schedule)], sampling=sampling, measure_path=True)
+
+    cost = sample_arms(model, prompts[:1], [0], PUBLISHED, sampling=sampling).cost
+    runs = {
+        f"a loop an arm, {cost.naive} predictions": (naive, 8 * 6),
+        "a loop an arm, w in {0, 1} made once": (
+            lambda: [sample_arms(model, prompts, seeds, [arm], sampling=sampling) for arm in PUBLISHED], 8 * 6
+        ),
+        f"shared, {cost.predictions} predictions": (lambda: sample_arms(model, prompts, seeds, PUBLISHED, sampling=sampling), 8 * 6),
+    }  # fmt: skip
+    compare("published arm set, 8 (prompt, seed) pairs, 25 steps", "images", runs, device, rounds=3)
+
+
+def draft_step(device: str) -> None:
+    """A DRaFT step of 12 images by K, and the peak memory that its gradient adds, by micro-batch."""
+    model, reward = tuned_model(device), rewards.load("fragile", device)
+    draft.trainable(model, "a")
+    prompts, seeds = draft.draw(PROMPTS, 0, 0, 12)
+
+    def run(**change) -> Callable[[], object]:
+        config = draft.DraftConfig(model.defaults, **change)
+        return lambda: draft.train_step(model, reward, "a", prompts, seeds, config)
+
+    runs = {
+        "K = 1": (run(k=1, micro_batch=12), 12.0),
+        "K = 1, KL": (run(k=1, kl_weight=1.0, micro_batch=12), 12.0),
+        "K = 3": (run(k=3, micro_batch=12), 12.0),
+        "K = 3, KL": (run(k=3, kl_weight=1.0, micro_batch=12), 12.0),
+        "K = 1, LV 2": (run(lv=2, micro_batch=12), 12.0),
+        "K = 3, micro-batch 4": (run(k=3, micro_batch=4), 12.0),
+    }
+    compare("DRaFT step, batch 12, 10 steps, guidance 3", "images", runs, device, rounds=3)
+    print(f"\n  {'saved for backward, MiB':<34}{'all':>9}")
+    for name, change in {"K = 1, micro-batch 12": {"k": 1, "micro_batch": 12}, "K = 3, micro-batch 12": {"k": 3, "micro_batch": 12},
+                         "K = 3, micro-batch 4": {"k": 3, "micro_batch": 4}}.items():  # fmt: skip
+        print(f"  {name:<34}{saved_for_backward(run(**change)):>9.0f}")
+
+
+def saved_for_backward(run: Callable[[], object]) -> float:
+    """The most MiB of distinct tensor storage that autograd holds at once during `run`: the memory that a gradient costs."""
+    alive: dict[int, tuple[int, int]] = {}
+    peak = total = 0
+
+    class Held:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            nonlocal peak, total
+            self.tensor, self.key = tensor, tensor.untyped_storage().data_ptr()
+            size, count = alive.get(self.key, (tensor.untyped_storage().nbytes(), 0))
+            total += size if count == 0 else 0
+            alive[self.key] = (size, count + 1)
+            peak = max(peak, total)
+
+        def __del__(self) -> None:
+            nonlocal total
+            size, count = alive[self.key]
+            alive[self.key] = (size, count - 1)
+            total -= size if count == 1 else 0
+
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+        run()
+    return peak / 2**20
+
+
+def pipeline(device: str) -> None:
+    """Wall seconds of the Ray pipeline's evaluation against the bare loop over the same images, on as many processes' threads."""
+    from benchmarks.pipeline import compare_with_bare_loop
+
+    with tempfile.TemporaryDirectory(prefix="aig-bench-") as storage:
+        compare_with_bare_loop(Path(storage), device)
+
+
+BENCHMARKS = {"passes": passes, "arms": arms, "draft": draft_step, "pipeline": pipeline}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    arguments = parser.parse_args(argv)
+    unknown = [name for name in arguments.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"benchmark {unknown[0]!r} is not known (known: {', '.join(BENCHMARKS)})")
+    torch.set_num_threads(1)
+    what = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{platform.machine()} CPU, 1 thread, process CPU time"
+    print(f"torch {torch.__version__}, {what}, Python {platform.python_version()}")
+    for name in arguments.names or BENCHMARKS:
+        BENCHMARKS[name](arguments.device)
+    print(f"\npeak resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""The command line: `python -m pipelines COMMAND [--preset NAME] [--config FILE] [section.key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import shlex
+import signal
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from pipelines import config as configuration
+from pipelines.config import Config, ConfigError
+from pipelines.progress import stage
+
+if TYPE_CHECKING:
+    from aig.models import Model
+    from pipelines.cluster import Cluster
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+class Session:
+    """One invocation: its configuration, the command as it was typed, the seconds of its stages; what it holds, it lets go at its end."""
+
+    def __init__(self, config: Config, command: str) -> None:
+        self.config, self.command = config, command
+        self.seconds: dict[str, float] = {}
+        self.held, self.ray = ExitStack(), ExitStack()
+        self.cluster: Cluster | None = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.disconnect()
+        self.held.close()
+
+    def claim(self) -> None:
+        """Make the run's directory ours until the end: no second process works in it meanwhile."""
+        path = configuration.claim_directory(self.config) / configuration.LOCK_FILE
+        file = self.held.enter_context(path.open("w"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another process is working in {path.parent}: wait for it, or choose another run.name"
+            ) from None
+
+    def connect(self) -> Cluster:
+        """Ray, connected or started when it is first needed: a run with nothing left to do needs none."""
+        from pipelines.cluster import connected
+
+        if self.cluster is None:
+            self.cluster = cluster = self.ray.enter_context(connected(self.config.ray))
+            dashboard = f", dashboard at {cluster.dashboard}" if cluster.dashboard else ""
+            print(
+                f"Ray: {cluster.cpus:g} logical CPUs, {'started here' if cluster.started else 'running already'}{dashboard}"
+            )
+        return self.cluster
+
+    def disconnect(self) -> None:
+        self.ray.close()
+        self.cluster = None
+
+
+# The commands import what they need themselves: --help and a misspelled key answer at once, without torch and Ray.
+
+
+def run_train(session: Session) -> None:
+    from pipelines import check, study
+    from pipelines.layout import RunFiles, adapter_key
+    from pipelines.progress import trainings
+    from pipelines.train import train
+
+    config = session.config
+    with stage("check", session.seconds):
+        check.check_training(config, sweep=False)
+    session.claim()
+    files, key = RunFiles(config.directory), adapter_key(config.train)
+    if study.is_finished(config):
+        print(f"Finished already: {files.adapters / key}")
+        return
+    session.connect()
+    with stage("train", session.seconds), trainings(files.progress, [key]):
+        folder = train(config)
+    print(f"Adapter: {folder}")
+
+
+def run_sweep(session: Session) -> None:
+    from pipelines import check
+
+    with stage("check", session.seconds):
+        check.check_training(session.config, sweep=True)
+    session.claim()
+    do_sweep(session)
+
+
+def do_sweep(session: Session) -> None:
+    from tune.sweep import sweep, table
+
+    with stage("sweep", session.seconds):
+        print(table(sweep(session.config, session.connect)))
+
+
+def run_evaluate(session: Session) -> None:
+    from pipelines import check
+
+    with stage("check", session.seconds):
+        model = check.check_evaluation(session.config, trained=True)
+    session.claim()
+    do_generate(session, model)
+    do_measure(session, model)
+
+
+def do_generate(session: Session, model: Model) -> None:
+    from pipelines.generate import generate
+
+    with stage("generate", session.seconds):
+        generate(session.config, session.connect, model.defaults)
+
+
+def do_measure(session: Session, model: Model) -> None:
+    from pipelines.generate import read
+    from pipelines.measure import measure
+
+    with stage("measure", session.seconds):
+        images = read(session.config, model.defaults, without=["image"])
+        counts = {name: getattr(images, name) for name in ("found", "expected", "missing", "duplicate")}
+        print("Images: {found} of {expected} found, {missing} missing, {duplicate} duplicate.".format(**counts))
+        measure(session.config, images, session.command)
+
+
+def run_front(session: Session) -> None:
+    session.claim()
+    do_front(session)
+
+
+def do_front(session: Session) -> None:
+    from pipelines.front import summary, write_front
+
+    with stage("front", session.seconds):
+        path = write_front(session.config)
+    print(summary(path))
+    print(f"Front: {path}")
+
+
+def run_report(session: Session) -> None:
+    session.claim()
+    do_report(session)
+
+
+def do_report(session: Session) -> None:
+    from pipelines.report import write_report
+
+    with stage("report", session.seconds):
+        path = write_report(session.config.directory)
+    print(f"Report: {path}")
+
+
+def run_demo(session: Session) -> None:
+    from pipelines import check
+
+    with stage("check", session.seconds):
+        model = check.check_training(session.config, sweep=True)
+        check.check_evaluation(session.config, model, trained=False)
+    session.claim()
+    do_sweep(session)
+    do_generate(session, model)
+    session.disconnect()
+    do_measure(session, model)
+    do_front(session)
+    do_report(session)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what it does, in a line for the list and in a paragraph for its own help."""
+
+    run: Callable[[Session], None]
+    short: str
+    long: str
+    preset: str | None = None
+
+
+COMMANDS = {
+    "train": Command(
+        run_train, "train one adapter (train.*)",
+        "Tune the model to train.reward with DRaFT and keep the adapter, snapshots along the way and a training curve.",
+    ),
+    "sweep": Command(
+        run_sweep, "train an adapter for every setting of sweep.*",
+        "Train an adapter for every reward, K, KL weight and training seed of sweep.*; finished ones are not trained again.",
+    ),
+    "evaluate": Command(
+        run_evaluate, "draw and score every arm's images, and measure them",
+        "Draw every arm (base, tuned, early stops, KL weights, LoRA scales, AIG schedules) on the same prompts and noise, score the "
+        "images and measure reward and diversity. Needs the sweep's adapters.",
+    ),
+    "front": Command(
+        run_front, "find the Pareto fronts and their intervals",
+        "Find the Pareto fronts of reward against diversity, with intervals, from what evaluate measured.",
+    ),
+    "report": Command(
+        run_report, "write the report",
+        "Write report/index.html, one page that works offline, and PNGs of its figures.",
+    ),
+    "demo": Command(
+        run_demo, "sweep, evaluate, front and report, in one go",
+        "Everything from training to the report. The preset is demo unless you name another.", "demo",
+    ),
+}  # fmt: skip
+
+EXAMPLES = """examples:
+  python -m pipelines demo                                     the whole path, in minutes on two CPU cores
+  python -m pipelines demo --preset demo-full                  the same thoroughly, in hours; run it again to resume
+  python -m pipelines train train.kl_weight=1 train.steps=100  one adapter
+  python -m pipelines sweep run.name=mine sweep.kl_weights='[0, 1, 10]'
+  python -m pipelines evaluate run.name=mine sweep.kl_weights='[0, 1, 10]'
+
+The same command resumes what was interrupted and does nothing again that is done.
+A run lives in run.storage/run.name (by default under ~/aig-runs); a run keeps its configuration.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Parser(
+        prog="python -m pipelines",
+        description="Tune a text-to-image model to a reward, guide it between base and tuned, and draw the Pareto front.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(
+            name, help=command.short, description=command.long, epilog=keys_help(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        known = ", ".join(configuration.presets())
+        sub.add_argument("--preset", metavar="NAME", default=command.preset, help=f"start from a preset: {known}")
+        sub.add_argument("--config", metavar="FILE", help="then take what a YAML file sets, {train: {steps: 50}, ...}")
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub.add_argument("overrides", nargs="*", metavar="section.key=value", help="then single keys, values as YAML")
+    return top
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments, options and overrides in any order."""
+    arguments, rest = parser().parse_known_args(argv)
+    unknown = [text for text in rest if text.startswith("-")]
+    if unknown:
+        raise ConfigError(f"unknown option {unknown[0]} (see python -m pipelines {arguments.command} --help)")
+    # argparse takes one unbroken run of positional arguments, and leaves what stands after a later option.
+    arguments.overrides += rest
+    return arguments
+
+
+def keys_help() -> str:
+    """Every configuration key with its default and what it means."""
+    lines = ["keys, with their defaults before the preset:"]
+    for key, (value, meaning) in configuration.describe().items():
+        lines += [f"  {key}={value}", *textwrap.wrap(meaning, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 where a worker failed, 2 for bad input, 130 after Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    command = shlex.join(["python", "-m", "pipelines", *argv])
+    debug = "--debug" in argv
+    try:
+        arguments = parse(argv)
+        config = configuration.load(arguments.preset, arguments.config, arguments.overrides)
+        configuration.check_directory(config)
+        with Session(config, command) as session:
+            COMMANDS[arguments.command].run(session)
+        total = sum(session.seconds.values())
+        if len(session.seconds) > 1:
+            stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in session.seconds.items())
+            print(f"Done in {total:.0f} s: {stages}. Run directory: {config.directory}")
+        return 0
+    except KeyboardInterrupt:
+        print(f"\ninterrupted: nothing is lost but the last minutes; resume with: {command}", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        return explain(error)
+
+
+def explain(error: Exception) -> int:
+    """One line on stderr, and the exit code: what the user can mend is bad input, the rest a failure."""
+    remote = any(kind.__module__.startswith("ray.") for kind in type(error).__mro__)
+    if isinstance(error, (ValueError, OSError)) and not remote:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return BAD_INPUT
+    print(f"failed: {type(error).__name__}: {one_line(error)} (--debug shows where)", file=sys.stderr)
+    return FAILED
+
+
+def one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 600 else f"{text[:300]} ... {text[-300:]}"
+
+
+if __name__ == "__main__":
+    # A parent may have started us with Ctrl-C ignored, as shells do in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.exit(main())

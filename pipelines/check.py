@@ -1,0 +1,140 @@
+"""Everything that can be wrong with a configuration beyond its ranges, found before any Ray process starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import diffusers
+import transformers
+
+from aig import adapters, models, rewards, schedules
+from aig.metrics import features
+from aig.models import Model
+from pipelines import layout, study
+from pipelines.config import Config, ConfigError
+from pipelines.generate import adapter_digest
+from pipelines.layout import RunFiles
+from pipelines.training import draft_config
+
+
+def check_training(config: Config, *, sweep: bool) -> Model:
+    """Load and try out what `config.train`, or every training of the sweep, needs; ValueError names what is wrong and the fix.
+
+    Returns the model.
+    """
+    model = _model(config)
+    wanted = layout.trainings(config) if sweep else [config.train]
+    for train in wanted:
+        key = "sweep.rewards" if sweep else "train.reward"
+        with _named(key):
+            rewards.check_trainable(_reward(train.reward))
+        with _named("train"):
+            draft_config(replace(config, train=train), model)
+    if config.train.num_workers > config.train.batch:
+        raise ConfigError(
+            f"train.num_workers is {config.train.num_workers} and train.batch {config.train.batch}: give each worker an image"
+        )
+    prompts = study.resolve_prompts(config.train.prompts, "train.prompts")
+    with _named("train.prompts"):
+        model.encode(prompts)
+    _check_scores(config)
+    _check_adapters(config, wanted)
+    return model
+
+
+def check_evaluation(config: Config, model: Model | None = None, *, trained: bool) -> Model:
+    """Load and try out what the evaluation needs, with `trained` the adapters too; ValueError names what is wrong and the fix.
+
+    Returns the model.
+    """
+    evaluate = config.evaluate
+    for key in ("schedules", "kl_schedules"):
+        for text in getattr(evaluate, key):
+            with _named(f"evaluate.{key}"):
+                schedules.parse(text)
+    names = [arm.arm.name for arm in study.all_arms(config)]
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double:
+        raise ConfigError(f"two arms are called {double!r}: give each LoRA scale and schedule once")
+    model = model or _model(config)
+    with _named("evaluate.prompts"):
+        model.encode(study.resolve_prompts(evaluate.prompts, "evaluate.prompts"))
+    _check_scores(config)
+    if trained:
+        for arm in study.all_arms(config):
+            adapter_digest(config, arm.arm.adapter)
+        _check_adapters(config, layout.trainings(config))
+    return model
+
+
+def _model(config: Config) -> Model:
+    # Their bars and notes on loading would stand between ours.
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    with _named("model.name"):
+        model = models.load(config.model.name)
+    with _named("model"):
+        study.resolve_sampling(config, model.defaults)
+    return model
+
+
+def _reward(name: str) -> rewards.Reward:
+    reward = rewards.load(name)
+    if not reward.higher_is_better:
+        raise ConfigError(f"reward {name!r} is better when lower: wrap it in a callable that returns its negative")
+    return reward
+
+
+def _check_scores(config: Config) -> None:
+    evaluate = config.evaluate
+    with _named("evaluate.rewards"):
+        for name in study.scored_rewards(config):
+            _reward(name)
+    if evaluate.gold is not None:
+        with _named("evaluate.gold"):
+            _reward(evaluate.gold)
+    with _named("evaluate.features"):
+        features.load(evaluate.features)
+
+
+def _check_adapters(config: Config, trainings: list) -> None:
+    """Adapters that are there have to be this configuration's own."""
+    files = RunFiles(config.directory)
+    for train in trainings:
+        single = replace(config, train=train)
+        for name, step in layout.adapter_folders(single):
+            folder = files.adapters / name
+            if not (folder / adapters.RECORD).exists():
+                continue
+            found, wanted = adapters.read_record(folder), study.training_record(single, train, step)
+            if not study.same_record(found, wanted):
+                raise ConfigError(
+                    f"{folder}: this adapter was made by another configuration or for other model weights "
+                    f"({_difference(found, wanted)}): delete the folder to train it again, or choose another run.name"
+                )
+
+
+def _difference(found: dict, wanted: dict, prefix: str = "") -> str:
+    """The first key that differs."""
+    for key, value in wanted.items():
+        if isinstance(value, dict):
+            inner = _difference(found.get(key) or {}, value, f"{prefix}{key}.")
+            if inner:
+                return inner
+        elif found.get(key) != value:
+            return f"{prefix}{key} = {found.get(key)!r}, not {value!r}"
+    return ""
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Put the configuration's key before what a library says about its value."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from error

@@ -1,0 +1,146 @@
+"""Connecting to Ray: a running cluster where there is one, else a local one sized to the machine and stopped again at the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private.utils import read_ray_address
+
+from pipelines import config as configuration
+
+ROOT = Path(__file__).resolve().parents[1]
+# Ray Data's resume and a pool beside a driver hang silently on 2 logical CPUs; the operating system shares cores among these.
+LEAST_CPUS = 4
+# A Train controller looks at its workers this often: a report waits for it, and so does a finished run.
+POLL_SECONDS = "0.5"
+
+# For a local cluster only. A machine that is not rented is not taken away, and watching for it costs a process a training. Train and
+# Data start more processes at once than this machine has cores, and Data's actors are restarted by other means than the one that Ray's
+# core warns about at each start: without these the terminal fills with warnings.
+LOCAL = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_worker_maximum_startup_concurrency": "16",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connection to Ray."""
+
+    cpus: float
+    """Logical CPUs of the whole cluster."""
+    started: bool
+    """Whether this process started it, and so stops it."""
+    dashboard: str | None
+
+
+@contextmanager
+def connected(settings: configuration.Ray) -> Iterator[Cluster]:
+    """Connect for the length of the context. A cluster that was started here is stopped at its end, also on Ctrl-C; another is left alone.
+
+    Raises ConfigError for an address where no cluster answers.
+    """
+    if ray.is_initialized():
+        yield Cluster(ray.cluster_resources().get("CPU", 0.0), False, None)
+        return
+    address = _address(settings)
+    quiet()
+    try:
+        context = _start(settings) if address is None else _join(address)
+        cpus = ray.cluster_resources().get("CPU", 0.0)
+        dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else None
+        yield Cluster(cpus, address is None, dashboard)
+    finally:
+        # For a cluster of someone else this ends our connection, and with it our actors, and nothing more.
+        ray.shutdown()
+
+
+def quiet() -> None:
+    """Keep Ray's own chatter off the terminal: progress is shown by `pipelines.progress`; warnings and errors stay."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
+    # The first Ctrl-C is ours: Tune's own handler would wait for every trial to save itself.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    for name in ("ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _address(settings: configuration.Ray) -> str | None:
+    """Where a cluster runs; None where one has to be started."""
+    if settings.address == "local":
+        return None
+    # `ray.init("auto")` would also take any private Ray of another program on this machine; this is what `ray start` left.
+    address = settings.address or os.environ.get("RAY_ADDRESS") or read_ray_address(None)
+    if address in (None, "auto"):
+        return None
+    if settings.address or os.environ.get("RAY_ADDRESS") or _answers(address):
+        return address
+    print(f"Ray: the cluster at {address} no longer answers; starting a local one.", file=sys.stderr)
+    return None
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=2):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def _start(settings: configuration.Ray) -> Any:
+    # Workers inherit this environment: the repository is importable in them wherever the command was started.
+    paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    for name, value in LOCAL.items():
+        os.environ.setdefault(name, value)
+    with _without_line("Set ray log level from environment variable"):
+        return ray.init(
+            address="local",
+            num_cpus=settings.num_cpus or max(LEAST_CPUS, os.cpu_count() or 1),
+            object_store_memory=settings.object_store_mb * 2**20,
+            include_dashboard=settings.dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+
+
+@contextmanager
+def _without_line(text: str) -> Iterator[None]:
+    """Hold back what is written to stderr, by Ray's core too, and give it out at the end but for lines with this text."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            held.seek(0)
+            lines = held.read().decode(errors="replace").splitlines(keepends=True)
+            sys.stderr.write("".join(line for line in lines if text not in line))
+
+
+def _join(address: str) -> Any:
+    # Under `ray job submit` the working directory has been shipped already.
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    runtime_env = None if submitted else {"working_dir": str(ROOT)}
+    try:
+        return ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise configuration.ConfigError(
+            f"ray.address: no Ray cluster answers at {address}: check ray.address and RAY_ADDRESS, or use ray.address=local"
+        ) from error

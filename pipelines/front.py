@@ -1,0 +1,207 @@
+"""Pareto fronts of every study, with intervals, written to `front.json`.
+
+Reward on x, diversity on y, both up. The unit is the prompt, resampled for all arms at once. Hypervolumes start at the least of the arms'
+means and are in units of their range, both written beside them. Each family (KL, LoRA scale, AIG, early stops) has the base and the tuned
+model as its end points, since every one of them reaches both.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from aig.pareto import Bootstrap, bootstrap, optimal_mask
+from pipelines import layout, study
+from pipelines.config import Config
+from pipelines.layout import RunFiles
+from pipelines.measure import Table, read_table
+from pipelines.scoring import GOLD
+from pipelines.study import Study
+
+RIVALS = ("kl", "lora", "early")
+
+
+def write_front(config: Config) -> Path:
+    """Write `front.json` from the metrics that `evaluate` left; ValueError where they are missing."""
+    files, front = RunFiles(config.directory), config.front
+    table = read_table(config)
+    measured = _measured(files.metrics)
+    found = [
+        _study(config, single, table, measured) for single in [*study.mean_studies(config), *study.studies(config)]
+    ]
+    content = {
+        "reward": found[0]["reward"],
+        "diversity": front.diversity,
+        "level": front.level,
+        "n_bootstrap": front.bootstrap,
+        "seed": front.seed,
+        "prompts": len(table.prompts),
+        "seeds": table.seeds,
+        "reference": found[0]["reference"],
+        "normalization": found[0]["normalization"],
+        "studies": found,
+    }
+    layout.write_json(files.front, _finite(content))
+    return files.front
+
+
+def summary(path: Path) -> str:
+    """The fronts of every study in a few lines each."""
+    lines = []
+    for single in json.loads(path.read_text())["studies"]:
+        lines.append(f"{single['study']}: reward {single['reward']}, training seeds {single['train_seeds']}")
+        labels = {arm["arm"]: arm["label"] for arm in single["arms"]}
+        lines.append(f"  front: {', '.join(labels[name] for name in single['fronts']['all'])}")
+        for claim in single["claims"]:
+            lines.append(f"  {claim['claim']}: {_interval(claim)}")
+        for row in single["differences"]:
+            lines.append(f"  hypervolume of {row['a']} less {row['b']}: {_interval(row)}")
+    return "\n".join(lines)
+
+
+def _interval(row: dict[str, float | None]) -> str:
+    value, low, high = (math.nan if row[key] is None else row[key] for key in ("value", "low", "high"))
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _study(config: Config, single: Study, table: Table, measured: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+    names = [arm.arm.name for arm in single.arms]
+    proxy, y = layout.slug(single.reward), config.front.diversity
+    other = study.held_out(config, single.reward)
+    held_out = layout.slug(other) if other else None
+    result = _bootstrap(config, single, table, proxy)
+    planes = [x for x in (held_out, GOLD) if x is not None and x in table.values]
+    arms = [
+        {
+            "arm": name, "label": arm.label, "family": arm.family,
+            "x": result.mean[proxy][a], "x_low": result.interval[proxy][a, 0], "x_high": result.interval[proxy][a, 1],
+            "y": result.mean[y][a], "y_low": result.interval[y][a, 0], "y_high": result.interval[y][a, 1],
+            "on_front": bool(result.front[a]), "front_probability": result.front_probability[a],
+            "metrics": measured[name],
+        }
+        for a, (name, arm) in enumerate(zip(names, single.arms, strict=True))
+    ]  # fmt: skip
+    return {
+        "study": single.name, "reward": proxy, "held_out": held_out, "k": single.k, "train_seeds": single.train_seeds,
+        "arms": arms,
+        **_plane(result, names),
+        "planes": {x: _plane(_bootstrap(config, single, table, x), names) for x in planes},
+        "reward_vs_kl": _reward_vs_kl(single, result, proxy) if "path" in table.values else [],
+        "claims": _claims(config, single, table, result, proxy, held_out),
+    }  # fmt: skip
+
+
+def families(single: Study) -> dict[str, list[int]]:
+    """Indices of each family's arms with the base and the tuned model; families without arms of their own are left out."""
+    ends = [a for a, arm in enumerate(single.arms) if arm.family in ("base", "tuned")]
+    own = {
+        f: [a for a, arm in enumerate(single.arms) if arm.family == f] for f in ("kl", "lora", "aig", "early", "mix")
+    }
+    return {f: ends + arms for f, arms in own.items() if arms} | {"all": list(range(len(single.arms)))}
+
+
+def _bootstrap(config: Config, single: Study, table: Table, x: str) -> Bootstrap:
+    front = config.front
+    return bootstrap(
+        table.rows([arm.arm.name for arm in single.arms]), front.bootstrap, x=x, y=front.diversity,
+        families=families(single), level=front.level, seed=front.seed,
+    )  # fmt: skip
+
+
+def _plane(result: Bootstrap, names: list[str]) -> dict[str, Any]:
+    """Fronts, hypervolumes and their differences on (x, diversity)."""
+    points = np.stack([result.mean[result.x], result.mean[result.y]], axis=-1)
+    fronts = {}
+    for family, arms in result.families.items():
+        optimal = [arm for arm, keep in zip(arms, optimal_mask(points[list(arms)]), strict=True) if keep]
+        fronts[family] = [names[arm] for arm in sorted(optimal, key=lambda a: points[a, 0])]
+    return {
+        "fronts": fronts,
+        "hypervolume": {family: list(result.hypervolume(family)) for family in result.families},
+        "differences": [
+            {"a": "aig", "b": rival, **_estimate(result.hypervolume_difference("aig", rival))}
+            for rival in RIVALS
+            if "aig" in result.families and rival in result.families
+        ],
+        "reference": result.reference.tolist(),
+        "normalization": result.scale.tolist(),
+    }
+
+
+def _reward_vs_kl(single: Study, result: Bootstrap, proxy: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "arm": arm.arm.name, "kl_weight": arm.kl_weight, "path": result.mean["path"][a],
+            "reward": result.mean[proxy][a], "low": result.interval[proxy][a, 0], "high": result.interval[proxy][a, 1],
+        }
+        for a, arm in enumerate(single.arms)
+    ]  # fmt: skip
+
+
+def _claims(
+    config: Config, single: Study, table: Table, result: Bootstrap, proxy: str, held_out: str | None
+) -> list[dict[str, Any]]:
+    """The statements that hacking makes, each as a paired difference with its interval."""
+    base, tuned = (single.arms.index(single.one(family)) for family in ("base", "tuned"))
+    wanted = [("proxy reward rises", proxy, 1), ("diversity falls", config.front.diversity, -1)]
+    wanted += [("held-out reward rises", held_out, 1)] if held_out in table.values else []
+    wanted += [("prompt accuracy falls", "accuracy", -1)] if "accuracy" in table.values else []
+    claims = [
+        {"claim": f"{text} (tuned - base)", "expected": sign, **_estimate(result.difference(str(metric), tuned, base))}
+        for text, metric, sign in wanted
+    ]
+    if GOLD in table.values:
+        text = "gold falls under its peak along training (tuned - peak; the peak's step is chosen on other prompts)"
+        claims.append({"claim": text, "expected": -1, **_estimate(gold_from_peak(config, single, table))})
+    return claims
+
+
+def gold_from_peak(config: Config, single: Study, table: Table) -> tuple[float, float, float]:
+    """Gold of the tuned model less gold at its peak along training: estimate, low, high.
+
+    The best of many snapshots on the same prompts looks better than it is. So the peak is chosen on one half of the prompts and measured on
+    the other, both ways round, and the prompts' differences are resampled.
+    """
+    rows = [arm.arm.name for arm in single.arms if arm.family in ("base", "early", "tuned")]
+    gold = table.rows(rows)[GOLD]  # (snapshots, prompts)
+    tuned = rows.index(single.one("tuned").arm.name)
+    halves = np.arange(gold.shape[1]) % 2
+    at_peak = np.empty(gold.shape[1])
+    for half in (0, 1):
+        peak = gold[:, halves != half].mean(axis=1).argmax()
+        at_peak[halves == half] = gold[peak, halves == half]
+    pair = np.stack([gold[tuned], at_peak])
+    front = config.front
+    return bootstrap({"gold": pair, "same": pair}, front.bootstrap, level=front.level, seed=front.seed).difference(
+        "gold", 0, 1
+    )
+
+
+def _measured(path: Path) -> dict[str, dict[str, list[float]]]:
+    """arm -> metric -> [value, low, high]."""
+    if not path.exists():
+        raise ValueError(f"{path} is missing: run `python -m pipelines evaluate` with the same configuration first")
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in pq.read_table(path).to_pylist():
+        found.setdefault(row["arm"], {})[row["metric"]] = [row["value"], row["low"], row["high"]]
+    return found
+
+
+def _estimate(estimate: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip(("value", "low", "high"), estimate, strict=True))
+
+
+def _finite(content: Any) -> Any:
+    """JSON has no NaN: null stands for what was not measured."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    if isinstance(content, np.generic):
+        content = content.item()
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -1,0 +1,337 @@
+"""The images of every arm: a Ray Data plan from groups of (prompt, seeds) through generators and scorers into parquet.
+
+A unit of work is one prompt with some of its seeds, for all arms at once, so that arms share their common trajectories. Each unit becomes one
+file, named by a hash of everything that its content depends on, written beside and moved into place whole. So the same command
+continues where it was stopped, and the files that are there say what is done; no other record exists that could disagree with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from aig import adapters, models
+from aig.sampler import sample_arms, to_uint8
+from pipelines import config as configuration
+from pipelines import study
+from pipelines.cluster import Cluster
+from pipelines.config import Config, ConfigError
+from pipelines.layout import RunFiles
+from pipelines.scoring import Scores
+from pipelines.study import StudyArm
+
+FORMAT = 1  # of the files; part of their names
+PART = "part-{unit}.parquet"
+# Beside the pools, a task has to find room to hand out the groups.
+SPARE_CPUS = 0.25
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One prompt with some of its seeds, for all arms; `name` is a hash of all that its images and scores depend on."""
+
+    name: str
+    prompt_id: int
+    prompt: str
+    seeds: tuple[int, ...]
+
+
+def units(config: Config, model_defaults: models.Sampling) -> list[Unit]:
+    """Every unit of the evaluation; the adapters have to be there, since their content is part of the names."""
+    evaluate = config.evaluate
+    shared = {
+        "format": FORMAT,
+        "model": study.fingerprint(config.model.name),
+        "sampling": asdict(replace(_sampling(config, model_defaults), max_rows=1)),
+        "run_seed": config.run.seed,
+        "arms": [(arm.arm.name, arm.arm.id, adapter_digest(config, arm.arm.adapter)) for arm in study.all_arms(config)],
+        "path": evaluate.path,
+        "scores": [study.scored_rewards(config), evaluate.gold, evaluate.features],
+    }
+    found = []
+    for prompt_id, prompt in enumerate(study.resolve_prompts(evaluate.prompts, "evaluate.prompts")):
+        for first in range(0, evaluate.seeds, evaluate.group):
+            seeds = tuple(range(first, min(first + evaluate.group, evaluate.seeds)))
+            found.append(
+                Unit(
+                    _hash({**shared, "prompt_id": prompt_id, "prompt": prompt, "seeds": seeds}),
+                    prompt_id,
+                    prompt,
+                    seeds,
+                )
+            )
+    return found
+
+
+def adapter_digest(config: Config, name: str | None) -> str | None:
+    """A hash of an adapter's weights; ConfigError where it was not trained."""
+    if name is None:
+        return None
+    path = RunFiles(config.directory).adapters / name / adapters.WEIGHTS
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"adapter {name!r} is not trained: run `python -m pipelines sweep` with the same configuration first"
+        ) from None
+
+
+def generate(config: Config, connect: Callable[[], Cluster], model_defaults: models.Sampling) -> int:
+    """Make and score every image that is not there yet; returns how many units were made.
+
+    `connect` connects to Ray, and is called where something is left to make. Raises ConfigError where the actors need more than the cluster has.
+    """
+    files = RunFiles(config.directory)
+    wanted = units(config, model_defaults)
+    _drop_others(files.images, {unit.name for unit in wanted})
+    missing = [unit for unit in wanted if not (files.images / PART.format(unit=unit.name)).exists()]
+    images = len(study.all_arms(config))
+    if len(missing) < len(wanted):
+        print(f"{len(wanted) - len(missing)} of {len(wanted)} groups of images are there already.")
+    if missing:
+        generators = pool_sizes(config, connect())
+        with tqdm(total=len(missing), unit="group", desc=f"images ({images} arms)", smoothing=0.1) as bar:
+            for batch in _plan(config, missing, generators).iter_batches(batch_size=1, prefetch_batches=0):
+                bar.update(len(batch["unit"]))
+    return len(missing)
+
+
+def pool_sizes(config: Config, cluster: Cluster) -> int:
+    """Generators that the cluster has room for beside the scorers; ConfigError where that is none."""
+    evaluate = config.evaluate
+    taken = evaluate.scorers * evaluate.scorer_cpus + SPARE_CPUS
+    room = int((cluster.cpus - taken + 1e-6) / evaluate.generator_cpus)
+    if room < 1:
+        raise ConfigError(
+            f"evaluation needs {taken + evaluate.generator_cpus:g} CPUs for one generator and the scorers, and the cluster has "
+            f"{cluster.cpus:g}: lower evaluate.generator_cpus or evaluate.scorer_cpus, or raise ray.num_cpus"
+        )
+    return min(room, evaluate.generators)
+
+
+def _plan(config: Config, missing: Sequence[Unit], generators: int) -> ray.data.Dataset:
+    evaluate = config.evaluate
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = False
+    content = {"config": configuration.to_dict(config)}
+    rows = [{"unit": u.name, "prompt_id": u.prompt_id, "prompt": u.prompt, "seeds": list(u.seeds)} for u in missing]
+    # One block a unit, or a single one would hold them all and nothing would stream.
+    return (
+        ray.data.from_items(rows, override_num_blocks=len(rows))
+        .map_batches(
+            Generator,
+            fn_constructor_kwargs=content,
+            compute=ray.data.ActorPoolStrategy(size=min(generators, len(rows)), max_tasks_in_flight_per_actor=2),
+            num_cpus=evaluate.generator_cpus,
+            batch_size=1,
+            batch_format="pyarrow",
+        )
+        .map_batches(
+            Scorer,
+            fn_constructor_kwargs=content,
+            compute=ray.data.ActorPoolStrategy(size=evaluate.scorers),
+            num_cpus=evaluate.scorer_cpus,
+            batch_size=1,
+            batch_format="pyarrow",
+        )
+    )
+
+
+class Generator:
+    """Draws all arms for one unit at a time; a row that comes out is a unit still, its images in lists."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = configuration.from_dict(config)
+        torch.set_num_threads(self.config.evaluate.threads)
+        files = RunFiles(self.config.directory)
+        self.model = models.load(self.config.model.name)
+        self.sampling = _sampling(self.config, self.model.defaults)
+        self.arms = study.all_arms(self.config)
+        for name in dict.fromkeys(arm.arm.adapter for arm in self.arms):
+            if name is not None:
+                adapters.load(self.model.denoiser, files.adapters / name, name)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return pa.Table.from_pylist([self.draw(row) for row in batch.to_pylist()], schema=UNIT_SCHEMA)
+
+    @torch.no_grad()
+    def draw(self, row: dict[str, Any]) -> dict[str, Any]:
+        """One unit's row, with its images and path lengths in the order of arms, then of seeds."""
+        prompts = [row["prompt"]] * len(row["seeds"])
+        arms = [arm.arm for arm in self.arms]
+        samples = sample_arms(
+            self.model,
+            prompts,
+            row["seeds"],
+            arms,
+            self.config.run.seed,
+            self.sampling,
+            measure_path=self.config.evaluate.path,
+        )
+        images, path = [], []
+        for arm in arms:
+            pixels = to_uint8(self.model.decode(samples.latents[arm.name])).numpy()
+            images += [to_png(image) for image in pixels]
+            path += samples.path[arm.name].tolist() if self.config.evaluate.path else [math.nan] * len(pixels)
+        cost = {"predictions": samples.cost.predictions, "naive": samples.cost.naive}
+        return {**row, "image": images, "path": path, "cost": json.dumps(cost)}
+
+
+UNIT_SCHEMA = pa.schema({
+    "unit": pa.string(), "prompt_id": pa.int32(), "prompt": pa.string(), "seeds": pa.list_(pa.int32()),
+    "image": pa.list_(pa.binary()), "path": pa.list_(pa.float32()), "cost": pa.string(),
+})  # fmt: skip
+
+
+class Scorer:
+    """Scores a unit's images as they are saved, and commits the unit: its file appears whole, or not at all."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = configuration.from_dict(config)
+        torch.set_num_threads(self.config.evaluate.threads)
+        self.arms = study.all_arms(self.config)
+        evaluate = self.config.evaluate
+        self.scores = Scores(study.scored_rewards(self.config), evaluate.gold, evaluate.features)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        folder = RunFiles(self.config.directory).images
+        for row in batch.to_pylist():
+            commit(self.table(row), folder / PART.format(unit=row["unit"]))
+        return batch.select(["unit"])
+
+    def table(self, row: dict[str, Any]) -> pa.Table:
+        """One row an image."""
+        seeds = row["seeds"]
+        arms = [arm for arm in self.arms for _ in seeds]
+        pixels = np.stack([from_png(image) for image in row["image"]])  # (N, H, W, 3)
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+        scores = {name: value.numpy() for name, value in self.scores(images, [row["prompt"]] * len(arms)).items()}
+        features = scores.pop("features")
+        columns = identity_columns(arms, row["prompt_id"], row["prompt"], [*seeds] * len(self.arms))
+        columns |= {
+            "image": pa.array(row["image"], pa.binary()),
+            "height": pa.array([pixels.shape[1]] * len(arms), pa.int32()),
+            "width": pa.array([pixels.shape[2]] * len(arms), pa.int32()),
+            **{name: pa.array(value, pa.float32()) for name, value in scores.items()},
+            "path": pa.array(row["path"], pa.float32()),
+            "features": pa.FixedSizeListArray.from_arrays(pa.array(features.ravel(), pa.float32()), features.shape[1]),
+        }
+        return pa.table(columns).replace_schema_metadata({"cost": row["cost"]})
+
+
+def identity_columns(
+    arms: Sequence[StudyArm], prompt_id: int, prompt: str, seeds: Sequence[int]
+) -> dict[str, pa.Array]:
+    """The columns that say which image a row is; `id` is a hash of (arm, prompt, seed index)."""
+    ids = [_hash([arm.arm.id, prompt, seed]) for arm, seed in zip(arms, seeds, strict=True)]
+    return {
+        "id": pa.array(ids),
+        "arm": pa.array([arm.arm.name for arm in arms]),
+        "arm_id": pa.array([arm.arm.id for arm in arms]),
+        "prompt_id": pa.array([prompt_id] * len(arms), pa.int32()),
+        "prompt": pa.array([prompt] * len(arms)),
+        "seed_index": pa.array(seeds, pa.int32()),
+    }
+
+
+def commit(table: pa.Table, path: Path) -> None:
+    """Write beside, flush to disk, move into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            pq.write_table(table, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def to_png(pixels: np.ndarray) -> bytes:
+    """Pixels (H, W, 3) uint8 as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def from_png(content: bytes) -> np.ndarray:
+    """A PNG file's pixels (H, W, 3) uint8."""
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images dataset as it was read: one row an id, and what was found against what the configuration asks for."""
+
+    table: pa.Table
+    expected: int
+    found: int
+    missing: int
+    duplicate: int
+    cost: dict[str, Any]
+
+    def require_complete(self) -> None:
+        """ConfigError where images are missing."""
+        if self.missing:
+            raise ConfigError(
+                f"{self.missing} of {self.expected} images are missing: run `python -m pipelines evaluate` with the same configuration"
+            )
+
+
+def read(config: Config, model_defaults: models.Sampling, without: Sequence[str] = ()) -> Images:
+    """Read the run's units, each id once, all columns but some; files of other units are left alone."""
+    folder = RunFiles(config.directory).images
+    wanted = units(config, model_defaults)
+    arms = study.all_arms(config)
+    paths = [path for unit in wanted if (path := folder / PART.format(unit=unit.name)).exists()]
+    expected_ids = {_hash([arm.arm.id, unit.prompt, seed]) for unit in wanted for seed in unit.seeds for arm in arms}
+    if not paths:
+        return Images(pa.table({"id": pa.array([], pa.string())}), len(expected_ids), 0, len(expected_ids), 0, {})
+    schema = pq.read_schema(paths[0])
+    tables = [pq.read_table(path, columns=[name for name in schema.names if name not in without]) for path in paths]
+    cost = json.loads((schema.metadata or {}).get(b"cost", b"{}"))
+    whole = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
+    ids = whole["id"].to_pylist()
+    first = {}
+    for row, name in enumerate(ids):
+        if name in expected_ids:
+            first.setdefault(name, row)
+    unique = whole.take(pa.array(sorted(first.values()), pa.int64()))
+    return Images(unique, len(expected_ids), len(first), len(expected_ids) - len(first), len(ids) - len(first), cost)
+
+
+def _sampling(config: Config, defaults: models.Sampling) -> models.Sampling:
+    sampling = study.resolve_sampling(config, defaults)
+    return replace(sampling, block=config.evaluate.block, max_rows=config.evaluate.max_rows)
+
+
+def _hash(content: Any) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _drop_others(folder: Path, wanted: set[str]) -> None:
+    """Remove units of adapters that have been trained anew since, and what a killed writer left."""
+    if not folder.is_dir():
+        return
+    others = [path for path in folder.glob("part-*.parquet") if path.stem.removeprefix("part-") not in wanted]
+    if others:
+        print(f"Removing {len(others)} groups of images whose adapters have changed since.")
+    for path in [*others, *folder.glob(".part-*.part")]:
+        path.unlink()

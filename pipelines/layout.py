@@ -1,0 +1,91 @@
+"""Where a run keeps what, and what its trainings are called: read off the configuration, without loading torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import Config, Train
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Where a run keeps what."""
+
+    root: Path
+
+    @property
+    def adapters(self) -> Path:
+        return self.root / "adapters"
+
+    @property
+    def curves(self) -> Path:
+        return self.root / "curves"
+
+    @property
+    def progress(self) -> Path:
+        """One small file a training under way."""
+        return self.root / "progress"
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
+
+    @property
+    def arms(self) -> Path:
+        return self.root / "arms.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.parquet"
+
+    @property
+    def front(self) -> Path:
+        return self.root / "front.json"
+
+    @property
+    def ray(self) -> Path:
+        """Checkpoints and state of Ray Train and Ray Tune."""
+        return self.root / "ray"
+
+
+def slug(name: str) -> str:
+    """A reward's name as a file name and a column name may hold it."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", name)
+
+
+def adapter_key(train: Train) -> str:
+    """The name of the adapter that a training makes, as in fragile-k1-kl10-s0."""
+    return f"{slug(train.reward)}-k{train.k}-kl{train.kl_weight:g}-s{train.seed}"
+
+
+def trainings(config: Config) -> list[Train]:
+    """Every training of the sweep; the unregularized ones first, since the most arms hang on them."""
+    sweep = config.sweep
+    grid = product(sweep.kl_weights, sweep.rewards, sweep.ks, sweep.train_seeds)
+    return [
+        replace(config.train, reward=r, k=k, kl_weight=w, seed=s) for w, r, k, s in sorted(grid, key=lambda g: g[0])
+    ]
+
+
+def snapshot_steps(config: Config) -> list[int]:
+    """The steps whose snapshots are kept, the last step excepted: that is the adapter itself."""
+    return list(range(config.train.snapshot_every, config.train.steps, config.train.snapshot_every))
+
+
+def adapter_folders(config: Config) -> list[tuple[str, int]]:
+    """Names and steps of every folder that the training `config.train` leaves: its snapshots, then the adapter itself."""
+    key = adapter_key(config.train)
+    return [*((f"{key}@{step}", step) for step in snapshot_steps(config)), (key, config.train.steps)]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    part.replace(path)

@@ -1,0 +1,56 @@
+"""What every figure shares: how it is saved, its axes' names and its legend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from pipelines.report import style
+from pipelines.report.data import Study, family_name, metric_name
+from pipelines.report.style import MARK, MARKER, MUTED
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, the artists that only its PNG shows, what the pointer shows, and the labels that found no room."""
+
+    figure: Figure
+    png_only: tuple[Artist, ...] = ()
+    tips: Mapping[str, str] | None = None
+    left_out: tuple[str, ...] = ()
+
+    def svg(self, name: str, title: str) -> str:
+        """Inline SVG for the page."""
+        return style.inline_svg(self.figure, name, title, self.png_only, self.tips or {})
+
+    def png(self, path: Path) -> None:
+        """A PNG that stands on its own."""
+        style.save_png(self.figure, path)
+
+
+def reward_axis(study: Study, metric: str) -> str:
+    """A reward metric as an axis: which it is and whether it was trained on."""
+    role = {study.reward: " (proxy, trained on)", study.held_out: " (held out)", "gold": " (never trained on)"}
+    return f"{metric_name(metric)}{role.get(metric, '')} →"
+
+
+def legend(study: Study, fronts: bool = True) -> list[Line2D]:
+    """A handle for each family of the study, and where fronts are drawn, for what filled and open marks mean."""
+    handles = []
+    for family in study.families:
+        line = "-" if fronts and family not in ("base", "tuned") else ""
+        handle = Line2D(
+            [], [], color=MARK[family], linestyle=line, linewidth=1.3, marker=MARKER[family], markersize=5.5
+        )
+        handle.set_label(family_name(family))
+        handles.append(handle)
+    if fronts:
+        handles.append(Line2D([], [], color=MUTED, linestyle="", marker="o", markersize=5.5, label="filled: optimal"))
+        handles.append(Line2D([], [], color=MUTED, linestyle="", marker="o", markersize=5.5, label="open: dominated"))
+        handles[-1].set_markerfacecolor(style.CARD)
+    return handles

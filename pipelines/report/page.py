@@ -1,0 +1,270 @@
+"""Puts the report together and writes it whole: read, draw, say, render, move into place."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipelines.report import drawing, figures, images, planes, style, words
+from pipelines.report.data import FAMILIES, Arm, Estimate, Run, Study, family_name, metric_name, sample, spread
+from pipelines.report.reading import read_run
+
+_PACKAGES = ("aig", "torch", "diffusers", "transformers", "peft", "accelerate", "ray", "numpy", "matplotlib")
+
+
+def write_report(run: Path, progress: Callable[[str], None] | None = None) -> Path:
+    """Writes RUN/report/ from a run's config.yaml, arms.json, metrics.parquet, front.json, curves/ and images/.
+
+    The report is index.html, which loads nothing from outside itself, and the main figures as PNGs: tradeoff, planes,
+    curves, reward_vs_kl, hypervolume and images, with "-STUDY" in their names where there are several studies, and
+    then an overview. An earlier report is replaced once the new one is complete.
+
+    run: the run directory. progress: called with a few words at each stage.
+    Returns the path of index.html. Raises ValueError naming the file, the reason and the fix if an input is missing or
+    corrupt, and OSError if the directory cannot be written. Curves and images may be missing: the page then says so.
+    """
+    run = Path(run)
+    say = progress or (lambda _: None)
+    say("reading")
+    data = read_run(run)
+    grids = [images.read_grid(run / "images", study) for study in data.studies]
+    folder = Path(tempfile.mkdtemp(prefix=".report-", dir=run))
+    try:
+        with style.style():
+            sections = []
+            for study, grid in zip(data.studies, grids, strict=True):
+                say(f"drawing {study.title}")
+                sections.append(_section(data, study, grid, folder))
+            overview = figures.overview(data) if len(data.studies) > 1 else None
+            summary = overview.svg("overview", "AIG against other families in every study") if overview else None
+            if overview:
+                overview.png(folder / "overview.png")
+        say("writing the page")
+        (folder / "index.html").write_text(_render(data, sections, summary), encoding="utf-8")
+        folder.chmod(0o755)
+        _replace(folder, run / "report")
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    say("done")
+    return run / "report" / "index.html"
+
+
+def _replace(folder: Path, target: Path) -> None:
+    """Moves a finished folder to its place; a reader sees the old one or the new one."""
+    old = folder.with_name(folder.name + ".old")
+    if target.exists():
+        target.rename(old)
+    folder.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _section(run: Run, study: Study, grid: images.Grid | None, folder: Path) -> dict[str, Any]:
+    """Draws a study's figures into the folder and returns what the template shows of it."""
+    suffix = f"-{study.slug}" if len(run.studies) > 1 else ""
+    name = f"s{run.studies.index(study)}"
+
+    def png(stem: str) -> Path:
+        return folder / f"{stem}{suffix}.png"
+
+    tradeoff = planes.tradeoff(run, study)
+    tradeoff.png(png("tradeoff"))
+    panels = planes.panels(run, study)
+    planes.row(run, study).png(png("planes"))
+    figures.hypervolumes(run, study).png(png("hypervolume"))
+    lines = figures.curve_lines(run, study)
+    if lines:
+        figures.curves(study, lines).png(png("curves"))
+    against_kl = figures.reward_vs_kl(run, study)
+    if against_kl:
+        against_kl[0].png(png("reward_vs_kl"))
+    if grid:
+        images.write_png(grid, png("images"), f"{study.title}: same prompts, same noise")
+    return {
+        "id": name,
+        "study": study,
+        "sentences": words.study_sentences(study),
+        "headline": words.headline(study),
+        "elsewhere": words.headline_elsewhere(study),
+        "tuning": words.tuning_headline(study),
+        "mean": run.mean_of(study),
+        "sample": sample(study.arms),
+        "undrawn": [a.label for a in study.arms if not math.isfinite(a.x.value) or not math.isfinite(a.y.value)],
+        "tradeoff": _svg(tradeoff, f"{name}-plane", f"Reward–diversity plane: {study.title}"),
+        "left_out": tradeoff.left_out,
+        "panels": [
+            _svg(panel, f"{name}-plane-{i}", f"{metric_name(metric)} against diversity: {study.title}")
+            for i, (metric, panel) in enumerate(panels.items())
+        ],
+        "no_panel": [
+            what
+            for what, metric in (("held-out reward", study.held_out), ("gold", "gold"))
+            if metric not in panels and metric != study.reward
+        ],
+        "hypervolume": [
+            _svg(panel, f"{name}-hv-{i}", f"Hypervolumes and their differences: {study.title}")
+            for i, panel in enumerate(figures.hypervolume_panels(study))
+        ],
+        "volumes": [(family_name(f), v) for f, v in study.plane.hypervolume.items()],
+        "differences": figures.ordered_differences(study.plane.differences),
+        "reference": figures.reference(study),
+        "lines": lines,
+        "curves": [
+            _svg(panel, f"{name}-curve-{key}", f"{figures.CURVES[key]} during training: {study.title}")
+            for key, panel in (figures.curve_panels(study, lines) if lines else {}).items()
+        ],
+        "reward_vs_kl": [
+            _svg(panel, f"{name}-kl-{i}", f"Reward against KL: {study.title}")
+            for i, panel in enumerate(against_kl[1] if against_kl else ())
+        ],
+        "kl_left_out": sorted({label for panel in (against_kl[1] if against_kl else ()) for label in panel.left_out}),
+        "grid": grid,
+        "strips": [[grid.strip(arm, p) for p in range(len(grid.prompts))] for arm in grid.arms] if grid else [],
+        "strip_width": grid.strip_width if grid else 0,
+    }
+
+
+def _svg(figure: drawing.Drawing, name: str, title: str) -> Markup:
+    return Markup(figure.svg(name, title))
+
+
+def _render(run: Run, sections: list[dict[str, Any]], overview: str | None) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["interval"] = words.interval
+    environment.filters["family"] = family_name
+    environment.filters["metric"] = metric_name
+    columns, rows = _table(run)
+    return environment.get_template("page.html.j2").render(
+        run=run,
+        name=run.directory.resolve().name,
+        sections=sections,
+        overview=Markup(overview) if overview else None,
+        caveats=words.caveats(run),
+        summary=words.summary([study for study in run.studies if not run.mean_of(study)]),
+        images=spread([arm.n for study in run.studies for arm in study.arms]),
+        train_seeds=sorted({seed for study in run.studies for seed in study.train_seeds}),
+        columns=columns,
+        rows=rows,
+        cost=_cost(run.cost),
+        check=_check(run.check),
+        versions=run.versions or _versions(),
+        versions_recorded=bool(run.versions),
+        written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        marks={family: Markup(style.mark(family)) for family in FAMILIES},
+        light=style.variables("light"),
+        dark=style.variables("dark"),
+    )
+
+
+def _table(run: Run) -> tuple[list[tuple[str, bool]], list[dict[str, Any]]]:
+    """Columns (name, whether numeric) and rows of the table: every arm of every study, then arms in none."""
+    several = len(run.studies) > 1
+    pairs: list[tuple[Study | None, Arm]] = [(study, arm) for study in run.studies for arm in study.arms]
+    shown = {arm.name for _, arm in pairs}
+    pairs += [(None, arm) for arm in run.arms if arm.name not in shown]
+    metrics = _metric_order(run, [arm for _, arm in pairs])
+    settings = {
+        "kl_weight": "KL weight",
+        "lora_scale": "LoRA scale",
+        "schedule": "schedule",
+        "k": "K",
+        "train_seed": "training seed",
+        "step": "training step",
+    }
+    columns = [("arm", False), *([("study", False)] if several else []), ("family", False)]
+    columns += [(metric_name(metric), True) for metric in metrics]
+    columns += [("optimal", False), ("P(optimal)", True), ("n", True), ("prompts", True), ("seeds", True)]
+    columns += [(text, key != "schedule") for key, text in settings.items()]
+    rows = []
+    for study, arm in pairs:
+        cells = [_cell(arm.label, arm.label), *([_cell(study.name if study else "–")] if several else [])]
+        cells.append(_cell(family_name(arm.family), list(FAMILIES).index(arm.family)))
+        cells += [_estimate(arm.metric(metric)) for metric in metrics]
+        cells.append(_cell(("yes" if arm.on_front else "no") if study else "–"))
+        cells.append(_estimate(Estimate(arm.front_probability)))
+        cells += [_setting(value or None) for value in (arm.n, arm.prompts, arm.seeds)]
+        cells += [_setting(arm.settings.get(key)) for key in settings]
+        rows.append({"family": arm.family, "name": arm.name, "cells": cells})
+    return columns, rows
+
+
+def _metric_order(run: Run, arms: list[Arm]) -> list[str]:
+    """Rewards and diversity first, then the rest in the order of their names."""
+    first: list[str | None] = []
+    for study in run.studies:
+        first += [study.reward, study.held_out]
+    first += [
+        "gold",
+        *(study.diversity for study in run.studies),
+        "pairwise",
+        "accuracy",
+        "accuracy_a",
+        "accuracy_b",
+        "path",
+    ]
+    present = {metric for arm in arms for metric in arm.metrics if math.isfinite(arm.metric(metric).value)}
+    return [m for m in dict.fromkeys(first) if m in present] + sorted(present - set(first))
+
+
+def _cell(text: str, key: Any = None) -> dict[str, Any]:
+    return {"text": text, "key": text if key is None else key}
+
+
+def _setting(value: Any) -> dict[str, Any]:
+    if value is None:
+        return _cell("–", "")
+    return _cell(f"{value:g}" if isinstance(value, float) else str(value))
+
+
+def _estimate(estimate: Estimate) -> dict[str, Any]:
+    if not math.isfinite(estimate.value):
+        return _cell("–", "")
+    return _cell(words.interval(estimate), estimate.value)
+
+
+def _cost(cost: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Predictions a (prompt, seed), shared and naive, and whatever else stands beside them."""
+    if not cost:
+        return None
+    shared, naive = cost.get("predictions"), cost.get("naive")
+    shown = {}
+    if isinstance(shared, int | float) and isinstance(naive, int | float) and naive > 0:
+        shown = {"shared": f"{shared:g}", "naive": f"{naive:g}", "saved": f"{100 * (1 - shared / naive):.0f} %"}
+    rest = {k: v for k, v in cost.items() if not (shown and k in ("predictions", "naive"))}
+    rest = {k.replace("_", " "): f"{v:,.4g}" if isinstance(v, float) else str(v) for k, v in rest.items()}
+    return {"shared": None, **shown, "rest": rest}
+
+
+def _check(check: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Counts of the dataset's check, and whether it is complete."""
+    if check is None:
+        return None
+    counts = {key: len(value) if isinstance(value, list | dict) else value for key, value in check.items()}
+    wrong = counts.get("missing") or counts.get("duplicate") or counts.get("expected") != counts.get("found")
+    return {"counts": {key.replace("_", " "): value for key, value in counts.items()}, "complete": not wrong}
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

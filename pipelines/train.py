@@ -1,0 +1,54 @@
+"""Training one adapter: a Ray Train `TorchTrainer` around the worker of `pipelines.training`.
+
+Everything random comes from (seed, step, index of the sample in the global batch), so a replayed step gives the same bits and any number
+of workers the same adapter. A worker that dies is replaced and goes on from the last checkpoint; the same command resumes a run that
+was interrupted, and is a no-op for one that is finished.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from pipelines import config as configuration
+from pipelines.config import Config
+from pipelines.layout import RunFiles, adapter_key
+
+
+def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
+    """Train the adapter of `config.train`, or finish what was begun; returns its folder. Ray must be connected.
+
+    `callbacks` are Ray Train's. Raises ray.train.TrainingFailedError where a worker fails more often than allowed.
+    """
+    files, key, settings = RunFiles(config.directory), adapter_key(config.train), config.train
+    storage = files.ray / "train"
+    TorchTrainer(
+        worker,
+        train_loop_config={"config": configuration.to_dict(config)},
+        scaling_config=ScalingConfig(
+            num_workers=settings.num_workers, resources_per_worker={"CPU": settings.cpus_per_worker}
+        ),
+        run_config=RunConfig(
+            name=key,
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=list(callbacks),
+        ),
+    ).fit()
+    # The adapter's record says from now on that this training is finished; its checkpoints would only take room.
+    shutil.rmtree(storage / key, ignore_errors=True)
+    return files.adapters / key
+
+
+def worker(loop_config: dict[str, Any]) -> None:
+    """What Ray Train runs in each worker."""
+    # Imported here, so that the processes that only launch and watch a training do not load the model's libraries.
+    from pipelines.training import run
+
+    run(configuration.from_dict(loop_config["config"]))

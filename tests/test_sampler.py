@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from models import tiny_with
+
+from aig import adapters
+from aig.sampler import Arm, Grid, Noise, Sampling, sample, sample_arms, to_uint8
+
+PUBLISHED = [
+    Arm("base", None, 1.0, "base"),
+    Arm("tuned", "a"),
+    *(Arm(schedule, "a", 1.0, schedule) for schedule in ("linear", "power:2", "power:4", "step:0.6")),
+]
+PROMPTS, SEEDS = ["a red star", "a blue heart", "a green cross"], [0, 1, 2]
+FEW = Sampling(steps=5, guidance=3.0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_with("a", "b")
+
+
+def test_the_published_arms_need_199_predictions_where_separate_loops_need_300(model):
+    cost = sample_arms(model, ["a red star"], [0], PUBLISHED, sampling=Sampling(steps=25, guidance=1.0, block=1)).cost
+    assert (cost.predictions, cost.naive) == (199, 300)
+
+
+def test_shared_trajectories_equal_separate_ones_bit_for_bit(model):
+    arms = [*PUBLISHED, Arm("half", "a", 0.5), Arm("b linear", "b", 1.0, "linear")]
+    together = sample_arms(model, PROMPTS, SEEDS, arms, sampling=FEW)
+    for arm in arms:
+        alone = sample_arms(model, PROMPTS, SEEDS, [arm], sampling=FEW)
+        assert torch.equal(together.latents[arm.name], alone.latents[arm.name]), arm.name
+
+
+def test_weight_zero_gives_the_base_image_and_weight_one_the_tuned_one_bit_for_bit(model):
+    arms = [Arm("zero", "a", 1.0, "constant:0"), Arm("one", "a", 1.0, "constant:1"), Arm("no lora", "a", 0.0, "tuned")]
+    images = {arm.name: sample(model, PROMPTS, arm, sampling=FEW) for arm in [*arms, *PUBLISHED[:2]]}
+    assert torch.equal(images["zero"], images["base"])
+    assert torch.equal(images["no lora"], images["base"])
+    assert torch.equal(images["one"], images["tuned"])
+    assert not torch.allclose(images["base"], images["tuned"], atol=1e-2)
+
+
+def test_the_base_arm_equals_a_model_that_never_had_an_adapter(model):
+    plain = sample(tiny_with(), PROMPTS, PUBLISHED[0], sampling=FEW)
+    assert torch.equal(sample(model, PROMPTS, PUBLISHED[0], sampling=FEW), plain)
+
+
+def test_one_forward_equals_two_passes(model):
+    one = sample_arms(model, PROMPTS, SEEDS, PUBLISHED, sampling=FEW)
+    two = sample_arms(model, PROMPTS, SEEDS, PUBLISHED, sampling=replace(FEW, passes=2))
+    assert two.cost.forwards > one.cost.forwards
+    for name, latents in one.latents.items():
+        assert (latents - two.latents[name]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("order", [[2, 0, 1], [1], [0, 2], [0, 1, 2, 0, 1, 2, 0, 1, 2, 1]])
+def test_an_image_depends_on_neither_batch_size_nor_order(model, order):
+    arms = [PUBLISHED[0], PUBLISHED[2], Arm("half", "a", 0.5)]
+    reference = sample_arms(model, PROMPTS, SEEDS, arms, sampling=FEW)
+    other = sample_arms(model, [PROMPTS[i] for i in order], [SEEDS[i] for i in order], arms, sampling=FEW)
+    for arm in arms:
+        assert torch.equal(other.latents[arm.name], reference.latents[arm.name][order])
+
+
+def test_an_image_does_not_depend_on_the_size_of_a_forward(model):
+    whole = sample_arms(model, PROMPTS, SEEDS, PUBLISHED, sampling=FEW)
+    chunked = sample_arms(model, PROMPTS, SEEDS, PUBLISHED, sampling=replace(FEW, max_rows=8))
+    assert chunked.cost.forwards > whole.cost.forwards
+    for name, latents in whole.latents.items():
+        assert torch.equal(latents, chunked.latents[name])
+
+
+def test_noise_depends_on_run_seed_prompt_and_seed_index_alone():
+    noise = Noise(["a", "b", "a"], [0, 0, 1], 7, (2, 3))
+    assert torch.equal(Noise(["a"], [1], 7, (2, 3)).initial()[0], noise.initial()[2])
+    assert torch.equal(noise.at_step(4), noise.at_step(4))
+    draws = [*noise.initial(), *noise.at_step(0), *Noise(["a"], [0], 8, (2, 3)).initial()]
+    assert all(not torch.equal(x, y) for i, x in enumerate(draws) for y in draws[:i])
+
+
+def test_stochastic_sampling_gives_every_arm_the_same_noise(model):
+    stochastic = replace(FEW, eta=1.0)
+    arms = [Arm("base", None, 1.0, "base"), Arm("zero", "a", 1.0, "constant:0")]
+    out = sample_arms(model, PROMPTS, SEEDS, arms, sampling=stochastic).latents
+    assert torch.equal(out["base"], out["zero"])
+    assert not torch.allclose(out["base"], sample_arms(model, PROMPTS, SEEDS, arms, sampling=FEW).latents["base"])
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_latents_equal_those_of_the_diffusers_pipeline(model, eta):
+    noise = Noise(PROMPTS, SEEDS, 0, model.latent_shape)
+    ours = sample_arms(model, PROMPTS, SEEDS, PUBLISHED[:1], sampling=Sampling(steps=5, guidance=3.0, eta=eta))
+    pipe = model.pipe
+    pipe.set_progress_bar_config(disable=True)
+    pipe.unet.disable_adapters()
+
+    class Replay:
+        """Stands in for the generator: hands out our noise step by step."""
+
+        step = 0
+
+    def replayed(shape, generator=None, device=None, dtype=None, layout=None):
+        Replay.step += 1
+        return noise.at_step(Replay.step - 1).to(dtype)
+
+    from diffusers.schedulers import scheduling_ddim
+
+    original, scheduling_ddim.randn_tensor = scheduling_ddim.randn_tensor, replayed
+    try:
+        theirs = pipe(PROMPTS, num_inference_steps=5, guidance_scale=3.0, eta=eta, latents=noise.initial(), output_type="latent").images
+    finally:
+        scheduling_ddim.randn_tensor = original
+        pipe.unet.enable_adapters()
+    assert (ours.latents["base"] - theirs).abs().max() < 1e-4 * theirs.abs().max()
+
+
+def test_path_length_is_zero_for_the_base_and_does_not_change_the_images(model):
+    plain = sample_arms(model, PROMPTS, SEEDS, PUBLISHED, sampling=FEW)
+    measured = sample_arms(model, PROMPTS, SEEDS, PUBLISHED, sampling=FEW, measure_path=True)
+    assert measured.path["base"].abs().max() == 0
+    assert measured.path["tuned"].min() > measured.path["power:4"].max() > 0
+    assert measured.cost.predictions > plain.cost.predictions
+    for name, latents in plain.latents.items():
+        assert torch.equal(latents, measured.latents[name])
+
+
+@pytest.mark.parametrize("i", [0, 2, 4])
+def test_path_scale_gives_the_kl_of_the_two_gaussian_transitions(model, i):
+    grid = Grid(model, Sampling(steps=5, guidance=1.0, eta=0.8))
+    x, v, w = (torch.randn(1, 3, dtype=torch.float64) for _ in range(3))
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    mean, other = grid.step(i, v, x, zero), grid.step(i, w, x, zero)
+    deviation = (grid.step(i, v, x, one) - mean)[0, 0]
+    ours = ((v - w).square().sum() * grid.eps_scale(i) * grid.path_scale(i)).item()
+    if deviation < 1e-6:  # the last step is deterministic
+        assert grid.path_scale(i) == 0
+        return
+    gaussians = [torch.distributions.Normal(m, deviation) for m in (mean, other)]
+    assert ours == pytest.approx(torch.distributions.kl_divergence(*gaussians).sum().item(), rel=1e-3)
+
+
+def test_bytes_are_rounded_to_nearest():
+    images = torch.tensor([0.0, 0.4999 / 255, 0.5001 / 255, 1.0, 1.2, -0.1]).view(1, 1, 1, 6).expand(1, 3, 1, 6)
+    assert to_uint8(images)[0, 0, :, 0].tolist() == [0, 0, 1, 255, 255, 0]
+
+
+def test_bad_arms_and_sampling_are_refused_with_their_reason(model):
+    with pytest.raises(ValueError, match="did you mean 'power'"):
+        Arm("x", "a", 1.0, "powr:2")
+    with pytest.raises(ValueError, match="lora_scale"):
+        Arm("x", "a", 1.5)
+    with pytest.raises(ValueError, match="needs an adapter"):
+        Arm("x", None, 1.0, "linear")
+    with pytest.raises(ValueError, match="distinct"):
+        sample_arms(model, PROMPTS, SEEDS, [PUBLISHED[0], PUBLISHED[0]])
+    with pytest.raises(ValueError, match="not loaded"):
+        sample_arms(model, PROMPTS, SEEDS, [Arm("x", "absent")])
+    with pytest.raises(ValueError, match="grammar"):
+        sample_arms(model, ["a zebra"], [0], PUBLISHED[:1])
+    with pytest.raises(ValueError, match=r"sampling\.steps"):
+        Sampling(steps=0, guidance=3.0)
+
+
+def test_an_arms_id_is_its_content_not_its_name():
+    assert Arm("x", "a", 0.5).id == Arm("y", "a", 0.5).id != Arm("x", "a", 0.25).id
+
+
+def test_routing_refuses_disabled_adapters_and_unknown_names(model):
+    x, embeddings = torch.zeros(1, 12, 16, 16), model.encode(["a red star"]).embeddings
+    with pytest.raises(ValueError, match="'misspelled' is not loaded"), adapters.routed(model.denoiser, ["misspelled"]):
+        model.denoiser(x, 500, embeddings)
+    model.denoiser.disable_adapters()
+    try:
+        with pytest.raises(RuntimeError, match="enable_adapters"), adapters.routed(model.denoiser, ["a"]):
+            model.denoiser(x, 500, embeddings)
+    finally:
+        model.denoiser.enable_adapters()
