@@ -45,6 +45,10 @@ METRICS = {
 """Names of metrics in words; a metric that is not here is shown by its own name."""
 
 
+ROLES = ("proxy", "held-out reward", "gold")
+"""What a reward on the x axis of a plane is to a study."""
+
+
 def family_name(family: str) -> str:
     """A family in words."""
     return "all arms" if family == "all" else FAMILIES.get(family, family)
@@ -191,6 +195,19 @@ class Study:
     def by_name(self) -> dict[str, Arm]:
         """Arms by name."""
         return {arm.name: arm for arm in self.arms}
+
+    def metric_of(self, role: str) -> str | None:
+        """The metric in one of ROLES, None where the study has no plane for it."""
+        metrics = {"proxy": self.reward, "held-out reward": self.held_out, "gold": "gold"}
+        return metrics[role] if metrics[role] in self.planes else None
+
+    def role_of(self, metric: str) -> str:
+        """A metric's role in this study in words; its own name if it has none."""
+        return next((role for role in ROLES if self.metric_of(role) == metric), metric_name(metric))
+
+    def size(self, family: str) -> int:
+        """How many arms a family has of its own, base and tuned not counted; all arms for "all"."""
+        return sum(family in ("all", arm.family) for arm in self.arms)
 
     @property
     def families(self) -> list[str]:

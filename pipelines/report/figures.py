@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from pipelines.report import labels, style
-from pipelines.report.data import FAMILIES, Difference, Estimate, Run, Study, family_name, sample
+from pipelines.report.data import FAMILIES, ROLES, UNKNOWN, Difference, Estimate, Run, Study, family_name, sample
 from pipelines.report.drawing import Drawing, legend, reward_axis
 from pipelines.report.style import INK, MARK, MARKER, MUTED, TEXT
 from pipelines.report.words import comparisons
@@ -26,6 +26,9 @@ CURVES = {
     "kl": "KL to base",
 }
 """Columns of curves/*.jsonl that are drawn, and their names."""
+
+
+_Row = tuple[str, Estimate | None, str, str, bool]  # name, estimate, colour, marker, filled
 
 
 def hypervolume_panels(study: Study) -> list[Drawing]:
@@ -59,30 +62,35 @@ def reference(study: Study) -> str:
 
 
 def overview(run: Run) -> Drawing | None:
-    """AIG less each other family in every study; None if nothing was compared."""
-    rows: list[tuple[str, Estimate | None, str, str, bool]] = []
+    """AIG less each other family in every study, by each reward in a column; None if nothing was compared."""
+    roles = [role for role in ROLES if any(study.metric_of(role) for study in run.studies)]
+    columns: list[list[_Row]] = [[] for _ in roles]
     for study in run.studies:
-        rows.append((study.title, None, INK, "", False))
-        for difference in comparisons(study.plane.differences):
-            other = difference.b
-            color, marker = MARK.get(other, INK), MARKER.get(other, "o")
-            rows.append(
-                (f"AIG − {family_name(other)}", difference.estimate, color, marker, difference.estimate.sign != 0)
-            )
-    if len(rows) == len(run.studies):
+        others = [difference.b for difference in comparisons(study.plane.differences)]
+        for role, rows in zip(roles, columns, strict=True):
+            metric = study.metric_of(role)
+            found = {d.b: d.estimate for d in comparisons(study.planes[metric].differences)} if metric else {}
+            rows.append((study.title, None, INK, "", False))
+            for other in others:
+                estimate = found.get(other, UNKNOWN)
+                color, marker = MARK.get(other, INK), MARKER.get(other, "o")
+                rows.append((f"AIG − {family_name(other)}", estimate, color, marker, estimate.sign != 0))
+    height = len(columns[0])
+    if height == len(run.studies):
         return None
-    figure, ax = style.canvas(
-        9.6,
-        1.6 + 0.24 * len(rows),
-        left=0.4 + 0.074 * max(len(row[0]) for row in rows),
-        top=0.45,
-        bottom=style.FOOT + 0.1,
-    )
+    left = 0.4 + 0.074 * max(len(row[0]) for row in columns[0])
+    margins: dict[str, Any] = {"left": left, "top": 0.75, "bottom": style.FOOT + 0.1, "between": (0.3, 0.0)}
+    shape = (left + 2.6 * len(roles), 1.9 + 0.22 * height, 1, len(roles))
+    figure, axes = style.canvas(*shape, squeeze=False, sharex=True, **margins)
     note = f"{run.prompts} prompts × {run.seeds} seeds; {run.percent} intervals over prompts; filled: excludes zero."
     apart = style.annotate(figure, "AIG against the other families", note, ())
-    _dots(ax, rows, len(rows))
-    ax.axvline(0, color=MUTED, linewidth=1)
-    ax.set_xlabel("difference in hypervolume (right of zero: AIG is ahead)")
+    for ax, role, rows in zip(axes[0], roles, columns, strict=True):
+        _dots(ax, rows, height)
+        ax.axvline(0, color=MUTED, linewidth=1)
+        ax.set_title(f"{role} × diversity")
+        if ax is not axes[0][0]:
+            ax.set_yticklabels([])
+    axes[0][0].set_xlabel("difference in hypervolume (right of zero: AIG is ahead)", loc="left")
     return Drawing(figure, apart)
 
 
@@ -184,7 +192,7 @@ def _differences(ax: Axes, study: Study, height: int) -> None:
     ax.set_title("difference (filled: excludes zero)")
 
 
-def _dots(ax: Axes, rows: Sequence[tuple[str, Estimate | None, str, str, bool]], height: int) -> None:
+def _dots(ax: Axes, rows: Sequence[_Row], height: int) -> None:
     """A row for each estimate: a dot with its interval, filled or open; a row without an estimate is a heading."""
     for y, (_, estimate, color, marker, filled) in enumerate(rows):
         if estimate is None:

@@ -115,7 +115,7 @@ def _section(run: Run, study: Study, grid: images.Grid | None, folder: Path) -> 
             _svg(panel, f"{name}-hv-{i}", f"Hypervolumes and their differences: {study.title}")
             for i, panel in enumerate(figures.hypervolume_panels(study))
         ],
-        "volumes": [(family_name(f), v) for f, v in study.plane.hypervolume.items()],
+        "volumes": [(family_name(f), study.size(f), v) for f, v in study.plane.hypervolume.items()],
         "differences": figures.ordered_differences(study.plane.differences),
         "reference": figures.reference(study),
         "lines": lines,
@@ -150,13 +150,15 @@ def _render(run: Run, sections: list[dict[str, Any]], overview: str | None) -> s
     environment.filters["family"] = family_name
     environment.filters["metric"] = metric_name
     columns, rows = _table(run)
+    leading = [study for study in run.studies if not run.mean_of(study)]
     return environment.get_template("page.html.j2").render(
         run=run,
         name=run.directory.resolve().name,
         sections=sections,
         overview=Markup(overview) if overview else None,
         caveats=words.caveats(run),
-        summary=words.summary([study for study in run.studies if not run.mean_of(study)]),
+        summary=words.summary(leading),
+        elsewhere=words.summaries_elsewhere(leading),
         images=spread([arm.n for study in run.studies for arm in study.arms]),
         train_seeds=sorted({seed for study in run.studies for seed in study.train_seeds}),
         columns=columns,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.report.data import Arm, Claim, Difference, Estimate, Plane, Run, Study, family_name, metric_name
+from pipelines.report.data import ROLES, Arm, Claim, Difference, Estimate, Run, Study, family_name
 
 _VERBS = {
     "rises": ("rise", 1),
@@ -86,26 +86,22 @@ def comparisons(differences: Sequence[Difference], family: str = "aig") -> list[
     return mine + [Difference(family, d.a, -d.estimate) for d in differences if d.b == family]
 
 
-def verdict(plane: Plane, name: str) -> list[Sentence]:
-    """Where AIG's front has more hypervolume than another family's on a plane, where less, and where neither is ahead.
-
-    name: the plane's reward in words.
-    """
+def verdict(study: Study, metric: str) -> list[Sentence]:
+    """Where AIG's front has more hypervolume than another family's on a metric's plane, where less, where neither."""
     sentences = []
-    for difference in comparisons(plane.differences):
-        other, shown = family_name(difference.b), interval(difference.estimate, plus=True)
-        where = f"On {name} × diversity AIG"
+    for difference in comparisons(study.planes[metric].differences):
+        other, where = family_name(difference.b), f"On {study.role_of(metric)} × diversity AIG"
+        sizes = f"{study.size(difference.a)} arms against {study.size(difference.b)}"
+        shown = f"{interval(difference.estimate, plus=True)} in hypervolume, {sizes}"
         if not difference.estimate.known:
             sentences.append(Sentence(f"{where} was not measured against {other}.", "open", "not measured"))
         elif difference.estimate.sign > 0:
-            text = f"{where} beats {other}: {shown} in hypervolume."
-            sentences.append(Sentence(text, "yes", "AIG ahead"))
+            sentences.append(Sentence(f"{where} beats {other}: {shown}.", "yes", "AIG ahead"))
         elif difference.estimate.sign < 0:
-            text = f"{where} does not beat {other} but loses to it: {shown} in hypervolume."
-            sentences.append(Sentence(text, "no", "AIG behind"))
+            sentences.append(Sentence(f"{where} does not beat {other} but loses to it: {shown}.", "no", "AIG behind"))
         else:
-            text = f"{where} does not clearly beat {other}: {shown} in hypervolume; the interval covers zero"
-            sentences.append(Sentence(f"{text}, so neither is ahead.", "open", "undecided"))
+            text = f"{where} does not clearly beat {other}: {shown}; the interval covers zero, so neither is ahead."
+            sentences.append(Sentence(text, "open", "undecided"))
     return sentences
 
 
@@ -117,7 +113,7 @@ def best_arms(study: Study, metric: str) -> Sentence | None:
         return None
     best = max(measured, key=lambda arm: arm.metric(metric).value)
     ours = max(guided, key=lambda arm: arm.metric(metric).value)
-    text = f"Highest mean of {metric_name(metric)}: {arm_name(best)} with {interval(best.metric(metric))}"
+    text = f"Highest mean of {study.role_of(metric)}: {arm_name(best)} with {interval(best.metric(metric))}"
     if best is not ours:
         text += f"; AIG's best is {arm_name(ours)} with {interval(ours.metric(metric))}"
     for arm in measured:
@@ -135,9 +131,8 @@ def arm_name(arm: Arm) -> str:
 def study_sentences(study: Study) -> list[Sentence]:
     """All that is said about a study, most important first."""
     sentences = [claim_sentence(claim) for claim in study.claims]
-    names = {study.reward: "proxy"}
-    for metric, plane in study.planes.items():
-        said = verdict(plane, names.get(metric, metric_name(metric)))
+    for metric in study.planes:
+        said = verdict(study, metric)
         if not said and metric == study.reward:
             said = [Sentence("AIG was not compared with another family.", "open", "not measured")]
         sentences += said
@@ -166,19 +161,27 @@ def headline(study: Study, metric: str | None = None) -> str:
 def headline_elsewhere(study: Study) -> list[str]:
     """The same for the planes of rewards that were not trained on."""
     others = [metric for metric in study.planes if metric != study.reward]
-    return [f"With {metric_name(metric)} in the proxy's place, {headline(study, metric)}" for metric in others]
+    return [f"With {study.role_of(metric)} in the proxy's place, {headline(study, metric)}" for metric in others]
 
 
-def summary(studies: Sequence[Study]) -> str:
-    """In how many of several studies AIG clearly beats each other family, and in how many it clearly loses to it."""
+def summary(studies: Sequence[Study], role: str = "proxy") -> str:
+    """In how many studies AIG clearly beats each other family by a reward, and in how many it clearly loses to it."""
     signs: dict[str, list[int]] = {}
-    for difference in (d for study in studies for d in comparisons(study.plane.differences)):
-        signs.setdefault(family_name(difference.b), []).append(difference.estimate.sign)
+    for study in studies:
+        metric = study.metric_of(role)
+        for difference in comparisons(study.planes[metric].differences) if metric else ():
+            signs.setdefault(family_name(difference.b), []).append(difference.estimate.sign)
     if not signs:
         return "AIG was not compared with another family"
     beats = _list([f"{name} in {found.count(1)} of {len(found)}" for name, found in signs.items()], "and")
     loses = _list([f"{name} in {found.count(-1)}" for name, found in signs.items()], "and")
     return f"AIG clearly beats {beats} settings; it clearly loses to {loses}"
+
+
+def summaries_elsewhere(studies: Sequence[Study]) -> list[str]:
+    """The same for rewards that were not trained on."""
+    roles = [role for role in ROLES[1:] if any(study.metric_of(role) for study in studies)]
+    return [f"With {role} in the proxy's place, {summary(studies, role)}" for role in roles]
 
 
 def tuning_headline(study: Study) -> str:
