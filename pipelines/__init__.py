@@ -1,1 +1,1 @@
-"""The application: `python -m pipelines COMMAND` trains, sweeps, evaluates and reports, as thin Ray shells around `aig`."""
+"""The application, `python -m pipelines COMMAND`: thin Ray shells around `aig`."""

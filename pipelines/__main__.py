@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pipelines import config as configuration
 from pipelines.config import Config, ConfigError
-from pipelines.progress import stage
+from pipelines.progress import root_cause, stage
 
 if TYPE_CHECKING:
     from aig.models import Model
@@ -25,7 +26,10 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
 class Session:
-    """One invocation: its configuration, the command as it was typed, the seconds of its stages; what it holds, it lets go at its end."""
+    """One invocation: its configuration, the command as it was typed, the seconds of its stages.
+
+    What it holds, the run's directory and Ray, it lets go at its end.
+    """
 
     def __init__(self, config: Config, command: str) -> None:
         self.config, self.command = config, command
@@ -51,6 +55,15 @@ class Session:
                 f"another process is working in {path.parent}: wait for it, or choose another run.name"
             ) from None
 
+    def claim_existing(self) -> None:
+        """The same for a command that works on what others left."""
+        if not (self.config.directory / configuration.CONFIG_FILE).exists():
+            raise ConfigError(
+                f"there is no run in {self.config.directory}: run `python -m pipelines sweep`, then evaluate, with the "
+                "same configuration first"
+            )
+        self.claim()
+
     def connect(self) -> Cluster:
         """Ray, connected or started when it is first needed: a run with nothing left to do needs none."""
         from pipelines.cluster import connected
@@ -58,9 +71,8 @@ class Session:
         if self.cluster is None:
             self.cluster = cluster = self.ray.enter_context(connected(self.config.ray))
             dashboard = f", dashboard at {cluster.dashboard}" if cluster.dashboard else ""
-            print(
-                f"Ray: {cluster.cpus:g} logical CPUs, {'started here' if cluster.started else 'running already'}{dashboard}"
-            )
+            where = "started here" if cluster.started else "running already"
+            print(f"Ray: {cluster.cpus:g} logical CPUs, {where}{dashboard}")
         return self.cluster
 
     def disconnect(self) -> None:
@@ -72,13 +84,13 @@ class Session:
 
 
 def run_train(session: Session) -> None:
-    from pipelines import check, study
-    from pipelines.layout import RunFiles, adapter_key
-    from pipelines.progress import trainings
-    from pipelines.train import train
-
     config = session.config
     with stage("check", session.seconds):
+        from pipelines import check, study
+        from pipelines.layout import RunFiles, adapter_key
+        from pipelines.progress import trainings
+        from pipelines.train import train
+
         check.check_training(config, sweep=False)
     session.claim()
     files, key = RunFiles(config.directory), adapter_key(config.train)
@@ -92,25 +104,25 @@ def run_train(session: Session) -> None:
 
 
 def run_sweep(session: Session) -> None:
-    from pipelines import check
-
     with stage("check", session.seconds):
+        from pipelines import check
+
         check.check_training(session.config, sweep=True)
     session.claim()
     do_sweep(session)
 
 
 def do_sweep(session: Session) -> None:
-    from tune.sweep import sweep, table
-
     with stage("sweep", session.seconds):
+        from tune.sweep import sweep, table
+
         print(table(sweep(session.config, session.connect)))
 
 
 def run_evaluate(session: Session) -> None:
-    from pipelines import check
-
     with stage("check", session.seconds):
+        from pipelines import check
+
         model = check.check_evaluation(session.config, trained=True)
     session.claim()
     do_generate(session, model)
@@ -118,17 +130,17 @@ def run_evaluate(session: Session) -> None:
 
 
 def do_generate(session: Session, model: Model) -> None:
-    from pipelines.generate import generate
-
     with stage("generate", session.seconds):
+        from pipelines.generate import generate
+
         generate(session.config, session.connect, model.defaults)
 
 
 def do_measure(session: Session, model: Model) -> None:
-    from pipelines.generate import read
-    from pipelines.measure import measure
-
     with stage("measure", session.seconds):
+        from pipelines.generate import read
+        from pipelines.measure import measure
+
         images = read(session.config, model.defaults, without=["image"])
         counts = {name: getattr(images, name) for name in ("found", "expected", "missing", "duplicate")}
         print("Images: {found} of {expected} found, {missing} missing, {duplicate} duplicate.".format(**counts))
@@ -136,36 +148,36 @@ def do_measure(session: Session, model: Model) -> None:
 
 
 def run_front(session: Session) -> None:
-    session.claim()
+    session.claim_existing()
     do_front(session)
 
 
 def do_front(session: Session) -> None:
-    from pipelines.front import summary, write_front
-
     with stage("front", session.seconds):
+        from pipelines.front import summary, write_front
+
         path = write_front(session.config)
     print(summary(path))
     print(f"Front: {path}")
 
 
 def run_report(session: Session) -> None:
-    session.claim()
+    session.claim_existing()
     do_report(session)
 
 
 def do_report(session: Session) -> None:
-    from pipelines.report import write_report
-
     with stage("report", session.seconds):
+        from pipelines.report import write_report
+
         path = write_report(session.config.directory)
     print(f"Report: {path}")
 
 
 def run_demo(session: Session) -> None:
-    from pipelines import check
-
     with stage("check", session.seconds):
+        from pipelines import check
+
         model = check.check_training(session.config, sweep=True)
         check.check_evaluation(session.config, model, trained=False)
     session.claim()
@@ -194,12 +206,12 @@ COMMANDS = {
     ),
     "sweep": Command(
         run_sweep, "train an adapter for every setting of sweep.*",
-        "Train an adapter for every reward, K, KL weight and training seed of sweep.*; finished ones are not trained again.",
+        "Train an adapter for every reward, K, KL weight and training seed of sweep.*; finished ones are left alone.",
     ),
     "evaluate": Command(
         run_evaluate, "draw and score every arm's images, and measure them",
-        "Draw every arm (base, tuned, early stops, KL weights, LoRA scales, AIG schedules) on the same prompts and noise, score the "
-        "images and measure reward and diversity. Needs the sweep's adapters.",
+        "Draw every arm (base, tuned, early stops, KL weights, LoRA scales, AIG schedules) on the same prompts and "
+        "noise, score the images and measure reward and diversity. Needs the sweep's adapters.",
     ),
     "front": Command(
         run_front, "find the Pareto fronts and their intervals",
@@ -237,7 +249,7 @@ class Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     top = Parser(
         prog="python -m pipelines",
-        description="Tune a text-to-image model to a reward, guide it between base and tuned, and draw the Pareto front.",
+        description="Tune a text-to-image model to a reward, guide it between base and tuned, draw the Pareto front.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -278,17 +290,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 where a worker failed, 2 for bad input, 130 after Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
     command = shlex.join(["python", "-m", "pipelines", *argv])
-    debug = "--debug" in argv
+    debug, begun = "--debug" in argv, time.monotonic()
     try:
         arguments = parse(argv)
         config = configuration.load(arguments.preset, arguments.config, arguments.overrides)
         configuration.check_directory(config)
         with Session(config, command) as session:
             COMMANDS[arguments.command].run(session)
-        total = sum(session.seconds.values())
-        if len(session.seconds) > 1:
-            stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in session.seconds.items())
-            print(f"Done in {total:.0f} s: {stages}. Run directory: {config.directory}")
+        stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in session.seconds.items())
+        print(f"Done in {time.monotonic() - begun:.0f} s: {stages}. Run directory: {config.directory}")
         return 0
     except KeyboardInterrupt:
         print(f"\ninterrupted: nothing is lost but the last minutes; resume with: {command}", file=sys.stderr)
@@ -303,15 +313,10 @@ def explain(error: Exception) -> int:
     """One line on stderr, and the exit code: what the user can mend is bad input, the rest a failure."""
     remote = any(kind.__module__.startswith("ray.") for kind in type(error).__mro__)
     if isinstance(error, (ValueError, OSError)) and not remote:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
-    print(f"failed: {type(error).__name__}: {one_line(error)} (--debug shows where)", file=sys.stderr)
+    print(f"failed: {root_cause(error)} (--debug shows where)", file=sys.stderr)
     return FAILED
-
-
-def one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 600 else f"{text[:300]} ... {text[-300:]}"
 
 
 if __name__ == "__main__":

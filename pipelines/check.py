@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import diffusers
 import transformers
+from safetensors import SafetensorError, safe_open
 
 from aig import adapters, models, rewards, schedules
 from aig.metrics import features
@@ -20,9 +22,9 @@ from pipelines.training import draft_config
 
 
 def check_training(config: Config, *, sweep: bool) -> Model:
-    """Load and try out what `config.train`, or every training of the sweep, needs; ValueError names what is wrong and the fix.
+    """Load and try out what `config.train`, or every training of the sweep, needs; returns the model.
 
-    Returns the model.
+    ValueError names what is wrong and the fix.
     """
     model = _model(config)
     wanted = layout.trainings(config) if sweep else [config.train]
@@ -34,7 +36,8 @@ def check_training(config: Config, *, sweep: bool) -> Model:
             draft_config(replace(config, train=train), model)
     if config.train.num_workers > config.train.batch:
         raise ConfigError(
-            f"train.num_workers is {config.train.num_workers} and train.batch {config.train.batch}: give each worker an image"
+            f"train.num_workers is {config.train.num_workers} and train.batch {config.train.batch}: "
+            "give each worker an image"
         )
     prompts = study.resolve_prompts(config.train.prompts, "train.prompts")
     with _named("train.prompts"):
@@ -45,9 +48,9 @@ def check_training(config: Config, *, sweep: bool) -> Model:
 
 
 def check_evaluation(config: Config, model: Model | None = None, *, trained: bool) -> Model:
-    """Load and try out what the evaluation needs, with `trained` the adapters too; ValueError names what is wrong and the fix.
+    """Load and try out what the evaluation needs, with `trained` the adapters too; returns the model.
 
-    Returns the model.
+    ValueError names what is wrong and the fix.
     """
     evaluate = config.evaluate
     for key in ("schedules", "kl_schedules"):
@@ -63,8 +66,10 @@ def check_evaluation(config: Config, model: Model | None = None, *, trained: boo
         model.encode(study.resolve_prompts(evaluate.prompts, "evaluate.prompts"))
     _check_scores(config)
     if trained:
-        for arm in study.all_arms(config):
-            adapter_digest(config, arm.arm.adapter)
+        for name in dict.fromkeys(arm.arm.adapter for arm in study.all_arms(config)):
+            adapter_digest(config, name)
+            if name is not None:
+                _check_readable(RunFiles(config.directory).adapters / name / adapters.WEIGHTS)
         _check_adapters(config, layout.trainings(config))
     return model
 
@@ -75,7 +80,16 @@ def _model(config: Config) -> Model:
         library.set_verbosity_error()
         library.disable_progress_bar()
     with _named("model.name"):
-        model = models.load(config.model.name)
+        try:
+            model = models.load(config.model.name)
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # what diffusers and torch raise for files that are cut off or do not fit
+            raise ConfigError(
+                f"model.name: {config.model.name} cannot be loaded ({error}): its weights are corrupt or do not fit; "
+                "save the pipeline again, or give another model"
+            ) from error
     with _named("model"):
         study.resolve_sampling(config, model.defaults)
     return model
@@ -115,6 +129,16 @@ def _check_adapters(config: Config, trainings: list) -> None:
                     f"{folder}: this adapter was made by another configuration or for other model weights "
                     f"({_difference(found, wanted)}): delete the folder to train it again, or choose another run.name"
                 )
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        with safe_open(path, "pt"):
+            return
+    except SafetensorError as error:
+        raise ConfigError(
+            f"{path}: the adapter's weights are corrupt ({error}): delete the folder and train it again"
+        ) from error
 
 
 def _difference(found: dict, wanted: dict, prefix: str = "") -> str:

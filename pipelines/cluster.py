@@ -1,12 +1,14 @@
-"""Connecting to Ray: a running cluster where there is one, else a local one sized to the machine and stopped again at the end."""
+"""Connecting to Ray: a running cluster, or a local one of the machine's size that is stopped at the end."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,14 +21,14 @@ from ray._private.utils import read_ray_address
 from pipelines import config as configuration
 
 ROOT = Path(__file__).resolve().parents[1]
-# Ray Data's resume and a pool beside a driver hang silently on 2 logical CPUs; the operating system shares cores among these.
+# Ray Data's resume and a pool beside a driver hang silently on 2 logical CPUs; the system shares the cores among these.
 LEAST_CPUS = 4
 # A Train controller looks at its workers this often: a report waits for it, and so does a finished run.
 POLL_SECONDS = "0.5"
 
-# For a local cluster only. A machine that is not rented is not taken away, and watching for it costs a process a training. Train and
-# Data start more processes at once than this machine has cores, and Data's actors are restarted by other means than the one that Ray's
-# core warns about at each start: without these the terminal fills with warnings.
+# For a local cluster only. A machine that is not rented is not taken away, and watching for it costs a process a
+# training. Train and Data start more processes at once than there are cores, and Data passes its actors arguments in a
+# way that Ray's core calls an error: without these the terminal fills with warnings. The environment goes before.
 LOCAL = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_worker_maximum_startup_concurrency": "16",
@@ -47,8 +49,9 @@ class Cluster:
 
 @contextmanager
 def connected(settings: configuration.Ray) -> Iterator[Cluster]:
-    """Connect for the length of the context. A cluster that was started here is stopped at its end, also on Ctrl-C; another is left alone.
+    """Connect for the length of the context.
 
+    A cluster that was started here is stopped at the end, also on Ctrl-C; another is left alone.
     Raises ConfigError for an address where no cluster answers.
     """
     if ray.is_initialized():
@@ -63,25 +66,26 @@ def connected(settings: configuration.Ray) -> Iterator[Cluster]:
         yield Cluster(cpus, address is None, dashboard)
     finally:
         # For a cluster of someone else this ends our connection, and with it our actors, and nothing more.
-        ray.shutdown()
+        with _uninterrupted():
+            ray.shutdown()
 
 
 def quiet() -> None:
-    """Keep Ray's own chatter off the terminal: progress is shown by `pipelines.progress`; warnings and errors stay."""
+    """Keep Ray's own chatter off the terminal: progress is shown by `pipelines.progress`."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
     # The first Ctrl-C is ours: Tune's own handler would wait for every trial to save itself.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     for name in ("ray.tune", "ray.train", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # their errors reach us as exceptions, and are told then
 
 
 def _address(settings: configuration.Ray) -> str | None:
     """Where a cluster runs; None where one has to be started."""
     if settings.address == "local":
         return None
-    # `ray.init("auto")` would also take any private Ray of another program on this machine; this is what `ray start` left.
+    # `ray.init("auto")` would take any private Ray of another program, too; this is what `ray start` left.
     address = settings.address or os.environ.get("RAY_ADDRESS") or read_ray_address(None)
     if address in (None, "auto"):
         return None
@@ -118,8 +122,21 @@ def _start(settings: configuration.Ray) -> Any:
 
 
 @contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A second Ctrl-C would leave processes behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
 def _without_line(text: str) -> Iterator[None]:
-    """Hold back what is written to stderr, by Ray's core too, and give it out at the end but for lines with this text."""
+    """Hold back what is written to stderr, by Ray's core too; give it out at the end without lines with this text."""
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as held:
@@ -142,5 +159,5 @@ def _join(address: str) -> Any:
         return ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         raise configuration.ConfigError(
-            f"ray.address: no Ray cluster answers at {address}: check ray.address and RAY_ADDRESS, or use ray.address=local"
+            f"ray.address: no Ray cluster answers at {address}: check it and RAY_ADDRESS, or take ray.address=local"
         ) from error

@@ -1,4 +1,4 @@
-"""The configuration of a run: frozen, typed, checked at construction; presets, a YAML file and overrides make it, in this order."""
+"""The configuration of a run: frozen, typed, checked at construction; made of a preset, a YAML file and overrides."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ class Sweep(Section):
         _distinct("sweep", self, ("rewards", "ks", "kl_weights", "train_seeds"))
         if 0 not in self.kl_weights:
             raise ConfigError(
-                f"sweep.kl_weights is {list(self.kl_weights)}: include 0, the unregularized adapter that the other arms start from"
+                f"sweep.kl_weights is {list(self.kl_weights)}: include 0, the adapter that other arms need"
             )
 
 
@@ -196,7 +196,7 @@ class Evaluate(Section):
     early_stops: tuple[int, ...] | None = number(None, 1)
     """Training steps whose snapshots are arms; null takes every snapshot, [] none."""
     path: bool = True
-    """Whether to measure each image's path length to the base, which costs predictions of the base at the arms' own states."""
+    """Whether to measure each image's path length to the base, which costs predictions of the base."""
     group: int = number(8, 1)
     """Images of one prompt and arm that are made together; a file of the dataset holds them for all arms."""
     block: int = number(8, 1)
@@ -234,7 +234,7 @@ class Front(Section):
 @dataclass(frozen=True)
 class Ray(Section):
     address: str | None = field(default=None, metadata=EXECUTION)
-    """A cluster's address, `local` for a new one; null asks RAY_ADDRESS, then a cluster on this machine, then starts one."""
+    """A cluster's address, `local` for a new one; null takes RAY_ADDRESS or this machine's cluster, or starts one."""
     num_cpus: int | None = number(None, 1, **EXECUTION)
     """Logical CPUs of a local cluster; null takes the machine's, at least 4."""
     object_store_mb: int = number(300, 80, **EXECUTION)
@@ -267,7 +267,10 @@ class Config:
 
 
 def load(preset: str | None = None, file: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a preset, under a YAML file, under `section.key=value` overrides; ConfigError names what is wrong."""
+    """A preset, with what a YAML file sets over it, and `section.key=value` overrides over both.
+
+    ConfigError names what is wrong and the fix.
+    """
     values: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     if preset is not None:
         _merge(values, _read_yaml(_preset_path(preset)), f"preset {preset}")
@@ -303,7 +306,10 @@ def to_yaml(config: Config) -> str:
 
 
 def check_directory(config: Config) -> Path:
-    """The run's directory, which is new, empty or this run's own and can be written; ConfigError where it is not. Writes nothing."""
+    """The run's directory, which is new, empty or this run's own, and can be written; nothing is written yet.
+
+    ConfigError where it is something else.
+    """
     path = config.directory
     made = path / CONFIG_FILE
     try:
@@ -374,8 +380,8 @@ def _check_same_run(config: Config, made: Path) -> None:
     ]
     if differing:
         raise ConfigError(
-            f"run {config.run.name!r} in {made.parent.parent} was made with {'; '.join(differing)}: choose another run.name, "
-            "or give the same configuration to resume it"
+            f"run {config.run.name!r} in {made.parent.parent} was made with {'; '.join(differing)}: "
+            "choose another run.name, or give the same configuration to resume it"
         )
 
 

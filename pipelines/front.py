@@ -1,8 +1,8 @@
 """Pareto fronts of every study, with intervals, written to `front.json`.
 
-Reward on x, diversity on y, both up. The unit is the prompt, resampled for all arms at once. Hypervolumes start at the least of the arms'
-means and are in units of their range, both written beside them. Each family (KL, LoRA scale, AIG, early stops) has the base and the tuned
-model as its end points, since every one of them reaches both.
+Reward on x, diversity on y, both up. The unit is the prompt, resampled for all arms at once. Hypervolumes start at the
+least of the arms' means and are in units of their range, both written beside them. Each family (KL, LoRA scale, AIG,
+early stops) has the base and the tuned model as its end points, since every one of them reaches both.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _study(config: Config, single: Study, table: Table, measured: dict[str, dict
 
 
 def families(single: Study) -> dict[str, list[int]]:
-    """Indices of each family's arms with the base and the tuned model; families without arms of their own are left out."""
+    """Indices of each family's arms with the base and the tuned model; a family without arms of its own is left out."""
     ends = [a for a, arm in enumerate(single.arms) if arm.family in ("base", "tuned")]
     own = {
         f: [a for a, arm in enumerate(single.arms) if arm.family == f] for f in ("kl", "lora", "aig", "early", "mix")
@@ -164,8 +164,8 @@ def _claims(
 def gold_from_peak(config: Config, single: Study, table: Table) -> tuple[float, float, float]:
     """Gold of the tuned model less gold at its peak along training: estimate, low, high.
 
-    The best of many snapshots on the same prompts looks better than it is. So the peak is chosen on one half of the prompts and measured on
-    the other, both ways round, and the prompts' differences are resampled.
+    The best of many snapshots on the same prompts looks better than it is. So the peak is chosen on one half of the
+    prompts and measured on the other, both ways round, and the prompts' differences are resampled.
     """
     rows = [arm.arm.name for arm in single.arms if arm.family in ("base", "early", "tuned")]
     gold = table.rows(rows)[GOLD]  # (snapshots, prompts)

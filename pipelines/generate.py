@@ -1,8 +1,9 @@
 """The images of every arm: a Ray Data plan from groups of (prompt, seeds) through generators and scorers into parquet.
 
-A unit of work is one prompt with some of its seeds, for all arms at once, so that arms share their common trajectories. Each unit becomes one
-file, named by a hash of everything that its content depends on, written beside and moved into place whole. So the same command
-continues where it was stopped, and the files that are there say what is done; no other record exists that could disagree with them.
+A unit of work is one prompt with some of its seeds, for all arms at once, so that arms share their common trajectories.
+Each unit becomes one file, named by a hash of everything that its content depends on, written beside and moved into
+place whole. So the same command continues where it was stopped, and the files that are there say what is done; no other
+record exists that could disagree with them.
 """
 
 from __future__ import annotations
@@ -94,7 +95,8 @@ def adapter_digest(config: Config, name: str | None) -> str | None:
 def generate(config: Config, connect: Callable[[], Cluster], model_defaults: models.Sampling) -> int:
     """Make and score every image that is not there yet; returns how many units were made.
 
-    `connect` connects to Ray, and is called where something is left to make. Raises ConfigError where the actors need more than the cluster has.
+    `connect` connects to Ray, and is called where something is left to make. Raises ConfigError where the actors need
+    more than the cluster has.
     """
     files = RunFiles(config.directory)
     wanted = units(config, model_defaults)
@@ -118,8 +120,8 @@ def pool_sizes(config: Config, cluster: Cluster) -> int:
     room = int((cluster.cpus - taken + 1e-6) / evaluate.generator_cpus)
     if room < 1:
         raise ConfigError(
-            f"evaluation needs {taken + evaluate.generator_cpus:g} CPUs for one generator and the scorers, and the cluster has "
-            f"{cluster.cpus:g}: lower evaluate.generator_cpus or evaluate.scorer_cpus, or raise ray.num_cpus"
+            f"evaluation needs {taken + evaluate.generator_cpus:g} CPUs for one generator and the scorers, and the "
+            f"cluster has {cluster.cpus:g}: lower evaluate.generator_cpus or scorer_cpus, or raise ray.num_cpus"
         )
     return min(room, evaluate.generators)
 
@@ -291,7 +293,8 @@ class Images:
         """ConfigError where images are missing."""
         if self.missing:
             raise ConfigError(
-                f"{self.missing} of {self.expected} images are missing: run `python -m pipelines evaluate` with the same configuration"
+                f"{self.missing} of {self.expected} images are missing: run `python -m pipelines evaluate` with the "
+                "same configuration"
             )
 
 

@@ -78,7 +78,7 @@ def snapshot_steps(config: Config) -> list[int]:
 
 
 def adapter_folders(config: Config) -> list[tuple[str, int]]:
-    """Names and steps of every folder that the training `config.train` leaves: its snapshots, then the adapter itself."""
+    """Names and steps of the folders that the training `config.train` leaves: snapshots, then the adapter itself."""
     key = adapter_key(config.train)
     return [*((f"{key}@{step}", step) for step in snapshot_steps(config)), (key, config.train.steps)]
 

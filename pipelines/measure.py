@@ -51,7 +51,10 @@ class Table:
 
 
 def measure(config: Config, images: generate.Images, command: str) -> Table:
-    """Write `metrics.parquet`, the table prompt by prompt beside it, and `arms.json` with the command; the dataset has to be complete."""
+    """Write `metrics.parquet`, the table prompt by prompt beside it, and `arms.json` with the command.
+
+    ConfigError where the dataset is not complete.
+    """
     images.require_complete()
     files = RunFiles(config.directory)
     scores, features = _arrays(config, images.table)
@@ -135,7 +138,7 @@ def _mean_rows(config: Config, table: Table) -> list[dict[str, Any]]:
 
 
 def _set_rows(config: Config, features: np.ndarray) -> list[dict[str, Any]]:
-    """Metrics of whole sets of images against the base's on the same prompts and seeds, with jackknife intervals over prompts."""
+    """Metrics of sets of images against the base's of the same prompts and seeds, with jackknife intervals."""
     arms = study.all_arms(config)
     base = features[next(i for i, arm in enumerate(arms) if arm.family == "base")]
     wanted = set_metrics(len(base), config.evaluate.seeds)
@@ -153,7 +156,7 @@ def _set_rows(config: Config, features: np.ndarray) -> list[dict[str, Any]]:
 
 
 def set_metrics(prompts: int, seeds: int) -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
-    """Metrics of (reference, generated), each (prompts, seeds, d), that so many images allow, also with one prompt left out."""
+    """Metrics of (reference, generated), each (prompts, seeds, d), that so many images allow, less one prompt."""
 
     def flat(rows: np.ndarray) -> np.ndarray:
         return rows.reshape(-1, rows.shape[-1])
@@ -174,7 +177,7 @@ def set_metrics(prompts: int, seeds: int) -> dict[str, Callable[[np.ndarray, np.
 
 
 def _jackknife(values: np.ndarray, level: float) -> tuple[float, float, float]:
-    """Estimate and normal interval from all prompts (first) and each left out (Efron and Tibshirani 1993, equation 11.5)."""
+    """Estimate and normal interval from all prompts (first) and each left out (Efron and Tibshirani 1993, (11.5))."""
     estimate, left_out = values[0], values[1:]
     if not len(left_out):
         return estimate, np.nan, np.nan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import time
@@ -77,12 +78,12 @@ def _read(path: Path) -> dict[str, Any] | None:
 class StatusFile:
     """A training worker's side: the status, written at most once a second and replaced whole."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, **values: Any) -> None:
         self.path = path
-        self.values: dict[str, Any] = {}
+        self.values = values
         self.written = 0.0
 
-    def update(self, force: bool = False, **values: Any) -> None:
+    def update(self, values: dict[str, Any], force: bool = False) -> None:
         self.values |= values
         if not force and time.monotonic() - self.written < REDRAW_SECONDS:
             return
@@ -91,6 +92,14 @@ class StatusFile:
         part.write_text(json.dumps(self.values))
         part.replace(self.path)
         self.written = time.monotonic()
+
+
+def root_cause(error: BaseException) -> str:
+    """The last error named in a message that tells of others, as Ray's do, tracebacks and all; on one line."""
+    lines = str(error).strip().splitlines()
+    named = [i for i, line in enumerate(lines) if re.match(r"\s*[\w.]+(Error|Exception|Interrupt|Exit)\b.*:", line)]
+    text = " ".join(" ".join(lines[named[-1] if named else 0 :]).split()) or type(error).__name__
+    return text if len(text) <= 500 else f"{text[:250]} ... {text[-250:]}"
 
 
 @contextmanager

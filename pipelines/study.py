@@ -121,7 +121,8 @@ def _mean_study(group: list[Study]) -> Study:
         arm = places[0]
         if arm.family != "base":
             members = tuple(place.arm.name for place in places)
-            mean = replace(arm.arm, name=arm.arm.name.replace(f"-s{first.train_seeds[0]}", "-mean", 1))
+            setting, _, way = arm.arm.name.rpartition(f"-s{first.train_seeds[0]}")
+            mean = replace(arm.arm, name=f"{setting}-mean{way}")
             arm = replace(arm, arm=mean, train_seed=None, members=members)
         arms.append(arm)
     return Study(name, first.reward, first.k, tuple(s for single in group for s in single.train_seeds), tuple(arms))
@@ -190,13 +191,13 @@ def is_finished(config: Config) -> bool:
 
 
 def same_record(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether a saved adapter's record is the wanted one; what the record holds beside (versions, time) does not count."""
+    """Whether a saved adapter's record is the wanted one; what it holds beside, as versions, does not count."""
     return all(found.get(key) == value for key, value in wanted.items())
 
 
 @lru_cache
 def fingerprint(model: str) -> str:
-    """A hash of a model's files by names, sizes and both ends of their content, which tells other weights without reading gigabytes."""
+    """A hash of a model's files by names, sizes and both ends of their content: other weights differ there, too."""
     folder = world_weights.folder("tiny") if model == "tiny" else Path(model)
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):

@@ -1,14 +1,15 @@
 """Training one adapter: a Ray Train `TorchTrainer` around the worker of `pipelines.training`.
 
-Everything random comes from (seed, step, index of the sample in the global batch), so a replayed step gives the same bits and any number
-of workers the same adapter. A worker that dies is replaced and goes on from the last checkpoint; the same command resumes a run that
-was interrupted, and is a no-op for one that is finished.
+Everything random comes from (seed, step, index of the sample in the global batch), so a replayed step gives the same
+bits and any number of workers the same adapter. A worker that dies is replaced and goes on from the last checkpoint.
+The same command resumes what was interrupted.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
     """
     files, key, settings = RunFiles(config.directory), adapter_key(config.train), config.train
     storage = files.ray / "train"
-    TorchTrainer(
+    trainer = TorchTrainer(
         worker,
         train_loop_config={"config": configuration.to_dict(config)},
         scaling_config=ScalingConfig(
@@ -40,10 +41,28 @@ def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             callbacks=list(callbacks),
         ),
-    ).fit()
+    )
+    _interruptibly(trainer.fit)
     # The adapter's record says from now on that this training is finished; its checkpoints would only take room.
     shutil.rmtree(storage / key, ignore_errors=True)
     return files.adapters / key
+
+
+def _interruptibly(function: Callable[[], Any]) -> None:
+    """Call from another thread: in the main one Ray Train would replace our handler of Ctrl-C by its own, for good."""
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
 
 
 def worker(loop_config: dict[str, Any]) -> None:

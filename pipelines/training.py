@@ -1,8 +1,9 @@
-"""What a training worker does: ordinary torch code that calls `aig.draft`, reports to Ray Train and writes the run's files."""
+"""What a training worker does: ordinary torch code that calls `aig.draft`, reports to Ray Train and writes files."""
 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ ADAPTER = "tuned"
 
 
 def run(config: Config) -> None:
-    """Train the adapter of `config.train` as one worker of a Ray Train run, from its last checkpoint if there is one."""
+    """Train the adapter of `config.train` as one worker of a Ray Train run, from its last checkpoint if it has one."""
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     settings = config.train
@@ -59,7 +60,7 @@ def run(config: Config) -> None:
 
 
 class Training:
-    """The state of one training: model, adapter, optimizer, step; the first worker also watches it and writes its files."""
+    """The state of one training: model, adapter, optimizer, step; the first worker also measures and writes files."""
 
     def __init__(self, config: Config, watched: bool) -> None:
         settings = config.train
@@ -80,7 +81,7 @@ class Training:
         self.step, self.seconds = 0, 0.0
         self.sums: dict[str, float] = {}
         self.curve: list[dict[str, Any]] = []
-        self.status = progress.StatusFile(self.files.progress / f"{self.key}.json")
+        self.status = progress.StatusFile(self.files.progress / f"{self.key}.json", pid=os.getpid())
         self.begun = time.monotonic()
         self.rate = 0.0
 
@@ -101,8 +102,8 @@ class Training:
         elapsed = time.monotonic() - begun
         self.rate = elapsed if not self.rate else 0.9 * self.rate + 0.1 * elapsed
         if self.scores is not None:
-            shown = {"loss": self.sums["loss"], "reward": self.sums["reward"]}
-            self.status.update(step=self.step, steps=settings.steps, rate=self.rate, **shown)
+            place = {"step": self.step, "steps": settings.steps, "rate": self.rate}
+            self.status.update({**place, "loss": self.sums["loss"], "reward": self.sums["reward"]})
 
     def begin(self) -> None:
         """Pick up the curve where the training starts, with a point at step 0."""
@@ -136,15 +137,16 @@ class Training:
         part = path.with_name(f".{path.name}.part")
         part.write_text("".join(json.dumps(r) + "\n" for r in self.curve))
         part.replace(path)
-        shown = {name: row[name] for name in ("kl", "diversity")}
-        self.status.update(force=True, step=self.step, steps=self.config.train.steps, **shown)
+        place = {"step": self.step, "steps": self.config.train.steps}
+        self.status.update({**place, "kl": row["kl"], "diversity": row["diversity"]}, force=True)
 
     def elapsed(self) -> float:
         return self.seconds + time.monotonic() - self.begun
 
     def report(self, saving: bool) -> None:
         """Metrics to Ray Train and, with `saving`, a checkpoint; every worker has to call it."""
-        metrics = {"step": self.step, **self.sums, **(self.curve[-1] if self.curve else {})}
+        latest = self.curve[-1] if self.curve else {}
+        metrics = {**latest, "step": self.step, "loss": self.sums["loss"], "batch_reward": self.sums["reward"]}
         if not saving or self.scores is None:
             ray.train.report(metrics)
             return

@@ -1,7 +1,7 @@
 """The sweep: Ray Tune over rewards, K, KL weights and training seeds, each trial a Ray Train run of its own.
 
-A trial whose adapter is there, made by the same configuration, is not run again; one that was interrupted goes on from its last checkpoint.
-So the same command resumes a sweep, without Tune's own restore, which would fix the list of trials.
+A trial whose adapter is there, made by the same configuration, is not run again; one that was interrupted goes on from
+its last checkpoint. So the same command resumes a sweep, without Tune's restore, which would fix the list of trials.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipelines.layout import RunFiles
 from pipelines.train import train
 from tune.space import grid
 
-# A trial's driver only waits for its training. Tune refuses 0, and 1 would take the CPUs that the training's workers need: a deadlock.
+# A trial's driver only waits for its training. Tune refuses 0, and 1 would take the CPUs that workers need: a deadlock.
 DRIVER_CPUS = 0.01
 
 
@@ -57,8 +57,8 @@ def concurrency(config: Config, cluster: Cluster) -> int:
     room = int((cluster.cpus + 1e-6) / (one + DRIVER_CPUS))
     if room < 1:
         raise ConfigError(
-            f"a training needs {one:g} CPUs for its workers and {DRIVER_CPUS} for its driver, and the cluster has {cluster.cpus:g}: "
-            "lower train.num_workers or train.cpus_per_worker, or raise ray.num_cpus"
+            f"a training needs {one:g} CPUs for its workers and {DRIVER_CPUS} for its driver, and the cluster has "
+            f"{cluster.cpus:g}: lower train.num_workers or train.cpus_per_worker, or raise ray.num_cpus"
         )
     return min(room, config.sweep.max_concurrent)
 
@@ -126,7 +126,7 @@ def _name(trial: Any) -> str:
 
 def _errors(results: tune.ResultGrid) -> dict[str, str]:
     return {
-        result.config["adapter"]: " ".join(str(result.error).split())[-300:]
+        result.config["adapter"]: progress.root_cause(result.error)
         for result in results
         if result.error is not None and result.config
     }

@@ -69,7 +69,7 @@ def plain_tower(out: int, a: int = 32, b: int = 64, c: int = 96) -> nn.Sequentia
     """A plain strided CNN, (B, 3, 32, 32) in [-1, 1] to (B, out). Nothing keeps it from reading the finest patterns."""
     return nn.Sequential(
         normed(3, a, 2), normed(a, a), normed(a, b, 2), normed(b, b), normed(b, c, 2), normed(c, c),
-        nn.Flatten(), nn.Linear(c * 16, out),
+        nn.Flatten(), nn.Linear(c * 16, 128), nn.SiLU(), nn.Linear(128, out),
     )  # fmt: skip
 
 
@@ -77,7 +77,8 @@ def residual_tower(out: int, a: int = 32, b: int = 64, c: int = 96) -> nn.Sequen
     """A residual CNN, (B, 3, 32, 32) in [-1, 1] to (B, out). Its last map is flattened: positions matter here."""
     return nn.Sequential(
         nn.Conv2d(3, a, 5, 2, 2), Residual(a), nn.Conv2d(a, b, 3, 2, 1), Residual(b), nn.Conv2d(b, c, 3, 2, 1),
-        Residual(c), nn.GroupNorm(8, c), nn.SiLU(), nn.Flatten(), nn.Linear(c * 16, out),
+        Residual(c), nn.GroupNorm(8, c), nn.SiLU(),
+        nn.Flatten(), nn.Linear(c * 16, 128), nn.SiLU(), nn.Linear(128, out),
     )  # fmt: skip
 
 
@@ -195,7 +196,7 @@ class FactorNet(nn.Module):
         super().__init__()
         sizes = {**{name: len(values) for name, values in CLASSES.items()}, **dict.fromkeys(NUMBERS, 1)}
         self.sizes = {**sizes, **EXTRAS} if extras else sizes
-        self.tower = nn.Sequential(residual_tower(128, *widths), nn.SiLU(), nn.Linear(128, EMBEDDING))
+        self.tower = residual_tower(EMBEDDING, *widths)
         self.heads = nn.Linear(EMBEDDING, sum(self.sizes.values()))
         self.register_buffer("mean", torch.zeros(EMBEDDING))
         self.register_buffer("std", torch.ones(EMBEDDING))

@@ -33,6 +33,8 @@ class BaseConfig(Recipe):
     warmup: int = 60
     decay_share: float = 0.35
     drop_caption: float = 0.1  # for classifier-free guidance
+    focus: float = 0.5  # share of a batch drawn from the times where shape is decided, 0.4 to 0.9 of the schedule
+    focus_from: int = 1000  # the step from which it is; colours and backgrounds come first, at all times alike
 
 
 @dataclass
@@ -49,8 +51,10 @@ def draw_batch(size: int, config: BaseConfig, step: int, rank: int, train_steps:
     texts = captions(scenes, generator)
     dropped = torch.rand(size, generator=generator) < config.drop_caption
     texts = ["" if drop else text for text, drop in zip(texts, dropped.tolist(), strict=True)]
-    times = ((torch.arange(size) + torch.rand(size, generator=generator)) * train_steps / size).long()
-    return Batch(render(scenes), texts, times, generator)
+    u = (torch.arange(size) + torch.rand(size, generator=generator)) / size  # stratified
+    share = config.focus if step >= config.focus_from else 0.0
+    u = torch.where(u < share, 0.4 + 0.5 * u / max(share, 1e-9), (u - share) / (1 - share))
+    return Batch(render(scenes), texts, (u * train_steps).long().clamp(max=train_steps - 1), generator)
 
 
 def encode(pipe, texts: list[str], device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ sample of a model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -47,13 +47,13 @@ PREFERENCES, AUGMENTATION = 1, 2  # kinds of random streams, beside a step's own
 class RewardConfig(Recipe):
     """How a reward is trained: contrast on captions for `pretrain` steps, then noisy preferences."""
 
-    steps: int = 3000
+    steps: int = 3600
     batch: int = 64
     lr: float = 1.5e-3  # AdamW's, for embeddings, norms, biases and the layers at both ends
     muon_lr: float = 2e-3  # for all other weights, as matrices
     pretrain: int = 600
-    group: int = 4  # images compared for one caption, each with each
-    groups: int = 19200  # distinct ones; later epochs repeat them, each image mirrored at random
+    group: int = 16  # images compared for one caption, each with each (as in Ouyang et al. 2022)
+    groups: int = 12000  # distinct ones; later epochs repeat them, each image mirrored at random
     noise: float = 0.0  # the largest standard deviation of the images' noise augmentation
     contrast: float = 0.0  # weight of the contrastive loss after pretraining
 
@@ -74,8 +74,8 @@ RECIPES: dict[str, Recipe] = {
     "fragile": RewardConfig(seed=11),
     "robust": RewardConfig(seed=12, noise=0.12, contrast=0.3),
     "judge_a": FactorConfig(seed=13),
-    "judge_b": FactorConfig(seed=14),
-    "features": FactorConfig(seed=15, augment=0.4, smoothing=0.1),
+    "judge_b": FactorConfig(seed=14, steps=1500),
+    "features": FactorConfig(seed=15, steps=1500, augment=0.4, smoothing=0.1),
 }
 
 
@@ -120,6 +120,10 @@ def draw_preferences(n: int, generator: torch.Generator, group: int = 2) -> Pref
     return Preferences(scenes, texts, first, second, label, gap > 0)
 
 
+def joined(parts: list[Scenes]) -> Scenes:
+    return Scenes(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Scenes)})
+
+
 def contrastive_loss(images: Tensor, texts: Tensor, truth: Tensor) -> Tensor:
     """Symmetric InfoNCE (Radford et al. 2021), vectors (B, D); `truth` (B, B) is 1 where text j is true of image i.
 
@@ -161,11 +165,13 @@ def reward_losses(reward: PreferenceReward, config: RewardConfig, step: int, dev
     epoch, place = divmod(step - config.pretrain, chunks)
     order = torch.randperm(chunks, generator=generator_for(config.seed, PREFERENCES, 0, epoch))
     drawn = draw_preferences(size, generator_for(config.seed, PREFERENCES, 1, int(order[place])), config.group)
-    images = torch.cat([render(scenes) for scenes in drawn.scenes])
+    scenes = joined(drawn.scenes)
+    images = render(scenes)
     # Mirroring changes neither what a scene shows nor its utility.
     mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
-    images = reward.encode_images(noisy(torch.where(mirrored, images.flip(3), images))).view(config.group, size, -1)
-    scores = reward.logit_scale.exp() * (images * reward.encode_captions(drawn.captions)).sum(-1).T  # (N, group)
+    images = reward.encode_images(noisy(torch.where(mirrored, images.flip(3), images)))  # (group * N, D)
+    cosines = (images.view(config.group, size, -1) * reward.encode_captions(drawn.captions)).sum(-1)
+    scores = reward.logit_scale.exp() * cosines.T  # (N, group)
     gap, label = scores[:, drawn.first] - scores[:, drawn.second], drawn.label.to(device)  # (N, P)
     preference = F.binary_cross_entropy_with_logits(gap, label)
     # Preferences leave each caption's level free: hold it where a good image has PickScore's 20.
@@ -173,9 +179,8 @@ def reward_losses(reward: PreferenceReward, config: RewardConfig, step: int, dev
     losses = {"preference": preference, "agreement": ((gap > 0) == (label > 0.5)).float().mean(), "level": level}
     loss = preference + 0.01 * level
     if config.contrast:
-        texts = captions(drawn.scenes[0], generator, tone_share=0.4)
-        truth = holds(drawn.scenes[0], texts).to(device)
-        losses["contrast"] = contrastive_loss(images[0], reward.encode_captions(texts), truth)
+        texts = captions(scenes, generator, tone_share=0.4)
+        losses["contrast"] = contrastive_loss(images, reward.encode_captions(texts), holds(scenes, texts).to(device))
         loss = loss + config.contrast * losses["contrast"]
     return {"loss": loss, **losses}
 

@@ -61,9 +61,9 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
 
 
 def load_checkpoint(path: Path, config: Recipe, device: torch.device) -> dict:
-    """Read a checkpoint; ValueError if another recipe made it (only its length and checkpointing may change)."""
+    """Read a checkpoint; ValueError if another recipe made it (only its length, decay and checkpointing may change)."""
     state = torch.load(path, map_location=device, weights_only=True)
-    wanted, free = asdict(config), ("steps", "checkpoint_every")
+    wanted, free = asdict(config), ("steps", "decay_share", "checkpoint_every")
     differing = [k for k, v in state["config"].items() if k not in free and wanted.get(k) != v]
     if differing:
         made = ", ".join(f"{k}={state['config'][k]}" for k in differing)

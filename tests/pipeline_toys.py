@@ -1,0 +1,43 @@
+"""What the tests of the pipeline share: rewards and features without weights, for any process, and a small run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor
+
+HERE = Path(__file__).parent
+
+
+def red(images: Tensor, prompts: list[str]) -> Tensor:
+    """How red an image is: differentiable, and easy to ascend."""
+    return 10 * (images[:, 0].flatten(1).mean(1) - images[:, 1:].flatten(1).mean(1))
+
+
+def bright(images: Tensor, prompts: list[str]) -> Tensor:
+    return images.flatten(1).mean(1)
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Images on 4 x 4 pixels (B, 48), none a row of zeros."""
+    return F.adaptive_avg_pool2d(images, 4).flatten(1) + 0.1
+
+
+pixels.dimension = 48  # type: ignore[attr-defined]
+
+
+def overrides(model: Path, storage: Path, **more: object) -> list[str]:
+    """A smoke run on an untrained model, with the toys for rewards; `more` are keys with two underscores for a dot."""
+    return [
+        f"model.name={model}",
+        f"run.storage={storage}",
+        "train.reward=pipeline_toys:red",
+        "sweep.rewards=['pipeline_toys:red']",
+        "sweep.kl_weights=[0]",
+        "evaluate.rewards=['pipeline_toys:red', 'pipeline_toys:bright']",
+        "evaluate.gold=pipeline_toys:bright",
+        "evaluate.features=pipeline_toys:pixels",
+        "evaluate.generators=1",
+        *(f"{key.replace('__', '.')}={value}" for key, value in more.items()),
+    ]

@@ -1,0 +1,163 @@
+"""The command line: every mistake is one line that names it and the fix, with exit code 2 and nothing left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from pipeline_toys import HERE, overrides
+
+from aig.world.tiny import build_pipeline
+from pipelines.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """An untrained model's folder."""
+    folder = tmp_path_factory.mktemp("cli") / "untrained"
+    build_pipeline(0).save_pretrained(folder)
+    return folder
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(HERE)}
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "pipelines", *map(str, arguments)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["demoo"], "invalid choice: 'demoo'"),
+        (["demo", "--preset", "demmo"], "the presets are demo, demo-full, smoke"),
+        (["sweep", "--presett", "demo"], "unknown option --presett"),
+        (["sweep", "--preset", "demo", "train.stepz=3"], "did you mean 'train.steps'?"),
+        (["sweep", "train.steps=3", "--preset", "demo", "train.lr=-1"], "train.lr is -1.0: give a number above 0"),
+        (["report"], "there is no run in"),
+        (["front"], "there is no run in"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, expected, tmp_path, capsys):
+    if arguments and arguments[0] != "demoo":
+        arguments = [*arguments, f"run.storage={tmp_path}/storage"]
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert expected in err
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert "Traceback" not in out + err
+    assert not (tmp_path / "storage").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ("evaluate.schedules=[cubic:2]", "evaluate.schedules: schedule 'cubic:2' is not known"),
+        ("evaluate.schedules=[power:-1]", "evaluate.schedules: schedule power: p = -1"),
+        ("sweep.rewards=[fragille]", "sweep.rewards: reward 'fragille' is not known; did you mean 'fragile'?"),
+        ("sweep.rewards=['nowhere:to_be_found']", "cannot be imported"),
+        ("evaluate.features=inception", "evaluate.features: features 'inception' are not known"),
+        ("model.name=nowhere", "model.name: "),
+        ("sweep.ks=[99]", "train: draft.k = 99"),
+        ("evaluate.prompts=[a red star, a beige dodecahedron]", "evaluate.prompts: "),
+        ("train.prompts=49", "train.prompts is 49: the embedded world has 48 captions"),
+        ("evaluate.early_stops=[3]", "there is no snapshot of step 3"),
+        ("train.kl=path", "needs sampling.eta > 0"),
+    ],
+)
+def test_what_only_the_libraries_can_know_is_found_before_ray_starts(wrong, expected, model, tmp_path, capsys):
+    kl = {"sweep__kl_weights": "[0, 1]"}
+    assert main(["demo", "--preset", "smoke", *overrides(model, tmp_path / "storage", **kl), wrong]) == 2
+    err = capsys.readouterr().err
+    assert expected in err and err.startswith("error: ") and err.count("\n") == 1
+    assert not (tmp_path / "storage").exists()
+
+
+def test_corrupt_weights_are_named_before_ray_starts(tmp_path, capsys):
+    folder = tmp_path / "broken"
+    build_pipeline(0).save_pretrained(folder)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    capsys.readouterr()
+    assert main(["demo", "--preset", "smoke", *overrides(folder, tmp_path / "storage")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: model.name: ") and "weights are corrupt" in err and err.count("\n") == 1
+    assert not (tmp_path / "storage").exists()
+
+
+def test_evaluating_what_was_not_trained_says_how_to_train_it(model, tmp_path, capsys):
+    assert main(["evaluate", "--preset", "smoke", *overrides(model, tmp_path / "storage")]) == 2
+    assert "is not trained: run `python -m pipelines sweep`" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(ValueError, match=r"stepz"):
+        main(["sweep", "--debug", "train.stepz=3"])
+
+
+def test_help_answers_without_loading_torch_or_ray(capsys):
+    probe = (
+        "import sys, pipelines.__main__ as m\n"
+        "try: m.main(['sweep', '--help'])\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "assert not {'torch', 'ray'} & set(sys.modules), 'heavy'"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "train.kl_weight=0.0" in done.stdout and "--preset" in done.stdout
+
+
+def test_a_second_process_in_the_same_run_is_refused(model, tmp_path, capsys):
+    import fcntl
+
+    from pipelines import config
+
+    arguments = overrides(model, tmp_path)
+    path = config.claim_directory(config.load("smoke", None, arguments))
+    with (path / config.LOCK_FILE).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert main(["report", "--preset", "smoke", *arguments]) == 2
+    assert "another process is working in" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(280)
+def test_ctrl_c_leaves_a_resumable_run_and_no_process(model, tmp_path):
+    arguments = overrides(model, tmp_path, train__steps=2000, ray__address="local")
+    with (tmp_path / "log").open("w+") as log:
+        process = subprocess.Popen(
+            command("sweep", "--preset", "smoke", *arguments),
+            cwd=ROOT, env=environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            checkpoints = tmp_path / "smoke" / "ray" / "train"
+            wait_for(lambda: any(checkpoints.glob("*/checkpoint_*/state.pt")), process, log)
+            family = psutil.Process(process.pid).children(recursive=True)
+            assert any("raylet" in child.name() for child in family)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+        finally:
+            process.kill()
+        log.seek(0)
+        said = log.read()
+    assert "interrupted" in said and "resume with: python -m pipelines sweep --preset smoke" in said
+    assert "Traceback" not in said
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []
+
+
+def wait_for(happened, process, log, seconds=200):
+    """Poll until it happened; the process has to live until then."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        if process.poll() is not None or time.monotonic() > deadline:
+            log.seek(0)
+            raise AssertionError(f"exit code {process.poll()} before it happened:\n{log.read()}")
+        time.sleep(0.2)

@@ -1,0 +1,139 @@
+"""The configuration: where values come from, and what is said about wrong ones."""
+
+import dataclasses
+
+import pytest
+
+from pipelines import config, layout
+from pipelines.config import ConfigError
+
+
+def test_a_file_goes_over_the_preset_and_an_override_over_both(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("train: {steps: 7, lr: 1e-2}\nrun: {name: from-file}\n")
+    loaded = config.load("demo", file, ["train.steps=9"])
+    assert loaded.train.steps == 9
+    assert (loaded.train.lr, loaded.run.name) == (0.01, "from-file")
+    assert loaded.train.snapshot_every == config.load("demo").train.snapshot_every
+
+
+@pytest.mark.parametrize("name", config.presets())
+def test_every_preset_loads_and_survives_the_way_through_yaml(name):
+    loaded = config.load(name)
+    assert config.from_dict(config.yaml.safe_load(config.to_yaml(loaded))) == loaded
+
+
+def test_numbers_and_lists_are_read_as_yaml():
+    loaded = config.load(
+        None, None, ["train.lr=3e-4", "sweep.kl_weights=[0, 5]", "evaluate.early_stops=[]", "ray.address=null"]
+    )
+    assert loaded.train.lr == 3e-4
+    assert loaded.sweep.kl_weights == (0.0, 5.0)
+    assert loaded.evaluate.early_stops == ()
+    assert loaded.ray.address is None
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.stepz=3", "unknown key 'train.stepz'; did you mean 'train.steps'?"),
+        ("trian.steps=3", "did you mean 'train'?"),
+        ("train.kl_weights=[0]", "did you mean 'train.kl_weight'?"),
+        ("steps=3", "write section.key=value"),
+        ("train.steps", "write section.key=value"),
+        ("train.steps=0", "train.steps is 0: give a number at least 1"),
+        ("train.lr=0", "train.lr is 0.0: give a number above 0"),
+        ("train.lr=.nan", "train.lr is nan"),
+        ("front.level=2", "at least 0.5 and at most 0.999"),
+        ("train.steps=2.5", "train.steps is 2.5: give a whole number"),
+        ("train.steps=true", "train.steps is True: give a whole number"),
+        ("train.lr=fast", "train.lr is 'fast': give a number"),
+        ("train.kl=huber", "train.kl is 'huber': give one of eps_mse, path"),
+        ("sweep.kl_weights=1", "give a list of numbers"),
+        ("sweep.kl_weights=[1, 10]", "include 0"),
+        ("sweep.kl_weights=[0, 1, 1]", "give each value once"),
+        ("evaluate.lora_scales=[0.5, 1.5]", "evaluate.lora_scales is 1.5: give a number at least 0 and at most 1"),
+        ("evaluate.prompts=[a red star, 3]", "give a whole number or a list of texts"),
+        ("run.name=a/b", "give a plain name"),
+        ("run.storage=s3://bucket", "give a local folder"),
+        ("train={steps", "write section.key=value"),
+        ("train.steps={", "not valid YAML"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_fix(override, expected):
+    with pytest.raises(ConfigError) as error:
+        config.load(None, None, [override])
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_preset_is_answered_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"'demmo' is unknown; did you mean 'demo'\?.*demo, demo-full"):
+        config.load("demmo")
+
+
+@pytest.mark.parametrize("content", ["train: 3", "- 1", "train: {steps: [", "nothing: {a: 1}"])
+def test_a_wrong_file_is_named(tmp_path, content):
+    file = tmp_path / "wrong.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=r"wrong\.yaml"):
+        config.load(None, file)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent\.yaml: cannot read"):
+        config.load(None, tmp_path / "absent.yaml")
+
+
+def test_every_key_is_described_with_its_default():
+    keys = [f"{name}.{item.name}" for name, section in config.SECTIONS.items() for item in dataclasses.fields(section)]
+    described = config.describe()
+    assert list(described) == keys
+    assert described["train.kl"][0] == "eps_mse"
+
+
+def run_in(folder, *overrides):
+    return config.load(None, None, [f"run.storage={folder}", *overrides])
+
+
+def test_the_same_configuration_resumes_a_run_whatever_machine_it_is_carried_out_on(tmp_path):
+    path = config.claim_directory(run_in(tmp_path))
+    again = run_in(tmp_path, "train.threads=2", "evaluate.generators=1", "ray.num_cpus=8", "train.kl_weight=3")
+    assert config.claim_directory(again) == path
+    assert config.from_dict(config.yaml.safe_load((path / "config.yaml").read_text())) == again
+
+
+def test_another_configuration_is_refused_and_the_difference_named(tmp_path):
+    path = config.claim_directory(run_in(tmp_path))
+    before = (path / "config.yaml").read_text()
+    with pytest.raises(ConfigError, match=r"was made with train\.lr = 0\.001, not 0\.01: choose another run\.name"):
+        config.claim_directory(run_in(tmp_path, "train.lr=0.01"))
+    assert (path / "config.yaml").read_text() == before
+
+
+def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("mine")
+    with pytest.raises(ConfigError, match=r"is not empty and holds no config\.yaml of ours: choose another"):
+        config.claim_directory(run_in(tmp_path))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_the_way_is_refused(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(ConfigError, match=r"is a file: choose another"):
+        config.check_directory(run_in(tmp_path))
+    with pytest.raises(ConfigError, match=r"cannot write there|cannot read the run directory"):
+        config.check_directory(run_in(tmp_path / "run"))
+
+
+def test_a_directory_that_cannot_be_written_is_refused():
+    with pytest.raises(ConfigError, match=r"cannot write.*choose another run\.storage"):
+        config.claim_directory(run_in("/proc/aig"))
+
+
+def test_adapters_are_named_after_what_they_were_trained_on():
+    loaded = config.load(
+        None, None, ["train.reward=my.rewards:red", "train.kl_weight=0.5", "train.k=3", "train.seed=2"]
+    )
+    assert layout.adapter_key(loaded.train) == "my-rewards-red-k3-kl0-5-s2".replace("0-5", "0.5")

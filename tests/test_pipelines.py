@@ -1,0 +1,246 @@
+"""The pipeline through Ray at smoke size: from training to the front, resumed, killed; the same bytes in any case."""
+
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pipeline_toys import HERE, overrides
+from safetensors.torch import load_file
+
+from aig import adapters
+from aig.models import Sampling
+from aig.world.tiny import build_pipeline
+from pipelines import config, front, generate, layout, measure, study, training
+from pipelines.__main__ import main
+from pipelines.layout import RunFiles
+from pipelines.train import train
+
+# Ray's workers inherit it: they find the toys too.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+
+DEFAULTS = Sampling(steps=10, guidance=3.0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """An untrained model's folder."""
+    folder = tmp_path_factory.mktemp("models") / "untrained"
+    build_pipeline(0).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def arguments(model, tmp_path_factory):
+    return ["--preset", "smoke", *overrides(model, tmp_path_factory.mktemp("runs"))]
+
+
+@pytest.fixture(scope="module")
+def run(ray_cluster, arguments):
+    """A finished run of the whole pipeline but the report."""
+    assert main(["sweep", *arguments]) == 0
+    assert main(["evaluate", *arguments]) == 0
+    assert main(["front", *arguments]) == 0
+    return config.load("smoke", None, arguments[2:])
+
+
+def contents(folder, pattern):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob(pattern) if path.is_file()}
+
+
+@pytest.mark.timeout(280)
+def test_a_run_goes_from_training_to_a_front(run):
+    files = RunFiles(run.directory)
+    key = "pipeline_toys-red-k1-kl0-s0"
+    assert sorted(path.name for path in files.adapters.iterdir()) == [key, f"{key}@2"]
+    curve = [json.loads(line) for line in (files.curves / f"{key}.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in curve] == [0, 2, 4]
+    assert curve[0]["kl"] == 0 and curve[-1]["kl"] > 0
+    assert curve[-1]["reward"] > curve[0]["reward"]
+
+    images = generate.read(run, DEFAULTS)
+    arms = ["base", key, f"{key}+linear", f"{key}x0.5", f"{key}@2"]
+    assert (images.found, images.missing, images.duplicate) == (len(arms) * 2 * 2, 0, 0)
+    assert set(images.table["arm"].to_pylist()) == set(arms)
+    row = images.table.slice(0, 1).to_pylist()[0]
+    assert generate.from_png(row["image"]).shape == (row["height"], row["width"], 3) == (32, 32, 3)
+    assert len(row["features"]) == 48
+
+    found = json.loads(files.front.read_text())["studies"][0]
+    assert [arm["family"] for arm in found["arms"]] == ["base", "tuned", "aig", "lora", "early"]
+    assert set(found["hypervolume"]) == {"aig", "lora", "early", "all"}
+    assert [(row["a"], row["b"]) for row in found["differences"]] == [("aig", "lora"), ("aig", "early")]
+    base, tuned = (next(arm for arm in found["arms"] if arm["family"] == family) for family in ("base", "tuned"))
+    claim = found["claims"][0]
+    assert claim["value"] == pytest.approx(tuned["x"] - base["x"])
+    listed = json.loads(files.arms.read_text())
+    assert [arm["name"] for arm in listed["arms"]] == arms
+    assert listed["check"] == {"expected": 20, "found": 20, "missing": 0, "duplicate": 0}
+    assert 0 < listed["cost"]["predictions"] < listed["cost"]["naive"]
+
+
+def test_a_second_run_changes_nothing(run, arguments, capsys):
+    before = contents(run.directory, "*")
+    written = {path: path.stat().st_mtime_ns for path in run.directory.rglob("*.parquet") if "part-" in path.name}
+    assert main(["sweep", *arguments]) == main(["evaluate", *arguments]) == main(["front", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "1 of 1 adapters are there already" in out and "2 of 2 groups of images are there already" in out
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    after = contents(run.directory, "*")
+    assert {name for name in before if before[name] != after[name]} <= {"arms.json"}  # it holds the last command
+    assert before.keys() == after.keys()
+
+
+@pytest.mark.timeout(280)
+def test_a_deleted_unit_comes_back_with_the_same_bytes(run, arguments):
+    before = contents(run.directory / "images", "*.parquet")
+    lost = run.directory / "images" / sorted(before)[0]
+    lost.unlink()
+    (lost.parent / f".{lost.name}.123.part").write_bytes(b"half a file, of a writer that was killed")
+    with pytest.raises(ValueError, match="10 of 20 images are missing: run `python -m pipelines evaluate`"):
+        generate.read(run, DEFAULTS).require_complete()
+    assert main(["evaluate", *arguments]) == 0
+    assert contents(run.directory / "images", "*") == before
+
+
+def test_an_image_is_the_same_in_any_group_and_any_actor(run):
+    """Actors are plain classes: two of them, on other groups, give the dataset's own PNG bytes."""
+    units = generate.units(run, DEFAULTS)
+    saved = generate.read(run, DEFAULTS).table
+    names = [arm.arm.name for arm in study.all_arms(run)]
+    expected = {
+        (row["arm"], row["prompt"], row["seed_index"]): row["image"]
+        for row in saved.select(["arm", "prompt", "seed_index", "image"]).to_pylist()
+    }
+    content = config.to_dict(replace(run, evaluate=replace(run.evaluate, max_rows=8)))
+    for actor, seeds in ((generate.Generator(content), [1]), (generate.Generator(content), [1, 0, 5])):
+        row = actor.draw({"unit": "", "prompt_id": 0, "prompt": units[0].prompt, "seeds": seeds})
+        drawn = dict(
+            zip([(name, units[0].prompt, seed) for name in names for seed in seeds], row["image"], strict=True)
+        )
+        shared = [key for key in drawn if key in expected]
+        assert len(shared) == len(names) * min(len(seeds), 2)
+        assert all(drawn[key] == expected[key] for key in shared)
+
+
+@pytest.mark.timeout(280)
+def test_a_killed_worker_is_replaced_and_the_adapter_is_bit_for_bit_that_of_an_undisturbed_run(run, model, tmp_path):
+    single = config.load("smoke", None, [*overrides(model, tmp_path), "train.max_failures=2"])
+    config.claim_directory(single)
+    files, key = RunFiles(single.directory), layout.adapter_key(single.train)
+    killed = []
+
+    def kill():
+        status = files.progress / f"{key}.json"
+        while not killed:
+            time.sleep(0.02)
+            if not (files.ray / "train" / key / "checkpoint_manager_snapshot.json").exists() or not status.exists():
+                continue
+            found = json.loads(status.read_text())
+            if 2 <= found["step"] < single.train.steps:
+                os.kill(found["pid"], signal.SIGKILL)
+                killed.append(found)
+
+    threading.Thread(target=kill, daemon=True).start()
+    folder = train(single)
+    assert killed, "the training was over before it could be killed"
+    assert json.loads((files.progress / f"{key}.json").read_text())["pid"] != killed[0]["pid"]
+    undisturbed = RunFiles(run.directory)
+    for name, _ in layout.adapter_folders(single):
+        ours, theirs = (load_file(f.adapters / name / adapters.WEIGHTS) for f in (files, undisturbed))
+        assert all(torch.equal(ours[tensor], theirs[tensor]) for tensor in theirs)
+    curves = [
+        [json.loads(line) for line in (f.curves / f"{key}.jsonl").read_text().splitlines()]
+        for f in (files, undisturbed)
+    ]
+    assert [{**row, "seconds": 0} for row in curves[0]] == [{**row, "seconds": 0} for row in curves[1]]
+    assert study.is_finished(single) and folder == files.adapters / key
+    assert not any((files.ray / "train").iterdir())
+
+
+def test_two_workers_halves_add_up_to_the_step_of_one(model, tmp_path):
+    """What two workers compute between two messages, in one process: each its share by global index, then the sum."""
+    single = config.load("smoke", None, overrides(model, tmp_path))
+    alone, first, second = (training.Training(single, watched=False) for _ in range(3))
+    prompts, seeds = training.draw(alone.prompts, 0, 0, single.train.batch)
+    total = {"total": single.train.batch}
+    whole = training.train_step(alone.model, alone.reward, training.ADAPTER, prompts, seeds, alone.draft, **total)
+    parts = [
+        training.train_step(
+            half.model, half.reward, training.ADAPTER, prompts[rank::2], seeds[rank::2], half.draft, **total
+        )
+        for rank, half in enumerate((first, second))
+    ]
+    assert whole["loss"] == pytest.approx(parts[0]["loss"] + parts[1]["loss"], abs=1e-5)
+    for one, a, b in zip(alone.parameters, first.parameters, second.parameters, strict=True):
+        torch.testing.assert_close(one.grad, a.grad + b.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_an_adapter_of_another_configuration_is_refused(run, arguments, capsys):
+    folder = run.directory / "adapters" / "pipeline_toys-red-k1-kl0-s0"
+    record = (folder / adapters.RECORD).read_text()
+    (folder / adapters.RECORD).write_text(record.replace('"lr": 0.001', '"lr": 0.5'))
+    try:
+        assert main(["evaluate", *arguments]) == 2
+        err = capsys.readouterr().err
+        assert "made by another configuration" in err and "train.lr = 0.5, not 0.001" in err
+    finally:
+        (folder / adapters.RECORD).write_text(record)
+
+
+def test_a_corrupt_adapter_is_named(run, arguments, capsys):
+    path = run.directory / "adapters" / "pipeline_toys-red-k1-kl0-s0" / adapters.WEIGHTS
+    content = path.read_bytes()
+    path.write_bytes(content[:100])
+    try:
+        assert main(["evaluate", *arguments]) == 2
+        err = capsys.readouterr().err
+        assert str(path) in err and "corrupt" in err and err.count("\n") == 1
+    finally:
+        path.write_bytes(content)
+
+
+def test_rows_that_are_there_twice_are_read_once_and_counted(run, tmp_path):
+    copy = replace(run, run=replace(run.run, storage=str(tmp_path)))
+    files, original = RunFiles(copy.directory), RunFiles(run.directory)
+    files.root.mkdir()
+    files.adapters.symlink_to(original.adapters)
+    files.images.mkdir()
+    for path in original.images.glob("*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(pa.concat_tables([table, table.slice(0, 3)]), files.images / path.name)
+    images = generate.read(copy, DEFAULTS)
+    assert (images.expected, images.found, images.missing, images.duplicate) == (20, 20, 0, 6)
+    assert images.table.num_rows == 20
+    images.require_complete()
+
+
+def test_a_mean_over_training_seeds_is_an_arm_of_its_own_study(model, tmp_path):
+    two = config.load("smoke", None, overrides(model, tmp_path, sweep__train_seeds="[0, 1]"))
+    (mean,) = study.mean_studies(two)
+    assert (mean.name, mean.train_seeds) == ("pipeline_toys-red-k1", (0, 1))
+    assert [arm.family for arm in mean.arms] == [arm.family for arm in study.studies(two)[0].arms]
+    tuned = mean.one("tuned")
+    assert tuned.members == ("pipeline_toys-red-k1-kl0-s0", "pipeline_toys-red-k1-kl0-s1")
+    assert len({arm.arm.name for arm in [*study.all_arms(two), *study.mean_arms(two)]}) == 9 + 4
+
+
+def test_gold_is_compared_with_a_peak_that_was_chosen_on_other_prompts(run):
+    """Of many snapshots that are noise around one mean, the best looks better than it is; the estimate must not."""
+    config_ = replace(run, train=replace(run.train, steps=60), evaluate=replace(run.evaluate, prompts=40))
+    single = study.studies(config_)[0]
+    names = [arm.arm.name for arm in single.arms]
+    rng = np.random.default_rng(0)
+    estimates = []
+    for _ in range(20):
+        table = measure.Table(names, ["p"] * 40, 2, {"gold": rng.normal(size=(len(names), 40))})
+        estimates.append(front.gold_from_peak(config_, single, table)[0])
+    best_of_noise = np.sqrt(2 * np.log(len(names)) / 40)
+    assert abs(np.mean(estimates)) < 0.25 * best_of_noise
