@@ -1,7 +1,9 @@
 """Tune text-to-image diffusion models to a reward and move along the reward-diversity trade-off at inference.
 
-The method of "Elucidating Optimal Reward-Diversity Tradeoffs in Text-to-Image Diffusion Models" (arXiv 2409.06493): DRaFT with KL
-regularization, LoRA scaling and annealed importance guidance (AIG), with the measures and the Pareto statistics to compare them.
+The method of "Elucidating Optimal Reward-Diversity Tradeoffs in Text-to-Image Diffusion Models" (arXiv 2409.06493):
+DRaFT with KL
+regularization, LoRA scaling and annealed importance guidance (AIG), with the measures and the Pareto statistics to
+compare them.
 """
 
 from __future__ import annotations
@@ -17,18 +19,42 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Names are imported when first used: diffusers and transformers take seconds, which `import aig` and the command line's help should not.
+# Names are imported when first used: diffusers and transformers take seconds, which `import aig` and the command line's
+# help should not.
 _HOME = {
-    "Arm": "sampler", "Condition": "models", "Cost": "sampler", "DraftConfig": "draft", "Model": "models", "Samples": "sampler",
-    "Sampling": "models", "Schedule": "schedules", "load": "models", "parse": "schedules", "sample": "sampler",
-    "sample_arms": "sampler", "to_uint8": "sampler", "train_step": "draft",
-}  # fmt: skip
+    "Arm": "sampler",
+    "Condition": "models",
+    "Cost": "sampler",
+    "DraftConfig": "draft",
+    "Model": "models",
+    "Samples": "sampler",
+    "Sampling": "models",
+    "Schedule": "schedules",
+    "load": "models",
+    "parse": "schedules",
+    "sample": "sampler",
+    "sample_arms": "sampler",
+    "to_uint8": "sampler",
+    "train_step": "draft",
+}
 _MODULES = ("adapters", "draft", "metrics", "models", "pareto", "rewards", "sampler", "schedules", "world")
 
 __all__ = [
-    "Arm", "Condition", "Cost", "DraftConfig", "Model", "Samples", "Sampling", "Schedule", "load", "parse", "sample", "sample_arms",
-    "to_uint8", "train_step",
-]  # fmt: skip
+    "Arm",
+    "Condition",
+    "Cost",
+    "DraftConfig",
+    "Model",
+    "Samples",
+    "Sampling",
+    "Schedule",
+    "load",
+    "parse",
+    "sample",
+    "sample_arms",
+    "to_uint8",
+    "train_step",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,9 @@
 """LoRA adapters on a denoiser: attach, save, load, scale, and route each row of a batch to its own adapter or to none.
 
-The base model is the denoiser with no adapter, so one set of weights serves both predictions of annealed importance guidance, in one
-forward. Routing rests on PEFT's `adapter_names`, which diffusers' models do not accept as an argument: a pre-hook on each LoRA layer
+The base model is the denoiser with no adapter, so one set of weights serves both predictions of annealed importance
+guidance, in one
+forward. Routing rests on PEFT's `adapter_names`, which diffusers' models do not accept as an argument: a pre-hook on
+each LoRA layer
 passes it instead.
 """
 
@@ -46,11 +48,17 @@ def names(denoiser: nn.Module) -> list[str]:
 
 
 def attach(
-    denoiser: nn.Module, name: str, rank: int = 8, alpha: float = 8, targets: str | Sequence[str] = "attention", seed: int = 0
+    denoiser: nn.Module,
+    name: str,
+    rank: int = 8,
+    alpha: float = 8,
+    targets: str | Sequence[str] = "attention",
+    seed: int = 0,
 ) -> None:
     """Add a new LoRA adapter that changes nothing yet (its B matrices are zero); its A matrices are drawn from `seed`.
 
-    `targets` is "attention", "everywhere" or a list of module name endings. Raises ValueError for a name in use or a rank below 1.
+    `targets` is "attention", "everywhere" or a list of module name endings. Raises ValueError for a name in use or a
+    rank below 1.
     """
     _check_new(denoiser, name)
     if rank < 1:
@@ -77,7 +85,8 @@ def parameters(denoiser: nn.Module, name: str) -> list[nn.Parameter]:
 def scaled(denoiser: nn.Module, name: str, scale: float) -> str:
     """Make the same weights available at `scale` times their contribution, and return the name to route rows to.
 
-    LoRA scaling interpolates between base (0) and tuned (1). Nothing is copied; scale 0 is the base, scale 1 the adapter itself.
+    LoRA scaling interpolates between base (0) and tuned (1). Nothing is copied; scale 0 is the base, scale 1 the
+    adapter itself.
     """
     _check_known(denoiser, name)
     if scale == 0:
@@ -112,15 +121,20 @@ _routes: WeakKeyDictionary[nn.Module, _Route] = WeakKeyDictionary()
 def routed(denoiser: nn.Module, rows: Sequence[str]) -> Iterator[None]:
     """Within the context, row i of a forward goes through adapter rows[i], or through none where rows[i] is `BASE`.
 
-    A backward through gradient checkpoints belongs inside the context too. Raises ValueError for an unknown adapter (PEFT would
+    A backward through gradient checkpoints belongs inside the context too. Raises ValueError for an unknown adapter
+    (PEFT would
     silently give the base) and RuntimeError where adapters are disabled or merged, which would override the routing.
     """
     layers = _layers(denoiser)
     unknown = set(rows) - {BASE} - {name for layer in layers for name in layer.scaling}
     if unknown:
-        raise ValueError(f"adapter {sorted(unknown)[0]!r} is not loaded (loaded: {', '.join(names(denoiser)) or 'none'})")
+        raise ValueError(
+            f"adapter {sorted(unknown)[0]!r} is not loaded (loaded: {', '.join(names(denoiser)) or 'none'})"
+        )
     if any(layer.disable_adapters or layer.merged for layer in layers):
-        raise RuntimeError("the denoiser's adapters are disabled or merged; call enable_adapters() or unfuse_lora() first")
+        raise RuntimeError(
+            "the denoiser's adapters are disabled or merged; call enable_adapters() or unfuse_lora() first"
+        )
     route = _routes.setdefault(denoiser, _Route())
     for layer in layers:
         if layer not in route.hooked:
@@ -132,8 +146,11 @@ def routed(denoiser: nn.Module, rows: Sequence[str]) -> Iterator[None]:
         route.rows = previous
 
 
-def save(denoiser: nn.Module, name: str, folder: str | os.PathLike[str], record: dict[str, Any], prefix: str = "unet") -> Path:
-    """Save an adapter in diffusers' file format beside `adapter.json`, the record of what made it; the folder appears whole or not at all.
+def save(
+    denoiser: nn.Module, name: str, folder: str | os.PathLike[str], record: dict[str, Any], prefix: str = "unet"
+) -> Path:
+    """Save an adapter in diffusers' file format beside `adapter.json`, the record of what made it; the folder appears
+    whole or not at all.
 
     `pipe.load_lora_weights(folder)` of any diffusers program loads it. An existing folder is replaced.
     """
@@ -169,7 +186,9 @@ def load(denoiser: nn.Module, folder: str | os.PathLike[str], name: str, prefix:
     except FileNotFoundError:
         raise ValueError(f"{path}: no such adapter; train it first, or give the folder that holds {WEIGHTS}") from None
     except SafetensorError as error:
-        raise ValueError(f"{path}: the adapter's weights are corrupt ({error}); delete the folder and train it again") from None
+        raise ValueError(
+            f"{path}: the adapter's weights are corrupt ({error}); delete the folder and train it again"
+        ) from None
     if not any(k.startswith(f"{prefix}.") for k in tensors):
         raise ValueError(f"{path}: holds no LoRA for {prefix!r} (keys begin with {next(iter(tensors), 'nothing')!r})")
     metadata = json.loads(header) if header else None
@@ -183,7 +202,9 @@ def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: cannot read the adapter's record ({error}); delete the folder and train it again") from None
+        raise ValueError(
+            f"{path}: cannot read the adapter's record ({error}); delete the folder and train it again"
+        ) from None
 
 
 @contextmanager

@@ -1,9 +1,12 @@
-"""DRaFT: differentiable reward fine-tuning through the last K denoising steps (Clark et al. 2023), with a KL penalty to the base.
+"""DRaFT: differentiable reward fine-tuning through the last K denoising steps (Clark et al. 2023), with a KL penalty to
+the base.
 
     loss = -mean r(decode(x_0), c) + kl_weight * KL
 
-The steps before the last K run without gradient in one large batch; the last K run with gradient in micro-batches, whose sizes are
-independent, since the two have different memory needs. K = 1 is the setting of arXiv 2409.06493. DRaFT-LV (K = 1, lv = n >= 2) draws the
+The steps before the last K run without gradient in one large batch; the last K run with gradient in micro-batches,
+whose sizes are
+independent, since the two have different memory needs. K = 1 is the setting of arXiv 2409.06493. DRaFT-LV (K = 1, lv =
+n >= 2) draws the
 noise of the last step n times at the sample's x_0 and averages, which lowers the variance of the gradient.
 """
 
@@ -36,7 +39,8 @@ class DraftConfig:
     kl_weight: float = 0.0
     """Weight of the KL term, at least 0; relative to the reward's own scale."""
     kl: str = "eps_mse"
-    """eps_mse: mean over the last K steps of ||eps - eps_base||^2 / numel; path: nats of the last K transitions (needs eta > 0)."""
+    """eps_mse: mean over the last K steps of ||eps - eps_base||^2 / numel; path: nats of the last K transitions (needs
+    eta > 0)."""
     micro_batch: int = 8
     """Images that carry gradient at once."""
 
@@ -52,7 +56,9 @@ class DraftConfig:
             if not ok:
                 raise ValueError(f"draft.{name} = {getattr(self, name)!r} must be {allowed}")
         if self.kl == "path" and self.kl_weight > 0 and self.sampling.eta == 0:
-            raise ValueError("draft.kl = 'path' needs sampling.eta > 0: a deterministic step has no density; use kl = 'eps_mse'")
+            raise ValueError(
+                "draft.kl = 'path' needs sampling.eta > 0: a deterministic step has no density; use kl = 'eps_mse'"
+            )
 
 
 def draw(prompts: Sequence[str], seed: int, step: int, batch: int) -> tuple[list[str], list[int]]:
@@ -67,7 +73,8 @@ def draw(prompts: Sequence[str], seed: int, step: int, batch: int) -> tuple[list
 
 @torch.no_grad()
 def rollout(model: Model, condition: Condition, noise: Noise, arm: Arm, config: DraftConfig, grid: Grid) -> Tensor:
-    """The latents (B, C, H, W) before the last K steps, sampled by the tuned model without gradient, in one large batch."""
+    """The latents (B, C, H, W) before the last K steps, sampled by the tuned model without gradient, in one large
+    batch."""
     start = (noise.initial() * grid.scheduler.init_noise_sigma).to(model.device, model.dtype)
     last = len(grid) - config.k
     return advance(model, condition, start, [arm], config.sampling, grid=grid, last=last, noise=noise.at_step)[0]
@@ -83,10 +90,13 @@ def train_step(
     seed: int = 0,
     total: int | None = None,
 ) -> dict[str, float]:
-    """Accumulate the gradient of one step's loss in the adapter's parameters; returns the sums' means {loss, reward, kl}.
+    """Accumulate the gradient of one step's loss in the adapter's parameters; returns the sums' means {loss, reward,
+    kl}.
 
-    `prompts` and `seeds` are this worker's share of a global batch of `total` images (default: all of it): every image weighs 1/total,
-    so that gradients of several workers add up to the whole batch's. The caller owns the optimizer. Raises FloatingPointError, naming the
+    `prompts` and `seeds` are this worker's share of a global batch of `total` images (default: all of it): every
+    image weighs 1/total,
+    so that gradients of several workers add up to the whole batch's. The caller owns the optimizer. Raises
+    FloatingPointError, naming the
     prompts, where the loss is not finite.
     """
     total = total or len(prompts)
@@ -100,22 +110,34 @@ def train_step(
     sums = {"loss": 0.0, "reward": 0.0, "kl": 0.0}
     step_noise = {i: noise.at_step(i) for i in range(len(grid) - config.k, len(grid))} if grid.eta > 0 else {}
     for rows in _micro_batches(len(prompts), config.micro_batch):
-        final, kl = last_steps(model, condition[rows], x[rows], arm, config, grid, lambda i, rows=rows: step_noise[i][rows])
+        final, kl = last_steps(
+            model, condition[rows], x[rows], arm, config, grid, lambda i, rows=rows: step_noise[i][rows]
+        )
         _backward(model, reward, final, kl, prompts[rows], config, total, sums)
     return sums
 
 
 def last_steps(
-    model: Model, condition: Condition, x: Tensor, arm: Arm, config: DraftConfig, grid: Grid, noise: Callable[[int], Tensor] | None
+    model: Model,
+    condition: Condition,
+    x: Tensor,
+    arm: Arm,
+    config: DraftConfig,
+    grid: Grid,
+    noise: Callable[[int], Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
     """The last K steps with gradient: final latents (B, C, H, W) and each image's KL term (B,), eps_mse or nats."""
     terms: list[Tensor] = []
 
     def observe(i: int, a: int, x_t: Tensor, tuned: Tensor, base: Tensor | None) -> None:
         if base is not None:
-            full = torch.promote_types(tuned.dtype, torch.float32)  # squares of bf16 differences lose most of their bits
+            full = torch.promote_types(
+                tuned.dtype, torch.float32
+            )  # squares of bf16 differences lose most of their bits
             square = (tuned - base).to(full).square().flatten(1) * grid.eps_scale(i)
-            terms.append(square.mean(dim=1) / config.k if config.kl == "eps_mse" else square.sum(dim=1) * grid.path_scale(i))
+            terms.append(
+                square.mean(dim=1) / config.k if config.kl == "eps_mse" else square.sum(dim=1) * grid.path_scale(i)
+            )
 
     # No padding with gradient: repeated rows would cost memory and change nothing.
     sampling = replace(config.sampling, block=1)
@@ -128,7 +150,16 @@ def last_steps(
 
 
 def _train_lv(
-    model: Model, reward: Reward, arm: Arm, prompts: list[str], condition: Condition, noise: Noise, x: Tensor, config: DraftConfig, grid: Grid, total: int
+    model: Model,
+    reward: Reward,
+    arm: Arm,
+    prompts: list[str],
+    condition: Condition,
+    noise: Noise,
+    x: Tensor,
+    config: DraftConfig,
+    grid: Grid,
+    total: int,
 ) -> dict[str, float]:
     """DRaFT-LV: noise each finished x_0 anew to the last step's time, n times, and average the n one-step gradients."""
     last = len(grid) - 1
@@ -148,12 +179,22 @@ def _train_lv(
 
 
 def _backward(
-    model: Model, reward: Reward, final: Tensor, kl: Tensor, prompts: list[str], config: DraftConfig, total: int, sums: dict[str, float]
+    model: Model,
+    reward: Reward,
+    final: Tensor,
+    kl: Tensor,
+    prompts: list[str],
+    config: DraftConfig,
+    total: int,
+    sums: dict[str, float],
 ) -> None:
     scores = reward(model.decode(final), prompts)  # (B,)
     loss = (config.kl_weight * kl - scores).sum() / total
     if not torch.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss.item()} for the prompts {sorted(set(prompts))}; lower the learning rate or raise the KL weight")
+        raise FloatingPointError(
+            f"the loss is {loss.item()} for the prompts {sorted(set(prompts))}; lower the learning rate or raise the "
+            "KL weight"
+        )
     loss.backward()
     sums["loss"] += loss.item()
     sums["reward"] += scores.sum().item() / total

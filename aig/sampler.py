@@ -1,9 +1,13 @@
 """The sampling loop: many arms from the same noise at once, each state stepped once and each prediction made once.
 
-An arm is an adapter, a LoRA scale and a schedule. Arms that start from the same noise and have had the same weights so far are in the
-same state; the loop keeps one state for all of them and asks for each of its two predictions (base, tuned) at most once, all in one
-routed forward. The published arms (base, tuned, linear, power:2, power:4, step:0.6) at T = 25 then need 199 predictions a
-(prompt, seed) where separate loops need 300. Gradients flow through the loop wherever they are enabled; DRaFT runs its last K steps so.
+An arm is an adapter, a LoRA scale and a schedule. Arms that start from the same noise and have had the same weights so
+far are in the
+same state; the loop keeps one state for all of them and asks for each of its two predictions (base, tuned) at most
+once, all in one
+routed forward. The published arms (base, tuned, linear, power:2, power:4, step:0.6) at T = 25 then need 199 predictions
+a
+(prompt, seed) where separate loops need 300. Gradients flow through the loop wherever they are enabled; DRaFT runs
+its last K steps so.
 """
 
 from __future__ import annotations
@@ -37,7 +41,9 @@ class Arm:
             raise ValueError(f"arm {self.name!r}: lora_scale = {self.lora_scale} must be in [0, 1]")
         parsed = schedules.parse(self.schedule)
         if self.adapter is None and parsed.name != "base":
-            raise ValueError(f"arm {self.name!r}: schedule {self.schedule!r} needs an adapter; without one use schedule='base'")
+            raise ValueError(
+                f"arm {self.name!r}: schedule {self.schedule!r} needs an adapter; without one use schedule='base'"
+            )
 
     @property
     def id(self) -> str:
@@ -48,7 +54,8 @@ class Arm:
 
 @dataclass
 class Cost:
-    """Predictions (denoiser evaluations, guidance's two halves counted as one) a (prompt, seed), and forwards of the whole call."""
+    """Predictions (denoiser evaluations, guidance's two halves counted as one) a (prompt, seed), and forwards of the
+    whole call."""
 
     predictions: int = 0
     naive: int = 0
@@ -57,11 +64,16 @@ class Cost:
 
 
 class Noise:
-    """The noise of each (prompt, seed index), from generators seeded by blake2b(run seed, prompt, seed index): nothing else matters."""
+    """The noise of each (prompt, seed index), from generators seeded by blake2b(run seed, prompt, seed index): nothing
+    else matters."""
 
-    def __init__(self, prompts: Sequence[str], seed_indices: Sequence[int], run_seed: int, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, prompts: Sequence[str], seed_indices: Sequence[int], run_seed: int, shape: tuple[int, ...]
+    ) -> None:
         if len(prompts) != len(seed_indices):
-            raise ValueError(f"{len(prompts)} prompts but {len(seed_indices)} seed indices; one seed index a prompt is needed")
+            raise ValueError(
+                f"{len(prompts)} prompts but {len(seed_indices)} seed indices; one seed index a prompt is needed"
+            )
         self.keys = [f"{run_seed}\0{prompt}\0{index}" for prompt, index in zip(prompts, seed_indices, strict=True)]
         self.shape = shape
 
@@ -81,7 +93,8 @@ class Noise:
 
 
 class Grid:
-    """A scheduler set to T steps, its own copy: times in sampling order, one step of the update, and the scales of a prediction."""
+    """A scheduler set to T steps, its own copy: times in sampling order, one step of the update, and the scales of a
+    prediction."""
 
     def __init__(self, model: Model, sampling: Sampling) -> None:
         self.scheduler = copy.deepcopy(model.scheduler)
@@ -95,7 +108,9 @@ class Grid:
 
     def step(self, i: int, prediction: Tensor, x_t: Tensor, noise: Tensor | None) -> Tensor:
         """x_t to the next state, with the scheduler's own formula (DDIM: Song et al. 2020, equation 12)."""
-        return self.scheduler.step(prediction, self.times[i], x_t, eta=self.eta, variance_noise=noise, return_dict=False)[0]
+        return self.scheduler.step(
+            prediction, self.times[i], x_t, eta=self.eta, variance_noise=noise, return_dict=False
+        )[0]
 
     def weights(self, schedule: str) -> list[float]:
         return schedules.weights(schedules.parse(schedule), self.times.tolist(), self.t_max)
@@ -107,14 +122,20 @@ class Grid:
         return 1.0
 
     def path_scale(self, i: int) -> float:
-        """What turns ||eps - eps_base||^2 into the KL of step i's two Gaussians, ||mu - mu_base||^2 / (2 sigma^2), in nats.
+        """What turns ||eps - eps_base||^2 into the KL of step i's two Gaussians, ||mu - mu_base||^2 / (2 sigma^2), in
+        nats.
 
-        DDIM's mean moves with eps by sqrt(1 - a' - sigma^2) - sqrt(a' (1 - a) / a), with a, a' the alpha_bar here and at the next step.
+        DDIM's mean moves with eps by sqrt(1 - a' - sigma^2) - sqrt(a' (1 - a) / a), with a, a' the alpha_bar here and
+        at the next step.
         """
         t = int(self.times[i])
         previous = t - self.t_max // len(self)
         a = float(self.scheduler.alphas_cumprod[t])
-        a_next = float(self.scheduler.alphas_cumprod[previous]) if previous >= 0 else float(self.scheduler.final_alpha_cumprod)
+        a_next = (
+            float(self.scheduler.alphas_cumprod[previous])
+            if previous >= 0
+            else float(self.scheduler.final_alpha_cumprod)
+        )
         variance = self.eta**2 * (1 - a_next) / (1 - a) * (1 - a / a_next)
         if variance <= 0:
             return 0.0  # a deterministic step: both models' transitions are points, and no density ratio exists
@@ -124,7 +145,8 @@ class Grid:
 
 @dataclass
 class Samples:
-    """What `sample_arms` returns, by arm name: latents (G, C, H, W), eps_mse path length to the base (G,) if asked for, and the cost."""
+    """What `sample_arms` returns, by arm name: latents (G, C, H, W), eps_mse path length to the base (G,) if asked for,
+    and the cost."""
 
     latents: dict[str, Tensor]
     path: dict[str, Tensor] = field(default_factory=dict)
@@ -151,15 +173,20 @@ def advance(
     progress: Callable[[int], None] | None = None,
     cost: Cost | None = None,
 ) -> list[Tensor]:
-    """Run steps first..last-1 for all arms from the shared latents x_t (G, C, H, W); returns each arm's latents, in their order.
+    """Run steps first..last-1 for all arms from the shared latents x_t (G, C, H, W); returns each arm's latents, in
+    their order.
 
-    `noise(i)` gives the variance noise (G, C, H, W) of step i (needed for eta > 0). `with_base` makes the base's prediction at every
+    `noise(i)` gives the variance noise (G, C, H, W) of step i (needed for eta > 0). `with_base` makes the base's
+    prediction at every
     arm's own state too, without gradient, for `observe`. Raises ValueError for adapters that are not loaded.
     """
     grid = grid or Grid(model, sampling)
     last = len(grid) if last is None else last
     curves = [grid.weights(arm.schedule) for arm in arms]
-    routes = [adapters.BASE if arm.adapter is None else adapters.scaled(model.denoiser, arm.adapter, arm.lora_scale) for arm in arms]
+    routes = [
+        adapters.BASE if arm.adapter is None else adapters.scaled(model.denoiser, arm.adapter, arm.lora_scale)
+        for arm in arms
+    ]
     states, at = [x_t], [0] * len(arms)  # distinct latents, and which of them each arm is in
     for i in range(first, last):
         levels = [0.0 if route == adapters.BASE else curve[i] for route, curve in zip(routes, curves, strict=True)]
@@ -203,14 +230,23 @@ def _mixed(predictions: dict[tuple[int, str], Tensor], state: int, w: float, rou
 
 
 def _predict(
-    model: Model, condition: Condition, t: Tensor, states: list[Tensor], wanted: list[tuple[int, str]], sampling: Sampling, cost: Cost | None
+    model: Model,
+    condition: Condition,
+    t: Tensor,
+    states: list[Tensor],
+    wanted: list[tuple[int, str]],
+    sampling: Sampling,
+    cost: Cost | None,
 ) -> dict[tuple[int, str], Tensor]:
-    """Each wanted (state, adapter)'s prediction; all rows in one forward (or one an adapter), in chunks of at most max_rows."""
+    """Each wanted (state, adapter)'s prediction; all rows in one forward (or one an adapter), in chunks of at most
+    max_rows."""
     results: dict[tuple[int, str], Tensor] = {}
     if sampling.passes == 1:
         groups = [wanted] if wanted else []
     else:
-        groups = [[pair for pair in wanted if pair[1] == adapter] for adapter in dict.fromkeys(pair[1] for pair in wanted)]
+        groups = [
+            [pair for pair in wanted if pair[1] == adapter] for adapter in dict.fromkeys(pair[1] for pair in wanted)
+        ]
     count = len(states[0])
     padded = -(-count // sampling.block) * sampling.block
     rows = [min(r, count - 1) for r in range(padded)]  # the last row is repeated
@@ -245,8 +281,10 @@ def sample_arms(
 ) -> Samples:
     """Sample every arm for G (prompt, seed index) pairs from common noise.
 
-    `measure_path` also accumulates each image's eps_mse path length to the base: the mean over steps of ||eps_arm - eps_base||^2 / numel at
-    the arm's own x_t, which costs a base prediction wherever an arm makes none itself. `progress` is called with the steps done.
+    `measure_path` also accumulates each image's eps_mse path length to the base: the mean over steps of ||eps_arm -
+    eps_base||^2 / numel at
+    the arm's own x_t, which costs a base prediction wherever an arm makes none itself. `progress` is called with the
+    steps done.
     Raises ValueError for duplicate arm names, adapters that are not loaded and prompts that the model cannot read.
     """
     if len({arm.name for arm in arms}) != len(arms) or not arms:

@@ -4,8 +4,10 @@ Annealed importance guidance (arXiv 2409.06493) mixes the predictions of the bas
 
     eps = (1 - w) eps_base(x_t, c) + w eps_tuned(x_t, c),    w = schedule(u),
 
-with progress u = i/T at step i of T (i = 0 is pure noise), so that sampling explores like the base model first and converges like the
-tuned model last. A schedule in the `time` domain is given u = 1 - t/t_max instead, which differs on every non-uniform grid.
+with progress u = i/T at step i of T (i = 0 is pure noise), so that sampling explores like the base model first and
+converges like the
+tuned model last. A schedule in the `time` domain is given u = 1 - t/t_max instead, which differs on every non-uniform
+grid.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ DOMAINS = ("step", "time")
 
 @dataclass(frozen=True)
 class Schedule:
-    """A pure function from progress u in [0, 1] to the weight of the tuned model in [0, 1], with the name that `parse` reads.
+    """A pure function from progress u in [0, 1] to the weight of the tuned model in [0, 1], with the name that `parse`
+    reads.
 
     `domain` says what progress is: "step" (u = i/T, the published form) or "time" (u = 1 - t/t_max).
     """
@@ -80,14 +83,22 @@ def step(f: float) -> Schedule:
 
 
 def join(schedules: Sequence[Schedule], boundaries: Sequence[float]) -> Schedule:
-    """One schedule after another: the first while u < boundaries[0], and so on; each is given the whole clock's u, not its own.
+    """One schedule after another: the first while u < boundaries[0], and so on; each is given the whole clock's u, not
+    its own.
 
     Boundaries are increasing, in (0, 1), one fewer than the schedules, and all schedules share one domain.
     """
-    if len(boundaries) != len(schedules) - 1 or any(a >= b for a, b in zip([0.0, *boundaries], [*boundaries, 1.0], strict=True)):
-        raise ValueError(f"join needs increasing boundaries in (0, 1), one fewer than its schedules; got {list(boundaries)} for {len(schedules)}")
+    if len(boundaries) != len(schedules) - 1 or any(
+        a >= b for a, b in zip([0.0, *boundaries], [*boundaries, 1.0], strict=True)
+    ):
+        raise ValueError(
+            "join needs increasing boundaries in (0, 1), one fewer than its schedules; "
+            f"got {list(boundaries)} for {len(schedules)}"
+        )
     if len({s.domain for s in schedules}) != 1:
-        raise ValueError("join needs schedules of one domain; got " + ", ".join(f"{s.name} ({s.domain})" for s in schedules))
+        raise ValueError(
+            "join needs schedules of one domain; got " + ", ".join(f"{s.name} ({s.domain})" for s in schedules)
+        )
     parts = [schedules[0].name] + [f"{b:g}|{s.name}" for b, s in zip(boundaries, schedules[1:], strict=True)]
 
     def weight(u: float) -> float:
@@ -108,7 +119,8 @@ WITH_NUMBER = {"power": power, "step": step, "constant": constant}
 
 
 def parse(text: str) -> Schedule:
-    """Read `base`, `tuned`, `linear`, `power:P`, `step:F`, `constant:W` or `join:A|BOUNDARY|B...`, with `@time` at the end for the time domain.
+    """Read `base`, `tuned`, `linear`, `power:P`, `step:F`, `constant:W` or `join:A|BOUNDARY|B...`, with `@time` at the
+    end for the time domain.
 
     Raises ValueError that names the text, what is wrong and the known forms.
     """
@@ -135,7 +147,8 @@ def format_name(schedule: Schedule) -> str:
 
 
 def weights(schedule: Schedule, times: Sequence[float], t_max: float) -> list[float]:
-    """The weight at each of T steps; `times` are the scheduler's timesteps in sampling order, `t_max` its training steps."""
+    """The weight at each of T steps; `times` are the scheduler's timesteps in sampling order, `t_max` its training
+    steps."""
     if schedule.domain == "time":
         return [schedule(min(max(1 - float(t) / t_max, 0.0), 1.0)) for t in times]
     return [schedule(i / len(times)) for i in range(len(times))]

@@ -4,7 +4,8 @@
     python -m benchmarks passes arms          # some
     python -m benchmarks --device cuda        # on one GPU
 
-Alternatives of one table are timed in turns, round by round, and the ratio is the median over rounds: on a shared machine absolute
+Alternatives of one table are timed in turns, round by round, and the ratio is the median over rounds: on a shared
+machine absolute
 figures wander, ratios within a run do not. On the CPU, process CPU time is measured, on one thread.
 """
 
@@ -53,8 +54,11 @@ def clock(device: str) -> float:
     return time.process_time()
 
 
-def compare(title: str, unit: str, runs: dict[str, tuple[Callable[[], object], float]], device: str, rounds: int = ROUNDS) -> None:
-    """Time each run in turns; print units per second of its median and the median over rounds of its time over the first's."""
+def compare(
+    title: str, unit: str, runs: dict[str, tuple[Callable[[], object], float]], device: str, rounds: int = ROUNDS
+) -> None:
+    """Time each run in turns; print units per second of its median and the median over rounds of its time over the
+    first's."""
     for run, _ in runs.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -91,7 +95,8 @@ def passes(device: str) -> None:
 
 
 def arms(device: str) -> None:
-    """The published arm set at T = 25: shared trajectories against a loop an arm, and against a loop an arm with both predictions."""
+    """The published arm set at T = 25: shared trajectories against a loop an arm, and against a loop an arm with both
+    predictions."""
     model, seeds = tuned_model(device), list(range(8))
     sampling, prompts = Sampling(steps=25, guidance=3.0), PROMPTS * 2
 
@@ -99,16 +104,22 @@ def arms(device: str) -> None:
         # What a wrapper that always mixes two predictions does: w = 0 and w = 1 are nudged off their shortcuts.
         for arm in PUBLISHED:
             schedule = {"base": "constant:1e-9", "tuned": "constant:0.999999999"}.get(arm.schedule, arm.schedule)
-            sample_arms(model, prompts, seeds, [Arm(arm.name, "a", 1.0, schedule)], sampling=sampling, measure_path=True)
+            sample_arms(
+                model, prompts, seeds, [Arm(arm.name, "a", 1.0, schedule)], sampling=sampling, measure_path=True
+            )
 
     cost = sample_arms(model, prompts[:1], [0], PUBLISHED, sampling=sampling).cost
     runs = {
         f"a loop an arm, {cost.naive} predictions": (naive, 8 * 6),
         "a loop an arm, w in {0, 1} made once": (
-            lambda: [sample_arms(model, prompts, seeds, [arm], sampling=sampling) for arm in PUBLISHED], 8 * 6
+            lambda: [sample_arms(model, prompts, seeds, [arm], sampling=sampling) for arm in PUBLISHED],
+            8 * 6,
         ),
-        f"shared, {cost.predictions} predictions": (lambda: sample_arms(model, prompts, seeds, PUBLISHED, sampling=sampling), 8 * 6),
-    }  # fmt: skip
+        f"shared, {cost.predictions} predictions": (
+            lambda: sample_arms(model, prompts, seeds, PUBLISHED, sampling=sampling),
+            8 * 6,
+        ),
+    }
     compare("published arm set, 8 (prompt, seed) pairs, 25 steps", "images", runs, device, rounds=3)
 
 
@@ -132,13 +143,17 @@ def draft_step(device: str) -> None:
     }
     compare("DRaFT step, batch 12, 10 steps, guidance 3", "images", runs, device, rounds=3)
     print(f"\n  {'saved for backward, MiB':<34}{'all':>9}")
-    for name, change in {"K = 1, micro-batch 12": {"k": 1, "micro_batch": 12}, "K = 3, micro-batch 12": {"k": 3, "micro_batch": 12},
-                         "K = 3, micro-batch 4": {"k": 3, "micro_batch": 4}}.items():  # fmt: skip
+    for name, change in {
+        "K = 1, micro-batch 12": {"k": 1, "micro_batch": 12},
+        "K = 3, micro-batch 12": {"k": 3, "micro_batch": 12},
+        "K = 3, micro-batch 4": {"k": 3, "micro_batch": 4},
+    }.items():
         print(f"  {name:<34}{saved_for_backward(run(**change)):>9.0f}")
 
 
 def saved_for_backward(run: Callable[[], object]) -> float:
-    """The most MiB of distinct tensor storage that autograd holds at once during `run`: the memory that a gradient costs."""
+    """The most MiB of distinct tensor storage that autograd holds at once during `run`: the memory that a gradient
+    costs."""
     alive: dict[int, tuple[int, int]] = {}
     peak = total = 0
 
@@ -163,7 +178,8 @@ def saved_for_backward(run: Callable[[], object]) -> float:
 
 
 def pipeline(device: str) -> None:
-    """Wall seconds of the Ray pipeline's evaluation against the bare loop over the same images, on as many processes' threads."""
+    """Wall seconds of the Ray pipeline's evaluation against the bare loop over the same images, on as many processes'
+    threads."""
     from benchmarks.pipeline import compare_with_bare_loop
 
     with tempfile.TemporaryDirectory(prefix="aig-bench-") as storage:
@@ -174,7 +190,9 @@ BENCHMARKS = {"passes": passes, "arms": arms, "draft": draft_step, "pipeline": p
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHMARKS)} (default: all)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     arguments = parser.parse_args(argv)
@@ -182,11 +200,17 @@ def main(argv: list[str] | None = None) -> None:
     if unknown:
         parser.error(f"benchmark {unknown[0]!r} is not known (known: {', '.join(BENCHMARKS)})")
     torch.set_num_threads(1)
-    what = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{platform.machine()} CPU, 1 thread, process CPU time"
+    what = (
+        torch.cuda.get_device_name()
+        if arguments.device == "cuda"
+        else f"{platform.machine()} CPU, 1 thread, process CPU time"
+    )
     print(f"torch {torch.__version__}, {what}, Python {platform.python_version()}")
     for name in arguments.names or BENCHMARKS:
         BENCHMARKS[name](arguments.device)
-    print(f"\npeak resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB", file=sys.stderr)
+    print(
+        f"\npeak resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB", file=sys.stderr
+    )
 
 
 if __name__ == "__main__":

@@ -22,14 +22,19 @@ def model():
 def test_a_new_adapter_changes_nothing():
     model = tiny_with()
     adapters.attach(model.denoiser, "fresh", targets="everywhere")
-    assert torch.equal(sample(model, PROMPTS, Arm("tuned", "fresh"), sampling=FEW), sample(model, PROMPTS, Arm("base", None, 1, "base"), sampling=FEW))
+    assert torch.equal(
+        sample(model, PROMPTS, Arm("tuned", "fresh"), sampling=FEW),
+        sample(model, PROMPTS, Arm("base", None, 1, "base"), sampling=FEW),
+    )
 
 
 def test_a_saved_adapter_loads_with_the_same_bits_and_its_record(model, tmp_path):
     adapters.save(model.denoiser, "a", tmp_path / "x", {"step": 7})
     other = tiny_with()
     adapters.load(other.denoiser, tmp_path / "x", "loaded")
-    assert torch.equal(sample(model, PROMPTS, Arm("t", "a"), sampling=FEW), sample(other, PROMPTS, Arm("t", "loaded"), sampling=FEW))
+    assert torch.equal(
+        sample(model, PROMPTS, Arm("t", "a"), sampling=FEW), sample(other, PROMPTS, Arm("t", "loaded"), sampling=FEW)
+    )
     assert adapters.read_record(tmp_path / "x")["step"] == 7
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x"]
 

@@ -45,7 +45,8 @@ def test_the_gradient_equals_finite_differences(k, kl_weight):
     # The steps before the last K carry no gradient: their outcome is held fixed, as in the truncated objective.
     x = draft.rollout(model, condition, Noise(PROMPTS, SEEDS, 0, model.latent_shape), arm, config, grid)
 
-    # So are the base's predictions: the penalty pulls the tuned model to them, it does not move x_t to where they agree.
+    # So are the base's predictions: the penalty pulls the tuned model to them, it does not move x_t to where they
+    # agree.
     held: list[torch.Tensor] = []
     predict, calls = model.predict, itertools.count()
 
@@ -101,7 +102,8 @@ def test_shares_of_two_workers_add_up_to_the_whole_batch(model):
 
 
 def test_lv_has_the_same_mean_gradient_as_k_1_at_the_states_that_it_draws(model):
-    """E over the last step's noise: LV with n draws equals the mean of n single-draw gradients, and differs from draw to draw."""
+    """E over the last step's noise: LV with n draws equals the mean of n single-draw gradients, and differs from draw
+    to draw."""
     config = DraftConfig(FEW, lv=3)
     ours, _ = gradient(model, config)
     parameters = adapters.parameters(model.denoiser, "a")
@@ -152,7 +154,11 @@ def test_kl_grows_with_the_square_of_a_small_lora_scale(model, form, eta):
     kls = []
     for scale in (0.02, 0.01):
         with torch.no_grad():
-            kls.append(draft.last_steps(model, condition, x, Arm("t", "a", scale), config, grid, noise.at_step)[1].mean().item())
+            kls.append(
+                draft.last_steps(model, condition, x, Arm("t", "a", scale), config, grid, noise.at_step)[1]
+                .mean()
+                .item()
+            )
     assert kls[0] / kls[1] == pytest.approx(4, rel=0.1)
     assert kls[1] > 0
 
@@ -173,7 +179,14 @@ def test_a_step_replayed_gives_the_same_bits(model):
 
 def test_a_loss_that_is_not_finite_names_its_prompts(model):
     with pytest.raises(FloatingPointError, match="a red star"):
-        train_step(model, lambda images, prompts: images.sum(dim=(1, 2, 3)) * float("nan"), "a", ["a red star"], [0], DraftConfig(FEW))
+        train_step(
+            model,
+            lambda images, prompts: images.sum(dim=(1, 2, 3)) * float("nan"),
+            "a",
+            ["a red star"],
+            [0],
+            DraftConfig(FEW),
+        )
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,16 @@ def test_a_short_unregularized_training_hacks_the_reward_as_a_random_adapter_doe
     # A random adapter of the same size: its weights have the tuned one's root mean square.
     size = torch.cat([p.detach().flatten() for p in parameters]).square().mean().sqrt().item()
     add_random_adapter(model, "random", size=size, rank=8)
-    found = measured(model, [Arm("base", None, 1, "base"), Arm("tuned", "tuned"), Arm("random", "random"), Arm("aig", "tuned", 1, "power:2")], reward)
+    found = measured(
+        model,
+        [
+            Arm("base", None, 1, "base"),
+            Arm("tuned", "tuned"),
+            Arm("random", "random"),
+            Arm("aig", "tuned", 1, "power:2"),
+        ],
+        reward,
+    )
     gain = {name: found[name][0] - found["base"][0] for name in found}
     loss = {name: found["base"][1] - found[name][1] for name in found}
     assert gain["tuned"] > 1.0, found

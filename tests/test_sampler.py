@@ -112,7 +112,9 @@ def test_latents_equal_those_of_the_diffusers_pipeline(model, eta):
 
     original, scheduling_ddim.randn_tensor = scheduling_ddim.randn_tensor, replayed
     try:
-        theirs = pipe(PROMPTS, num_inference_steps=5, guidance_scale=3.0, eta=eta, latents=noise.initial(), output_type="latent").images
+        theirs = pipe(
+            PROMPTS, num_inference_steps=5, guidance_scale=3.0, eta=eta, latents=noise.initial(), output_type="latent"
+        ).images
     finally:
         scheduling_ddim.randn_tensor = original
         pipe.unet.enable_adapters()

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from aig import schedules
 from aig.schedules import format_name, parse
 
-ALL = ["base", "tuned", "linear", "power:2", "power:4", "power:0.5", "step:0.6", "constant:0.5", "join:base|0.3|power:2|0.8|tuned"]
+ALL = [
+    "base",
+    "tuned",
+    "linear",
+    "power:2",
+    "power:4",
+    "power:0.5",
+    "step:0.6",
+    "constant:0.5",
+    "join:base|0.3|power:2|0.8|tuned",
+]
 unit = st.floats(0, 1, exclude_max=True)
 
 

@@ -25,7 +25,8 @@ class Features:
 
 
 def load(name: str, device: str | torch.device = "cpu") -> Features:
-    """`world`, the embedded extractor (64 standardized features of 32x32 images), or `package.module:callable` with a `dimension`.
+    """`world`, the embedded extractor (64 standardized features of 32x32 images), or `package.module:callable` with a
+    `dimension`.
 
     Raises ValueError that names what was asked for and what is known.
     """

@@ -22,10 +22,7 @@ def load(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = tor
 
     Raises ValueError that names the folder, what was found in it and the families that are known.
     """
-    if name == "tiny":
-        folder = weights.folder("tiny")
-    else:
-        folder = Path(name)
+    folder = weights.folder("tiny") if name == "tiny" else Path(name)
     index = folder / "model_index.json"
     if not index.exists():
         raise ValueError(f"model {name!r}: neither 'tiny' nor a diffusers folder (no {index})")
@@ -36,5 +33,7 @@ def load(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = tor
     family = (found.get("_class_name"), (found.get("vae") or [None, None])[1])
     if family not in FAMILIES:
         known = "; ".join(f"{pipeline} with {vae}" for pipeline, vae in FAMILIES)
-        raise ValueError(f"{index}: {family[0]} with {family[1]} is not a family that can be loaded yet (known: {known})")
+        raise ValueError(
+            f"{index}: {family[0]} with {family[1]} is not a family that can be loaded yet (known: {known})"
+        )
     return FAMILIES[family](folder, torch.device(device), dtype)

@@ -23,7 +23,8 @@ class Sampling:
     passes: int = 1
     """1: all predictions of a step in one forward, rows routed to adapters; 2: one forward an adapter."""
     block: int = 8
-    """Rows are padded to a multiple of this, so that every kernel sees the same shapes and an image has the same bits in any batch."""
+    """Rows are padded to a multiple of this, so that every kernel sees the same shapes and an image has the same bits
+    in any batch."""
     max_rows: int = 128
     """Rows (before the unconditional half is added) of one forward at most."""
 
@@ -72,7 +73,8 @@ class Model(Protocol):
         ...
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition, adapters: Sequence[str], guidance: float) -> Tensor:
-        """The prediction (B, C, H, W) after classifier-free guidance, row i through adapter adapters[i] or none (`BASE`)."""
+        """The prediction (B, C, H, W) after classifier-free guidance, row i through adapter adapters[i] or none
+        (`BASE`)."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:

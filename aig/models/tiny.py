@@ -1,4 +1,5 @@
-"""The embedded world's family: Stable Diffusion's classes at 32x32, with a fixed invertible codec for the autoencoder."""
+"""The embedded world's family: Stable Diffusion's classes at 32x32, with a fixed invertible codec for the
+autoencoder."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from aig.world.scenes import parse_caption
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without progress bars for a second's loading, and without the warning that the codec is no AutoencoderKL, which it need not be."""
+    """Without progress bars for a second's loading, and without the warning that the codec is no AutoencoderKL, which
+    it need not be."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -57,7 +59,8 @@ class TinyModel:
             parse_caption(prompt)
         distinct = sorted(set(prompts))
         tokens = self.pipe.tokenizer([*distinct, ""], padding="max_length", truncation=True, return_tensors="pt")
-        # Encoded one by one: a batched encoding of other shape differs in its last bits, and an image may depend on its prompt alone.
+        # Encoded one by one: a batched encoding of other shape differs in its last bits, and an image may depend on its
+        # prompt alone.
         rows = [self.text_encoder(ids[None].to(self.device))[0] for ids in tokens.input_ids]
         table = torch.cat(rows)  # (distinct + 1, L, D)
         return Condition(table[[distinct.index(prompt) for prompt in prompts]], table[-1:])

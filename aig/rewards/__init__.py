@@ -30,7 +30,8 @@ class Reward(Protocol):
 
 
 class FunctionReward:
-    """A user's own callable `(images, prompts) -> (B,)`; its attributes `range`, `higher_is_better`, ... are taken over where set."""
+    """A user's own callable `(images, prompts) -> (B,)`; its attributes `range`, `higher_is_better`, ... are taken over
+    where set."""
 
     def __init__(self, function: Callable[[Tensor, list[str]], Tensor], name: str) -> None:
         self.function, self.name = function, name
@@ -47,7 +48,8 @@ NAMES = ("fragile", "robust", "gold", "gold_a", "gold_b")
 
 
 def load(spec: str | dict[str, Any], device: str | torch.device = "cpu") -> Reward:
-    """A reward by name: the embedded world's `fragile` and `robust` (to tune to), `gold`, `gold_a`, `gold_b` (to judge by),
+    """A reward by name: the embedded world's `fragile` and `robust` (to tune to), `gold`, `gold_a`, `gold_b` (to judge
+    by),
     or `package.module:callable`, your own. A mapping `{"name": ...}` is the same.
 
     Raises ValueError that names what was asked for, the nearest known name and the fix.
@@ -62,15 +64,23 @@ def load(spec: str | dict[str, Any], device: str | torch.device = "cpu") -> Rewa
         try:
             return FunctionReward(getattr(import_module(module), attribute), name)
         except (ImportError, AttributeError) as error:
-            raise ValueError(f"reward {name!r} cannot be imported ({error}); it must read package.module:callable") from None
+            raise ValueError(
+                f"reward {name!r} cannot be imported ({error}); it must read package.module:callable"
+            ) from None
     close = difflib.get_close_matches(name, NAMES, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"reward {name!r} is not known{hint} (known: {', '.join(NAMES)}, or package.module:callable for your own)")
+    raise ValueError(
+        f"reward {name!r} is not known{hint} (known: {', '.join(NAMES)}, or package.module:callable for your own)"
+    )
 
 
 def check_trainable(reward: Reward) -> None:
     """ValueError, with the reason, for a reward that a model must not or cannot be tuned to."""
     if not reward.trainable:
-        raise ValueError(f"reward {reward.name!r} exists to judge and is never tuned to; train on another, as fragile or robust")
+        raise ValueError(
+            f"reward {reward.name!r} exists to judge and is never tuned to; train on another, as fragile or robust"
+        )
     if not reward.differentiable:
-        raise ValueError(f"reward {reward.name!r} is not differentiable: it can score images, but DRaFT cannot train on it")
+        raise ValueError(
+            f"reward {reward.name!r} is not differentiable: it can score images, but DRaFT cannot train on it"
+        )

@@ -18,7 +18,8 @@ WORLD = {
 
 
 class WorldReward:
-    """A frozen reward of the embedded world; images are (B, 3, 32, 32) in [0, 1], prompts follow its caption grammar."""
+    """A frozen reward of the embedded world; images are (B, 3, 32, 32) in [0, 1], prompts follow its caption
+    grammar."""
 
     higher_is_better = True
     differentiable = True
@@ -37,8 +38,16 @@ class WorldReward:
 def accuracies(judges: dict[str, WorldReward], images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
     """Whether the asked colour and shape are found, by each of the judges gold_a and gold_b and on average.
 
-    Returns float columns (B,): accuracy_a, accuracy_b (both right), and colour_ok, shape_ok (the share of judges that agree).
+    Returns float columns (B,): accuracy_a, accuracy_b (both right), and colour_ok, shape_ok (the share of judges that
+    agree).
     """
-    hits = torch.stack([judges[name].network.hits(images, prompts) for name in ("gold_a", "gold_b")]).float()  # (2, B, 2)
+    hits = torch.stack(
+        [judges[name].network.hits(images, prompts) for name in ("gold_a", "gold_b")]
+    ).float()  # (2, B, 2)
     both = hits.prod(dim=2)
-    return {"accuracy_a": both[0], "accuracy_b": both[1], "colour_ok": hits[:, :, 0].mean(0), "shape_ok": hits[:, :, 1].mean(0)}
+    return {
+        "accuracy_a": both[0],
+        "accuracy_b": both[1],
+        "colour_ok": hits[:, :, 0].mean(0),
+        "shape_ok": hits[:, :, 1].mean(0),
+    }

@@ -1,6 +1,7 @@
 """Captioned scenes: one coloured shape on a background, rendered from exactly known factors.
 
-Everything here is synthetic and closed-form, so the asked colour and shape, the hidden utility and every other factor of
+Everything here is synthetic and closed-form, so the asked colour and shape, the hidden utility and every other factor
+of
 a rendered image are known exactly. Coordinates are in units of the image's half-width, y pointing up.
 """
 
@@ -87,7 +88,8 @@ def sample_scenes(
     saturation = uniform(0.7, 1.0)
     hue = torch.tensor(HUES, dtype=torch.float32)[colour] + uniform(-5, 5)
     rgb = hsv_to_rgb(hue, saturation, uniform(0.78, 1.0))
-    # Backgrounds stay at least 50 degrees of hue away from the object: an invisible object has no colour to be right about.
+    # Backgrounds stay at least 50 degrees of hue away from the object: an invisible object has no colour to be right
+    # about.
     ground_hue = hue + uniform(50, 310)
     low, high = torch.tensor([0.06, 0.36, 0.80])[tone], torch.tensor([0.20, 0.60, 0.98])[tone]
     top = torch.tensor([0.6, 0.5, 0.28])[tone]
@@ -142,9 +144,7 @@ def signed_distance(shape: Tensor, u: Tensor, v: Tensor) -> Tensor:
         "square": torch.maximum(box_u, box_v) - 0.76,
         "triangle": radius * torch.cos(third / 2 - wedge) - 0.56,
         "star": (su * (outer - iv) + (sv - outer) * iu) / length,
-        "cross": torch.minimum(
-            torch.maximum(box_u - 0.95, box_v - 0.34), torch.maximum(box_u - 0.34, box_v - 0.95)
-        ),
+        "cross": torch.minimum(torch.maximum(box_u - 0.95, box_v - 0.34), torch.maximum(box_u - 0.34, box_v - 0.95)),
         "heart": torch.minimum(torch.maximum(hu.abs(), hv.abs()) - a, discs),
     }
     stacked = torch.stack([distances[name] for name in SHAPES])  # (6, N, H, W)
@@ -223,7 +223,8 @@ class Request:
 
 
 def parse_caption(caption: str) -> Request:
-    """Read a caption of the grammar `a COLOUR SHAPE [on a TONE background]`; ValueError says what is wrong with another."""
+    """Read a caption of the grammar `a COLOUR SHAPE [on a TONE background]`; ValueError says what is wrong with
+    another."""
     words = caption.lower().split()
     core, rest = words[:3], words[3:]
     if len(core) == 3 and core[0] in ("a", "an") and core[1] in COLOURS and core[2] in SHAPES:
@@ -249,7 +250,8 @@ def captions(scenes: Scenes, generator: torch.Generator, tone_share: float = 0.2
 
 
 def all_prompts() -> list[str]:
-    """The 48 captions without a background, colours varying fastest along a diagonal, so that any prefix is balanced."""
+    """The 48 captions without a background, colours varying fastest along a diagonal, so that any prefix is
+    balanced."""
     order = [(i % len(COLOURS), (i + i // 24) % len(SHAPES)) for i in range(24)]
     rest = [(c, s) for s in range(len(SHAPES)) for c in range(len(COLOURS)) if (c, s) not in order]
     return [str(Request(COLOURS[c], SHAPES[s])) for c, s in order + rest]
@@ -286,11 +288,20 @@ def utility(
     )
     size = 1 - ((radius - BEST_RADIUS) / 0.12) ** 2
     centred = 1 - torch.hypot(x, y) / 0.25
-    return 2.5 * match + 0.5 * size.clamp(min=-2) + 0.5 * centred - 2.0 * haze - 0.7 * blur + 2 * (saturation - 0.85) + tastes
+    return (
+        2.5 * match
+        + 0.5 * size.clamp(min=-2)
+        + 0.5 * centred
+        - 2.0 * haze
+        - 0.7 * blur
+        + 2 * (saturation - 0.85)
+        + tastes
+    )
 
 
 def scene_utility(scenes: Scenes, requests: list[Request]) -> Tensor:
-    """The exact utility (N,) of rendered scenes for what was asked: the mean of colour, shape and, if named, tone matches."""
+    """The exact utility (N,) of rendered scenes for what was asked: the mean of colour, shape and, if named, tone
+    matches."""
     colour = torch.tensor([COLOURS.index(r.colour) for r in requests])
     shape = torch.tensor([SHAPES.index(r.shape) for r in requests])
     tone = torch.tensor([TONES.index(r.tone) if r.tone else -1 for r in requests])

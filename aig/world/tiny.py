@@ -59,13 +59,15 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """4.1 M parameters; text enters by cross-attention at 4x4 and, pooled, with the time, scaling and shifting each residual block."""
+    """4.1 M parameters; text enters by cross-attention at 4x4 and, pooled, with the time, scaling and shifting each
+    residual block."""
     return UNet2DConditionModel(
         sample_size=SIZE // 2, in_channels=12, out_channels=12, block_out_channels=(32, 64, 128), layers_per_block=1,
         down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
         cross_attention_dim=TEXT_WIDTH, attention_head_dim=2, norm_num_groups=8,
-        resnet_time_scale_shift="scale_shift", addition_embed_type="text", encoder_hid_dim=TEXT_WIDTH, addition_embed_type_num_heads=4,
+        resnet_time_scale_shift="scale_shift", addition_embed_type="text", encoder_hid_dim=TEXT_WIDTH,
+        addition_embed_type_num_heads=4,
     )  # fmt: skip
 
 

@@ -77,7 +77,8 @@ def velocity_loss(pipe, batch: Batch, device: torch.device) -> Tensor:
 
 
 def optimizers_for(modules: nn.Module, config: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the weights inside, AdamW for the rest: at 7,200 images the loss was 0.49 where AdamW alone had 0.54 (LOG.md)."""
+    """Muon for the weights inside, AdamW for the rest: at 7,200 images the loss was 0.49 where AdamW alone had 0.54
+    (LOG.md)."""
     assert isinstance(config, BaseConfig)
     outside = ("token_embedding", "position_embedding", "positional_embedding", "conv_in", "conv_out")
     named = [(name, p) for name, p in modules.named_parameters() if p.requires_grad]

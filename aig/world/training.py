@@ -72,9 +72,11 @@ def load_checkpoint(path: Path, config: Recipe, device: torch.device) -> dict:
 
 
 class MatrixMuon(torch.optim.Muon):
-    """Muon (Jordan et al. 2024) for weights of any number of dimensions, each orthogonalized as the matrix (out, everything else).
+    """Muon (Jordan et al. 2024) for weights of any number of dimensions, each orthogonalized as the matrix (out,
+    everything else).
 
-    torch's own takes matrices only: it is given views that share the weights' storage, and their gradients before each step.
+    torch's own takes matrices only: it is given views that share the weights' storage, and their gradients before each
+    step.
     """
 
     def __init__(self, weights: list[nn.Parameter], lr: float, weight_decay: float) -> None:
@@ -145,8 +147,14 @@ def fit(
             window.clear()
             report(name, step + 1, means, before + time.monotonic() - begun, config, out)
         if rank == 0 and ((step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps):
-            state = {"modules": modules.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "ema": ema, "step": step + 1,
-                     "seconds": before + time.monotonic() - begun, "config": asdict(config)}  # fmt: skip
+            state = {
+                "modules": modules.state_dict(),
+                "optimizers": [o.state_dict() for o in optimizers],
+                "ema": ema,
+                "step": step + 1,
+                "seconds": before + time.monotonic() - begun,
+                "config": asdict(config),
+            }
             torch.save(state, checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").replace(checkpoint)
     modules.load_state_dict(ema)
