@@ -215,7 +215,7 @@ def _several() -> Iterator[None]:
         yield
 
 
-def _layers(denoiser: nn.Module) -> list[LoraLayer]:
+def _layers(denoiser: nn.Module) -> list[Any]:  # LoraLayers, which are modules by mixing in
     return [module for module in denoiser.modules() if isinstance(module, LoraLayer)]
 
 

@@ -353,7 +353,7 @@ def test_sealing_covers_files_in_folders(tmp_path):
 
 def short(name: str) -> training.Recipe:
     recipe = replace(train_scores.RECIPES[name], steps=4, batch=8, warmup=2, checkpoint_every=2)
-    return replace(recipe, pretrain=2, groups=4) if isinstance(recipe, train_scores.RewardConfig) else recipe
+    return replace(recipe, pretrain=2, group=4, groups=4) if isinstance(recipe, train_scores.RewardConfig) else recipe
 
 
 @pytest.mark.parametrize("name", ["robust", "features"])
@@ -375,6 +375,11 @@ def test_training_resumed_after_an_interruption_equals_an_undisturbed_one(tmp_pa
             train_scores.train(name, short(name), tmp_path / "broken", cpu)
     resumed = train_scores.train(name, short(name), tmp_path / "broken", cpu)
     assert resumed.read_bytes() == whole.read_bytes()
+
+
+def test_groups_that_do_not_fill_a_batch_are_refused():
+    with pytest.raises(ValueError, match="batch 60 must be a multiple of group 16"):
+        train_scores.RewardConfig(batch=60)
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):

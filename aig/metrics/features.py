@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def load(name: str, device: str | torch.device = "cpu") -> Features:
     Raises ValueError that names what was asked for and what is known.
     """
     if name == "world":
-        network = weights.load("features").to(device)
+        network: Any = weights.load("features").to(device)
         return Features(network.features, name, 64, (32, 32))
     module, colon, attribute = name.partition(":")
     if colon:

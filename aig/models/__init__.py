@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from aig.world import weights
 __all__ = ["Condition", "Model", "Sampling", "TinyModel", "load"]
 
 # What tells the families apart is the pipeline's class and its autoencoder's.
-FAMILIES = {("StableDiffusionPipeline", "SpaceToDepth"): TinyModel}
+FAMILIES: dict[tuple[Any, Any], Any] = {("StableDiffusionPipeline", "SpaceToDepth"): TinyModel}
 
 
 def load(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Model:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ class WorldReward:
     def __init__(self, name: str, device: str | torch.device = "cpu") -> None:
         network, self.range, self.trainable = WORLD[name]
         self.name = name
-        self.network = weights.load(network).to(device)
+        self.network: Any = weights.load(network).to(device)
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         score = self.network.gold if self.name in ("gold_a", "gold_b") else self.network

@@ -84,10 +84,10 @@ def factor_accuracy(net: FactorNet, n: int = 8192, seed: int = 1) -> dict[str, f
 
 
 @torch.no_grad()
-def layout(net: FactorNet, images: Tensor) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation of the layout and background that the feature extractor reads in images (N, ...)."""
-    read = net(images)
-    ground = read.extras["ground"] / 4 + 0.5  # (N, 3) RGB
+def layout(judge: FactorNet, features: FactorNet, images: Tensor) -> dict[str, tuple[float, float]]:
+    """Mean and deviation of the layout that a judge reads in images, and of the ground's colours by the extractor."""
+    read = judge(images)
+    ground = (features(images).extras["ground"] + 2) / 4  # (N, 3) RGB
     values = {"x": read.x, "y": read.y, "radius": read.radius}
     values |= {f"ground {channel}": ground[:, i] for i, channel in enumerate(("red", "green", "blue"))}
     values |= {f"tone {tone}": read.tone.softmax(1)[:, i] for i, tone in enumerate(TONES)}
@@ -156,7 +156,7 @@ def check_base(folder: Path, nets: dict, samples: int, device: torch.device) -> 
             f"gold {utilities[i].mean().item():.2f}  ({samples} samples)"
         )
     rendered = render(sample_scenes(max(samples, 1024), generator_for(HELD_OUT, 4))).to(device)
-    drawn, data = layout(nets["features"], images), layout(nets["features"], rendered)
+    drawn, data = (layout(nets["judge_a"], nets["features"], shown) for shown in (images, rendered))
     print(f"{'as read':18} {'samples':>15} {'rendered data':>17}   (mean, deviation)")
     for name in drawn:
         print(f"{name:18} {drawn[name][0]:7.3f} {drawn[name][1]:7.3f} {data[name][0]:9.3f} {data[name][1]:7.3f}")

@@ -3,6 +3,8 @@
 It is saved as an ordinary diffusers folder: `DiffusionPipeline.from_pretrained(aig.world.folder("tiny"))` opens it.
 """
 
+# diffusers exports its classes lazily, which pyright cannot follow, and annotates its pipelines more narrowly than it takes.
+# pyright: reportPrivateImportUsage=false, reportArgumentType=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import json

@@ -57,6 +57,12 @@ class RewardConfig(Recipe):
     noise: float = 0.0  # the largest standard deviation of the images' noise augmentation
     contrast: float = 0.0  # weight of the contrastive loss after pretraining
 
+    def __post_init__(self) -> None:
+        if self.batch % self.group or self.groups < self.batch // self.group:
+            raise ValueError(
+                f"batch {self.batch} must be a multiple of group {self.group}, and groups at least their quotient"
+            )
+
 
 @dataclass(frozen=True)
 class FactorConfig(Recipe):
