@@ -195,8 +195,8 @@ class Evaluate(Section):
     """AIG schedules of the KL-regularized adapters too."""
     early_stops: tuple[int, ...] | None = number(None, 1)
     """Training steps whose snapshots are arms; null takes every snapshot, [] none."""
-    path: bool = True
-    """Whether to measure each image's path length to the base, which costs predictions of the base."""
+    path_prompts: int | None = number(None, 0)
+    """On how many prompts to measure the path length to the base, at the cost of more predictions; null is all."""
     group: int = number(8, 1)
     """Images of one prompt and arm that are made together; a file of the dataset holds them for all arms."""
     block: int = number(8, 1)

@@ -91,7 +91,7 @@ def _study(config: Config, single: Study, table: Table, measured: dict[str, dict
         "arms": arms,
         **_plane(result, names),
         "planes": {x: _plane(_bootstrap(config, single, table, x), names) for x in planes},
-        "reward_vs_kl": _reward_vs_kl(single, result, proxy) if "path" in table.values else [],
+        "reward_vs_kl": _reward_vs_kl(single, proxy, measured),
         "claims": _claims(config, single, table, result, proxy, held_out),
     }  # fmt: skip
 
@@ -133,14 +133,16 @@ def _plane(result: Bootstrap, names: list[str]) -> dict[str, Any]:
     }
 
 
-def _reward_vs_kl(single: Study, result: Bootstrap, proxy: str) -> list[dict[str, Any]]:
-    return [
-        {
-            "arm": arm.arm.name, "kl_weight": arm.kl_weight, "path": result.mean["path"][a],
-            "reward": result.mean[proxy][a], "low": result.interval[proxy][a, 0], "high": result.interval[proxy][a, 1],
-        }
-        for a, arm in enumerate(single.arms)
-    ]  # fmt: skip
+def _reward_vs_kl(single: Study, proxy: str, measured: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
+    """Each arm's path length to the base and its reward, where the path was measured."""
+    rows = []
+    for arm in single.arms:
+        metrics = measured[arm.arm.name]
+        if "path" in metrics:
+            reward, low, high = metrics[proxy]
+            about = {"arm": arm.arm.name, "kl_weight": arm.kl_weight, "path": metrics["path"][0]}
+            rows.append({**about, "reward": reward, "low": low, "high": high})
+    return rows
 
 
 def _claims(

@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -61,22 +62,21 @@ def units(config: Config, model_defaults: models.Sampling) -> list[Unit]:
         "sampling": asdict(replace(_sampling(config, model_defaults), max_rows=1)),
         "run_seed": config.run.seed,
         "arms": [(arm.arm.name, arm.arm.id, adapter_digest(config, arm.arm.adapter)) for arm in study.all_arms(config)],
-        "path": evaluate.path,
         "scores": [study.scored_rewards(config), evaluate.gold, evaluate.features],
     }
     found = []
     for prompt_id, prompt in enumerate(study.resolve_prompts(evaluate.prompts, "evaluate.prompts")):
         for first in range(0, evaluate.seeds, evaluate.group):
             seeds = tuple(range(first, min(first + evaluate.group, evaluate.seeds)))
-            found.append(
-                Unit(
-                    _hash({**shared, "prompt_id": prompt_id, "prompt": prompt, "seeds": seeds}),
-                    prompt_id,
-                    prompt,
-                    seeds,
-                )
-            )
+            content = {**shared, "prompt_id": prompt_id, "path": has_path(config, prompt_id)}
+            name = _hash({**content, "prompt": prompt, "seeds": seeds})
+            found.append(Unit(name, prompt_id, prompt, seeds))
     return found
+
+
+def has_path(config: Config, prompt_id: int) -> bool:
+    """Whether the path length to the base is measured on this prompt."""
+    return config.evaluate.path_prompts is None or prompt_id < config.evaluate.path_prompts
 
 
 def adapter_digest(config: Config, name: str | None) -> str | None:
@@ -107,7 +107,9 @@ def generate(config: Config, connect: Callable[[], Cluster], model_defaults: mod
         print(f"{len(wanted) - len(missing)} of {len(wanted)} groups of images are there already.")
     if missing:
         generators = pool_sizes(config, connect())
-        with tqdm(total=len(missing), unit="group", desc=f"images ({images} arms)", smoothing=0.1) as bar:
+        # In a log, a line now and then.
+        every = 0.5 if sys.stderr.isatty() else 15.0
+        with tqdm(total=len(missing), unit="group", desc=f"images of {images} arms", mininterval=every) as bar:
             for batch in _plan(config, missing, generators).iter_batches(batch_size=1, prefetch_batches=0):
                 bar.update(len(batch["unit"]))
     return len(missing)
@@ -177,20 +179,15 @@ class Generator:
         """One unit's row, with its images and path lengths in the order of arms, then of seeds."""
         prompts = [row["prompt"]] * len(row["seeds"])
         arms = [arm.arm for arm in self.arms]
+        measured = has_path(self.config, row["prompt_id"])
         samples = sample_arms(
-            self.model,
-            prompts,
-            row["seeds"],
-            arms,
-            self.config.run.seed,
-            self.sampling,
-            measure_path=self.config.evaluate.path,
+            self.model, prompts, row["seeds"], arms, self.config.run.seed, self.sampling, measure_path=measured
         )
         images, path = [], []
         for arm in arms:
             pixels = to_uint8(self.model.decode(samples.latents[arm.name])).numpy()
             images += [to_png(image) for image in pixels]
-            path += samples.path[arm.name].tolist() if self.config.evaluate.path else [math.nan] * len(pixels)
+            path += samples.path[arm.name].tolist() if measured else [math.nan] * len(pixels)
         cost = {"predictions": samples.cost.predictions, "naive": samples.cost.naive}
         return {**row, "image": images, "path": path, "cost": json.dumps(cost)}
 
@@ -309,7 +306,6 @@ def read(config: Config, model_defaults: models.Sampling, without: Sequence[str]
         return Images(pa.table({"id": pa.array([], pa.string())}), len(expected_ids), 0, len(expected_ids), 0, {})
     schema = pq.read_schema(paths[0])
     tables = [pq.read_table(path, columns=[name for name in schema.names if name not in without]) for path in paths]
-    cost = json.loads((schema.metadata or {}).get(b"cost", b"{}"))
     whole = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
     ids = whole["id"].to_pylist()
     first = {}
@@ -317,7 +313,14 @@ def read(config: Config, model_defaults: models.Sampling, without: Sequence[str]
         if name in expected_ids:
             first.setdefault(name, row)
     unique = whole.take(pa.array(sorted(first.values()), pa.int64()))
-    return Images(unique, len(expected_ids), len(first), len(expected_ids) - len(first), len(ids) - len(first), cost)
+    missing, duplicate = len(expected_ids) - len(first), len(ids) - len(first)
+    return Images(unique, len(expected_ids), len(first), missing, duplicate, _mean_cost(paths))
+
+
+def _mean_cost(paths: Sequence[Path]) -> dict[str, float]:
+    """Predictions a (prompt, seed) for all arms, as the units say."""
+    costs = [json.loads((pq.read_schema(path).metadata or {}).get(b"cost", b"{}")) for path in paths]
+    return {name: sum(cost[name] for cost in costs) / len(costs) for name in costs[0]}
 
 
 def _sampling(config: Config, defaults: models.Sampling) -> models.Sampling:

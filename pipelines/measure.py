@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from aig.metrics import (
     frechet_distance,
@@ -56,6 +57,8 @@ def measure(config: Config, images: generate.Images, command: str) -> Table:
     ConfigError where the dataset is not complete.
     """
     images.require_complete()
+    # The matrices are small, and threads that wait for one another on busy cores take thirty times as long.
+    torch.set_num_threads(1)
     files = RunFiles(config.directory)
     scores, features = _arrays(config, images.table)
     table = _per_prompt(config, scores, features)
@@ -63,7 +66,8 @@ def measure(config: Config, images: generate.Images, command: str) -> Table:
     members = {mean.arm.name: len(mean.members) for mean in study.mean_arms(config)}
     prompts, seeds = len(table.prompts), table.seeds
     for row in rows:
-        row |= {"n": prompts * seeds * members.get(row["arm"], 1), "prompts": prompts, "seeds": seeds}
+        row |= {"prompts": row.get("prompts", prompts), "seeds": seeds}
+        row["n"] = row["prompts"] * seeds * members.get(row["arm"], 1)
     generate.commit(pa.Table.from_pylist(rows), files.metrics)
     generate.commit(_to_long(table), files.root / PER_PROMPT)
     arms = [arm.to_dict() for arm in [*study.all_arms(config), *study.mean_arms(config)]]
@@ -127,14 +131,17 @@ def _per_prompt(config: Config, scores: dict[str, np.ndarray], features: np.ndar
 
 
 def _mean_rows(config: Config, table: Table) -> list[dict[str, Any]]:
-    """Means over prompts, with bootstrap intervals."""
-    front = config.front
-    result = bootstrap(table.values, front.bootstrap, level=front.level, seed=front.seed)
-    return [
-        _row(arm, metric, result.mean[metric][a], *result.interval[metric][a])
-        for metric in table.values
-        for a, arm in enumerate(table.arms)
-    ]
+    """Means over prompts, with bootstrap intervals; over the prompts that a metric was measured on."""
+    front, rows = config.front, []
+    for metric, values in table.values.items():
+        known = values[:, np.isfinite(values).all(axis=0)]
+        if known.shape[1] < 2:
+            continue
+        result = bootstrap({metric: known, "again": known}, front.bootstrap, level=front.level, seed=front.seed)
+        for a, arm in enumerate(table.arms):
+            estimate = _row(arm, metric, result.mean[metric][a], *result.interval[metric][a])
+            rows.append({**estimate, "prompts": known.shape[1]})
+    return rows
 
 
 def _set_rows(config: Config, features: np.ndarray) -> list[dict[str, Any]]:

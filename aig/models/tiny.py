@@ -1,7 +1,7 @@
 """The embedded world's family: Stable Diffusion's classes at 32x32, with a fixed invertible codec for the
 autoencoder."""
 
-# diffusers exports its classes lazily, which pyright cannot follow, and annotates its pipelines more narrowly than it takes.
+# diffusers exports its classes lazily, which pyright cannot follow, and annotates its pipelines too narrowly.
 # pyright: reportPrivateImportUsage=false, reportArgumentType=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 

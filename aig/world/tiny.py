@@ -3,7 +3,7 @@
 It is saved as an ordinary diffusers folder: `DiffusionPipeline.from_pretrained(aig.world.folder("tiny"))` opens it.
 """
 
-# diffusers exports its classes lazily, which pyright cannot follow, and annotates its pipelines more narrowly than it takes.
+# diffusers exports its classes lazily, which pyright cannot follow, and annotates its pipelines too narrowly.
 # pyright: reportPrivateImportUsage=false, reportArgumentType=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 

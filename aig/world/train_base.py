@@ -26,12 +26,12 @@ from aig.world.training import MatrixMuon, Recipe, fit, generator_for, join_proc
 class BaseConfig(Recipe):
     """How the base model is trained; see `Recipe`."""
 
-    steps: int = 4200
+    steps: int = 3000
     batch: int = 128
     lr: float = 1.2e-3  # AdamW's, for embeddings, norms, biases and the first and last convolutions
     muon_lr: float = 2e-3  # for all other weights, as matrices
     warmup: int = 60
-    decay_share: float = 0.35
+    decay_share: float = 0.25
     drop_caption: float = 0.1  # for classifier-free guidance
     focus: float = 0.5  # share of a batch drawn from the times where shape is decided, 0.4 to 0.9 of the schedule
     focus_from: int = 1000  # the step from which it is; colours and backgrounds come first, at all times alike

@@ -78,7 +78,7 @@ class FactorConfig(Recipe):
 
 RECIPES: dict[str, Recipe] = {
     "fragile": RewardConfig(seed=11),
-    "robust": RewardConfig(seed=12, steps=4200, groups=14400, noise=0.08, contrast=0.05),
+    "robust": RewardConfig(seed=12, noise=0.12, contrast=0.3),
     "judge_a": FactorConfig(seed=13),
     "judge_b": FactorConfig(seed=14, steps=1500),
     "features": FactorConfig(seed=15, steps=1500, augment=0.4, smoothing=0.1),
