@@ -12,7 +12,7 @@ from aig.models import load
 from aig.sampler import Arm, sample_arms
 from aig.world.scenes import all_prompts
 
-STEPS, BATCH, LR = 24, 8, 2e-3
+STEPS, BATCH, LR = 30, 8, 2e-3
 PROMPTS = all_prompts()[:6]
 
 
@@ -35,7 +35,7 @@ def test_a_short_unregularized_training_hacks_the_reward_as_a_random_adapter_doe
     adapters.attach(model.denoiser, "tuned", rank=8, alpha=8, targets="everywhere", seed=0)
     parameters = draft.trainable(model, "tuned")
     optimizer = torch.optim.Adam(parameters, lr=LR)
-    config = draft.DraftConfig(model.defaults, micro_batch=BATCH)
+    config = draft.DraftConfig(model.defaults, k=3, micro_batch=BATCH)  # K = 3 collapses in fewer steps than K = 1
     for step in range(STEPS):
         optimizer.zero_grad()
         draft.train_step(model, reward, "tuned", *draft.draw(all_prompts(), 0, step, BATCH), config)
