@@ -1,4 +1,4 @@
-"""Measure sampling, the published arm set, a DRaFT step and the Ray pipeline against the bare loop.
+"""Measure sampling, the published arm set and a DRaFT step.
 
     python -m benchmarks                      # all
     python -m benchmarks passes arms          # some
@@ -16,10 +16,8 @@ import platform
 import resource
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -177,16 +175,7 @@ def saved_for_backward(run: Callable[[], object]) -> float:
     return peak / 2**20
 
 
-def pipeline(device: str) -> None:
-    """Wall seconds of the Ray pipeline's evaluation against the bare loop over the same images, on as many processes'
-    threads."""
-    from benchmarks.pipeline import compare_with_bare_loop
-
-    with tempfile.TemporaryDirectory(prefix="aig-bench-") as storage:
-        compare_with_bare_loop(Path(storage), device)
-
-
-BENCHMARKS = {"passes": passes, "arms": arms, "draft": draft_step, "pipeline": pipeline}
+BENCHMARKS = {"passes": passes, "arms": arms, "draft": draft_step}
 
 
 def main(argv: list[str] | None = None) -> None:

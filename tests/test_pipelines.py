@@ -141,7 +141,8 @@ def test_a_killed_worker_is_replaced_and_the_adapter_is_bit_for_bit_that_of_an_u
         status = files.progress / f"{key}.json"
         while not killed:
             time.sleep(0.02)
-            # Whether the controller knows of a checkpoint yet is a race: from one or from the start, the replay has the same bits.
+            # Whether the controller knows of a checkpoint yet is a race: from one or from the start, the replay has
+            # the same bits.
             if not status.exists():
                 continue
             found = json.loads(status.read_text())
