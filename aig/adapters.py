@@ -14,7 +14,6 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -227,8 +226,3 @@ def _check_new(denoiser: nn.Module, name: str) -> None:
 def _check_known(denoiser: nn.Module, name: str) -> None:
     if key(name) not in names(denoiser):
         raise ValueError(f"adapter {name!r} is not loaded (loaded: {', '.join(names(denoiser)) or 'none'})")
-
-
-def summary(rows: Sequence[str]) -> str:
-    """Rows a route sends to each adapter, for messages and logs."""
-    return ", ".join(f"{name}: {count}" for name, count in Counter(rows).items())

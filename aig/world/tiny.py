@@ -1,6 +1,6 @@
 """The tiny text-to-image model, built from the real diffusers and transformers classes.
 
-It is saved as an ordinary diffusers folder: `DiffusionPipeline.from_pretrained(aig.world.folder("tiny"))` opens it.
+It is saved as an ordinary diffusers folder, which `DiffusionPipeline.from_pretrained(weights.folder("tiny"))` opens.
 """
 
 # diffusers exports its classes lazily, which pyright cannot follow, and annotates its pipelines too narrowly.
