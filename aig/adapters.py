@@ -145,6 +145,50 @@ def routed(denoiser: nn.Module, rows: Sequence[str]) -> Iterator[None]:
         route.rows = previous
 
 
+class Fuser:
+    """Folds one adapter at a time into the denoiser's own weights; `fusing` makes it."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self._layers = _layers(denoiser)
+        self._own = [layer.get_base_layer().weight.data for layer in self._layers]
+        self._folded: list[torch.Tensor] = []
+        self._cached = BASE
+        self.current = BASE
+        """The adapter that is folded in now, or `BASE`."""
+
+    @torch.no_grad()
+    def switch(self, name: str) -> None:
+        """Fold in this adapter, as PEFT holds its name, or none (`BASE`); going back and forth with one is free."""
+        if name == self.current:
+            return
+        if name not in (BASE, self._cached):
+            self._folded = []  # one folded copy at a time
+            self._folded = [
+                own + layer.get_delta_weight(name).to(own) if name in layer.lora_A else own
+                for layer, own in zip(self._layers, self._own, strict=True)
+            ]
+            self._cached = name
+        weights = self._own if name == BASE else self._folded
+        for layer, weight in zip(self._layers, weights, strict=True):
+            layer.get_base_layer().weight.data = weight
+        self.current = name
+
+
+@contextmanager
+def fusing(denoiser: nn.Module) -> Iterator[Fuser]:
+    """Within the context, `switch` puts W + scale B A in place of the tuned layers' weights W; the end puts W back.
+
+    A forward with the adapter folded in, its rows routed to `BASE`, costs what the base's does and needs one copy of
+    the tuned layers' weights. It carries no gradient to the adapter. The weights that come back are the very same
+    tensors.
+    """
+    fuser = Fuser(denoiser)
+    try:
+        yield fuser
+    finally:
+        fuser.switch(BASE)
+
+
 def save(
     denoiser: nn.Module, name: str, folder: str | os.PathLike[str], record: dict[str, Any], prefix: str = "unet"
 ) -> Path:

@@ -16,6 +16,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -188,37 +189,43 @@ def advance(
         for arm in arms
     ]
     states, at = [x_t], [0] * len(arms)  # distinct latents, and which of them each arm is in
-    for i in range(first, last):
-        levels = [0.0 if route == adapters.BASE else curve[i] for route, curve in zip(routes, curves, strict=True)]
-        wanted: dict[tuple[int, str], None] = {}  # insertion-ordered: (state, adapter)
-        for a, w in enumerate(levels):
-            if w < 1:
-                wanted[at[a], adapters.BASE] = None
-            if w > 0:
-                wanted[at[a], routes[a]] = None
-        extra = [(s, adapters.BASE) for s in sorted(set(at)) if with_base and (s, adapters.BASE) not in wanted]
-        predictions = _predict(model, condition, grid.times[i], states, list(wanted), sampling, cost)
-        with torch.no_grad():
-            predictions |= _predict(model, condition, grid.times[i], states, extra, sampling, cost)
-        if cost is not None:
-            cost.predictions += len(wanted) + len(extra)
-            cost.naive += 2 * len(arms)
-        variance_noise = noise(i).to(x_t) if noise is not None and grid.eta > 0 else None
-        stepped: dict[tuple[int, float, str], int] = {}
-        moved, mixes = [], {}
-        for a, w in enumerate(levels):
-            kind = (at[a], w, routes[a] if w > 0 else adapters.BASE)
-            if kind not in stepped:
-                mixes[kind] = _mixed(predictions, *kind)
-                stepped[kind] = len(moved)
-                moved.append(grid.step(i, mixes[kind], states[at[a]], variance_noise))
-            if observe is not None:
-                observe(i, a, states[at[a]], mixes[kind], predictions.get((at[a], adapters.BASE)))
-            at[a] = stepped[kind]
-        states = moved
-        if progress is not None:
-            progress(i + 1)
+    with _fuser(model, sampling) as fuser:
+        for i in range(first, last):
+            levels = [0.0 if route == adapters.BASE else curve[i] for route, curve in zip(routes, curves, strict=True)]
+            wanted: dict[tuple[int, str], None] = {}  # insertion-ordered: (state, adapter)
+            for a, w in enumerate(levels):
+                if w < 1:
+                    wanted[at[a], adapters.BASE] = None
+                if w > 0:
+                    wanted[at[a], routes[a]] = None
+            extra = [(s, adapters.BASE) for s in sorted(set(at)) if with_base and (s, adapters.BASE) not in wanted]
+            predictions = _predict(model, condition, grid.times[i], states, list(wanted), sampling, cost, fuser)
+            with torch.no_grad():
+                predictions |= _predict(model, condition, grid.times[i], states, extra, sampling, cost, fuser)
+            if cost is not None:
+                cost.predictions += len(wanted) + len(extra)
+                cost.naive += 2 * len(arms)
+            variance_noise = noise(i).to(x_t) if noise is not None and grid.eta > 0 else None
+            stepped: dict[tuple[int, float, str], int] = {}
+            moved, mixes = [], {}
+            for a, w in enumerate(levels):
+                kind = (at[a], w, routes[a] if w > 0 else adapters.BASE)
+                if kind not in stepped:
+                    mixes[kind] = _mixed(predictions, *kind)
+                    stepped[kind] = len(moved)
+                    moved.append(grid.step(i, mixes[kind], states[at[a]], variance_noise))
+                if observe is not None:
+                    observe(i, a, states[at[a]], mixes[kind], predictions.get((at[a], adapters.BASE)))
+                at[a] = stepped[kind]
+            states = moved
+            if progress is not None:
+                progress(i + 1)
     return [states[s] for s in at]
+
+
+def _fuser(model: Model, sampling: Sampling) -> AbstractContextManager[adapters.Fuser | None]:
+    # With gradient, the adapter's own tensors have to take part.
+    return adapters.fusing(model.denoiser) if sampling.fuse and not torch.is_grad_enabled() else nullcontext()
 
 
 def _mixed(predictions: dict[tuple[int, str], Tensor], state: int, w: float, route: str) -> Tensor:
@@ -237,6 +244,7 @@ def _predict(
     wanted: list[tuple[int, str]],
     sampling: Sampling,
     cost: Cost | None,
+    fuser: adapters.Fuser | None,
 ) -> dict[tuple[int, str], Tensor]:
     """Each wanted (state, adapter)'s prediction; all rows in one forward (or one an adapter), in chunks of at most
     max_rows."""
@@ -244,9 +252,10 @@ def _predict(
     if sampling.passes == 1:
         groups = [wanted] if wanted else []
     else:
-        groups = [
-            [pair for pair in wanted if pair[1] == adapter] for adapter in dict.fromkeys(pair[1] for pair in wanted)
-        ]
+        used = list(dict.fromkeys(pair[1] for pair in wanted))
+        if fuser is not None:
+            used = sorted(used, key=lambda adapter: adapter != fuser.current)  # what is folded in goes first
+        groups = [[pair for pair in wanted if pair[1] == adapter] for adapter in used]
     count = len(states[0])
     padded = -(-count // sampling.block) * sampling.block
     rows = [min(r, count - 1) for r in range(padded)]  # the last row is repeated
@@ -256,6 +265,9 @@ def _predict(
         x = torch.cat([states[s] if whole else states[s][rows] for s, _ in group])
         texts = condition[rows * len(group)] if len(group) > 1 or not whole else condition
         names = [adapter for _, adapter in group for _ in range(padded)]
+        if fuser is not None:
+            fuser.switch(names[0])
+            names = [adapters.BASE] * len(names)
         parts = []
         for begin in range(0, len(x), chunk):
             part = slice(begin, begin + chunk)

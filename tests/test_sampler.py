@@ -50,6 +50,34 @@ def test_the_base_arm_equals_a_model_that_never_had_an_adapter(model):
     assert torch.equal(sample(model, PROMPTS, PUBLISHED[0], sampling=FEW), plain)
 
 
+FUSED = replace(FEW, passes=2, fuse=True)
+
+
+def test_fused_adapters_give_the_routed_images_and_leave_the_weights_as_they_were(model):
+    weights = {name: tensor.clone() for name, tensor in model.denoiser.state_dict().items()}
+    arms = [*PUBLISHED, Arm("half", "a", 0.5), Arm("b linear", "b", 1.0, "linear")]
+    routed = sample_arms(model, PROMPTS, SEEDS, arms, sampling=FEW, measure_path=True)
+    fused = sample_arms(model, PROMPTS, SEEDS, arms, sampling=FUSED, measure_path=True)
+    assert fused.cost.predictions == routed.cost.predictions
+    for arm in arms:
+        assert (fused.latents[arm.name] - routed.latents[arm.name]).abs().max() < 1e-4
+        assert torch.allclose(fused.path[arm.name], routed.path[arm.name], rtol=1e-3)
+        alone = sample_arms(model, PROMPTS, SEEDS, [arm], sampling=FUSED).latents[arm.name]
+        assert torch.equal(fused.latents[arm.name], alone), arm.name
+    assert torch.equal(fused.latents["base"], routed.latents["base"])
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.denoiser.state_dict().items())
+
+
+def test_weights_come_back_when_a_fused_forward_fails(model):
+    layer = model.denoiser.down_blocks[0].resnets[0].conv1.base_layer
+    before = layer.weight.data_ptr()
+    with pytest.raises(RuntimeError, match="stop"), adapters.fusing(model.denoiser) as fuser:
+        fuser.switch("a")
+        assert layer.weight.data_ptr() != before
+        raise RuntimeError("stop")
+    assert layer.weight.data_ptr() == before
+
+
 def test_one_forward_equals_two_passes(model):
     one = sample_arms(model, PROMPTS, SEEDS, PUBLISHED, sampling=FEW)
     two = sample_arms(model, PROMPTS, SEEDS, PUBLISHED, sampling=replace(FEW, passes=2))
@@ -166,6 +194,8 @@ def test_bad_arms_and_sampling_are_refused_with_their_reason(model):
         sample_arms(model, ["a zebra"], [0], PUBLISHED[:1])
     with pytest.raises(ValueError, match=r"sampling\.steps"):
         Sampling(steps=0, guidance=3.0)
+    with pytest.raises(ValueError, match=r"sampling\.fuse"):
+        Sampling(steps=5, guidance=3.0, fuse=True)
 
 
 def test_an_arms_id_is_its_content_not_its_name():

@@ -22,6 +22,9 @@ class Sampling:
     """DDIM's noise, 0 (deterministic) to 1 (ancestral)."""
     passes: int = 1
     """1: all predictions of a step in one forward, rows routed to adapters; 2: one forward an adapter."""
+    fuse: bool = False
+    """Without gradient, fold an adapter into the weights for the forward of its rows (needs passes = 2): faster for
+    large batches of a small model, at the price of one copy of the tuned layers."""
     block: int = 8
     """Rows are padded to a multiple of this, so that every kernel sees the same shapes and an image has the same bits
     in any batch."""
@@ -34,6 +37,7 @@ class Sampling:
             "guidance": (self.guidance >= 1, "at least 1 (1 is without guidance)"),
             "eta": (0 <= self.eta <= 1, "in [0, 1]"),
             "passes": (self.passes in (1, 2), "1 or 2"),
+            "fuse": (not self.fuse or self.passes == 2, "false unless sampling.passes is 2"),
             "block": (self.block >= 1, "at least 1"),
             "max_rows": (self.max_rows >= 1, "at least 1"),
         }
