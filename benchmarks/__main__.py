@@ -1,4 +1,4 @@
-"""Measure sampling, the published arm set and a DRaFT step.
+"""Measure sampling, the published arm set, a DRaFT step, and the Ray pipeline against the bare loop.
 
     python -m benchmarks                      # all
     python -m benchmarks passes arms          # some
@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -79,14 +80,15 @@ def passes(device: str) -> None:
     for batch in (1, 4, 16):
         prompts, seeds = (PROMPTS * 4)[:batch], list(range(batch))
 
-        def run(arm: Arm, passes: int, prompts=prompts, seeds=seeds) -> Callable[[], object]:
-            sampling = Sampling(steps=steps, guidance=3.0, passes=passes, block=1)
+        def run(arm: Arm, passes: int, fuse: bool = False, prompts=prompts, seeds=seeds) -> Callable[[], object]:
+            sampling = Sampling(steps=steps, guidance=3.0, passes=passes, fuse=fuse, block=1)
             return lambda: sample_arms(model, prompts, seeds, [arm], sampling=sampling)
 
         mixed = Arm("mixed", "a", 1.0, "constant:0.5")
         runs = {
             "AIG, two passes": (run(mixed, 2), batch),
             "AIG, one pass": (run(mixed, 1), batch),
+            "AIG, two passes, fused": (run(mixed, 2, fuse=True), batch),
             "base": (run(PUBLISHED[0], 1), batch),
         }
         compare(f"sampling, batch {batch}, {steps} steps, guidance 3", "images", runs, device)
@@ -96,7 +98,7 @@ def arms(device: str) -> None:
     """The published arm set at T = 25: shared trajectories against a loop an arm, and against a loop an arm with both
     predictions."""
     model, seeds = tuned_model(device), list(range(8))
-    sampling, prompts = Sampling(steps=25, guidance=3.0), PROMPTS * 2
+    sampling, prompts = replace(model.defaults, steps=25), PROMPTS * 2
 
     def naive() -> None:
         # What a wrapper that always mixes two predictions does: w = 0 and w = 1 are nudged off their shortcuts.
@@ -127,12 +129,13 @@ def draft_step(device: str) -> None:
     draft.trainable(model, "a")
     prompts, seeds = draft.draw(PROMPTS, 0, 0, 12)
 
-    def run(**change) -> Callable[[], object]:
-        config = draft.DraftConfig(model.defaults, **change)
+    def run(sampling: Sampling = model.defaults, **change) -> Callable[[], object]:
+        config = draft.DraftConfig(sampling, **change)
         return lambda: draft.train_step(model, reward, "a", prompts, seeds, config)
 
     runs = {
         "K = 1": (run(k=1, micro_batch=12), 12.0),
+        "K = 1, rollout not fused": (run(replace(model.defaults, passes=1, fuse=False), k=1, micro_batch=12), 12.0),
         "K = 1, KL": (run(k=1, kl_weight=1.0, micro_batch=12), 12.0),
         "K = 3": (run(k=3, micro_batch=12), 12.0),
         "K = 3, KL": (run(k=3, kl_weight=1.0, micro_batch=12), 12.0),
@@ -175,7 +178,14 @@ def saved_for_backward(run: Callable[[], object]) -> float:
     return peak / 2**20
 
 
-BENCHMARKS = {"passes": passes, "arms": arms, "draft": draft_step}
+def ray_pipeline(device: str) -> None:
+    """The evaluation through Ray Data against the bare loop."""
+    from benchmarks.pipeline import pipeline  # here, since the others need no Ray
+
+    pipeline(device)
+
+
+BENCHMARKS = {"passes": passes, "arms": arms, "draft": draft_step, "pipeline": ray_pipeline}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -260,9 +260,8 @@ def binomial(p: float, n: int) -> float:
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_a_shipped_reward_is_within_three_points_of_the_noise_ceiling(nets, name):
-    found = check_scores.pair_accuracy(nets[name], 2048)
-    # The two accuracies are of the same labels: they differ only where the reward's order is not the utility's.
-    assert found.ceiling - found.reward <= 0.03 + binomial(1 - found.order, found.n)
+    found = check_scores.pair_accuracy(nets[name], 8192)
+    assert found.ceiling - found.reward <= 0.03
 
 
 @pytest.mark.parametrize("name", JUDGES)

@@ -7,6 +7,7 @@ respect to the images. The judges and the features are for evaluation only: noth
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,10 @@ def check_batch(images: Tensor, captions: list[str] | None = None) -> None:
 # --- towers ---------------------------------------------------------------------------------------------------------
 
 
+def group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(8, channels)
+
+
 def normed(channels_in: int, channels: int, stride: int = 1) -> nn.Sequential:
     # Batch, not group normalization: the latter divides an image's contrast away, and haze is contrast.
     return nn.Sequential(
@@ -40,11 +45,11 @@ def normed(channels_in: int, channels: int, stride: int = 1) -> nn.Sequential:
 class Residual(nn.Module):
     """A pre-activation residual block of two 3x3 convolutions (He et al. 2016)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            norm(channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            norm(channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1, bias=False),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,11 +78,13 @@ def plain_tower(out: int, a: int = 32, b: int = 64, c: int = 96) -> nn.Sequentia
     )  # fmt: skip
 
 
-def residual_tower(out: int, a: int = 32, b: int = 64, c: int = 96) -> nn.Sequential:
+def residual_tower(
+    out: int, a: int = 32, b: int = 64, c: int = 96, norm: Callable[[int], nn.Module] = group_norm
+) -> nn.Sequential:
     """A residual CNN, (B, 3, 32, 32) in [-1, 1] to (B, out). Its last map is flattened: positions matter here."""
     return nn.Sequential(
-        nn.Conv2d(3, a, 5, 2, 2), Residual(a), nn.Conv2d(a, b, 3, 2, 1), Residual(b),
-        nn.Conv2d(b, c, 3, 2, 1), Residual(c), nn.GroupNorm(8, c), nn.SiLU(),
+        nn.Conv2d(3, a, 5, 2, 2), Residual(a, norm), nn.Conv2d(a, b, 3, 2, 1), Residual(b, norm),
+        nn.Conv2d(b, c, 3, 2, 1), Residual(c, norm), norm(c), nn.SiLU(),
         nn.Flatten(), nn.Linear(c * 16, 128), nn.SiLU(), nn.Linear(128, out),
     )  # fmt: skip
 
@@ -152,7 +159,7 @@ def build_fragile() -> PreferenceReward:
 
 def build_robust() -> PreferenceReward:
     """The reward that is harder to hack: a residual CNN behind a fixed low-pass."""
-    tower = nn.Sequential(LowPass(), residual_tower(EMBEDDING, 24, 48, 96))
+    tower = nn.Sequential(LowPass(), residual_tower(EMBEDDING, 24, 48, 96, nn.BatchNorm2d))
     return PreferenceReward(tower, TextTower(EMBEDDING, attention=True))
 
 

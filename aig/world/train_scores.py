@@ -78,7 +78,7 @@ class FactorConfig(Recipe):
 
 RECIPES: dict[str, Recipe] = {
     "fragile": RewardConfig(seed=11),
-    "robust": RewardConfig(seed=12, noise=0.12, contrast=0.3),
+    "robust": RewardConfig(seed=12, steps=6400, groups=20000, noise=0.06, contrast=0.05),
     "judge_a": FactorConfig(seed=13),
     "judge_b": FactorConfig(seed=14, steps=1500),
     "features": FactorConfig(seed=15, steps=1500, augment=0.4, smoothing=0.1),
