@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Ray Data's resume and a pool beside a driver hang silently on 2 logical CPUs; the system shares the cores among these.
 LEAST_CPUS = 4
 # A Train controller looks at its workers this often: a report waits for it, and so does a finished run.
-POLL_SECONDS = "0.5"
+POLL_SECONDS = "1"
 
 # For a local cluster only. A machine that is not rented is not taken away, and watching for it costs a process a
 # training. Train and Data start more processes at once than there are cores, and Data passes its actors arguments in a

@@ -199,6 +199,8 @@ class Evaluate(Section):
     """On how many prompts to measure the path length to the base, at the cost of more predictions; null is all."""
     group: int = number(8, 1)
     """Images of one prompt and arm that are made together; a file of the dataset holds them for all arms."""
+    groups_at_once: int = number(2, 1, **EXECUTION)
+    """Such groups that a generator draws together: more fill a forward better, fewer lose less to an interruption."""
     block: int = number(8, 1)
     """Rows of every forward are a multiple of this, so that an image has the same bits in any group."""
     max_rows: int = number(128, 1, **EXECUTION)

@@ -143,7 +143,7 @@ def _plan(config: Config, missing: Sequence[Unit], generators: int) -> ray.data.
             fn_constructor_kwargs=content,
             compute=ray.data.ActorPoolStrategy(size=min(generators, len(rows)), max_tasks_in_flight_per_actor=2),
             num_cpus=evaluate.generator_cpus,
-            batch_size=1,
+            batch_size=min(evaluate.groups_at_once, -(-len(rows) // generators)),
             batch_format="pyarrow",
         )
         .map_batches(
@@ -158,7 +158,7 @@ def _plan(config: Config, missing: Sequence[Unit], generators: int) -> ray.data.
 
 
 class Generator:
-    """Draws all arms for one unit at a time; a row that comes out is a unit still, its images in lists."""
+    """Draws all arms for some units at once; a row that comes out is a unit still, its images in lists."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = configuration.from_dict(config)
@@ -172,24 +172,32 @@ class Generator:
                 adapters.load(self.model.denoiser, files.adapters / name, name)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([self.draw(row) for row in batch.to_pylist()], schema=UNIT_SCHEMA)
+        rows = batch.to_pylist()
+        drawn = []
+        for measured in (True, False):
+            alike = [row for row in rows if has_path(self.config, row["prompt_id"]) == measured]
+            drawn += self.draw(alike, measured) if alike else []
+        return pa.Table.from_pylist(drawn, schema=UNIT_SCHEMA)
 
     @torch.no_grad()
-    def draw(self, row: dict[str, Any]) -> dict[str, Any]:
-        """One unit's row, with its images and path lengths in the order of arms, then of seeds."""
-        prompts = [row["prompt"]] * len(row["seeds"])
+    def draw(self, rows: list[dict[str, Any]], measured: bool) -> list[dict[str, Any]]:
+        """The units' rows, with their images and, where `measured`, path lengths in the order of arms, then of seeds."""
         arms = [arm.arm for arm in self.arms]
-        measured = has_path(self.config, row["prompt_id"])
+        prompts = [row["prompt"] for row in rows for _ in row["seeds"]]
+        seeds = [seed for row in rows for seed in row["seeds"]]
         samples = sample_arms(
-            self.model, prompts, row["seeds"], arms, self.config.run.seed, self.sampling, measure_path=measured
+            self.model, prompts, seeds, arms, self.config.run.seed, self.sampling, measure_path=measured
         )
-        images, path = [], []
-        for arm in arms:
-            pixels = to_uint8(self.model.decode(samples.latents[arm.name])).numpy()
-            images += [to_png(image) for image in pixels]
-            path += samples.path[arm.name].tolist() if measured else [math.nan] * len(pixels)
-        cost = {"predictions": samples.cost.predictions, "naive": samples.cost.naive}
-        return {**row, "image": images, "path": path, "cost": json.dumps(cost)}
+        pixels = {arm.name: to_uint8(self.model.decode(samples.latents[arm.name])).numpy() for arm in arms}
+        cost = json.dumps({"predictions": samples.cost.predictions, "naive": samples.cost.naive})
+        found, first = [], 0
+        for row in rows:
+            own = slice(first, first + len(row["seeds"]))
+            first = own.stop
+            images = [to_png(image) for arm in arms for image in pixels[arm.name][own]]
+            path = [x for arm in arms for x in (samples.path[arm.name][own].tolist() if measured else [])]
+            found.append({**row, "image": images, "path": path or [math.nan] * len(images), "cost": cost})
+        return found
 
 
 UNIT_SCHEMA = pa.schema({
