@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pyarrow as pa
@@ -120,13 +121,19 @@ def test_an_image_is_the_same_in_any_group_and_any_actor(run):
         for row in saved.select(["arm", "prompt", "seed_index", "image"]).to_pylist()
     }
     content = config.to_dict(replace(run, evaluate=replace(run.evaluate, max_rows=8)))
-    for actor, seeds in ((generate.Generator(content), [1]), (generate.Generator(content), [1, 0, 5])):
-        row = actor.draw({"unit": "", "prompt_id": 0, "prompt": units[0].prompt, "seeds": seeds})
-        drawn = dict(
-            zip([(name, units[0].prompt, seed) for name in names for seed in seeds], row["image"], strict=True)
-        )
+    first, second = units[0], units[-1]
+    assert first.prompt != second.prompt
+    for wanted in ([(first, [1])], [(second, [0, 1]), (first, [1, 0, 5])]):
+        rows = [
+            {"unit": "", "prompt_id": unit.prompt_id, "prompt": unit.prompt, "seeds": seeds} for unit, seeds in wanted
+        ]
+        drawn = {
+            (name, row["prompt"], seed): image
+            for row in generate.Generator(content).draw(rows, measured=False)
+            for (name, seed), image in zip(product(names, row["seeds"]), row["image"], strict=True)
+        }
         shared = [key for key in drawn if key in expected]
-        assert len(shared) == len(names) * min(len(seeds), 2)
+        assert len(shared) == len(names) * sum(seed < 2 for _, seeds in wanted for seed in seeds)
         assert all(drawn[key] == expected[key] for key in shared)
 
 
