@@ -42,46 +42,11 @@ from transformers import (
 SIDE = 16  # pixels
 WIDTH = 16  # of CLIP's embeddings
 LENGTH = 16  # tokens that CLIP reads, its two special ones included
-WORDS = [
-    "a",
-    "an",
-    "the",
-    "of",
-    "on",
-    "in",
-    "with",
-    "and",
-    "photo",
-    "painting",
-    "red",
-    "blue",
-    "green",
-    "yellow",
-    "pink",
-    "cross",
-    "star",
-    "heart",
-    "circle",
-    "square",
-    "cat",
-    "dog",
-    "horse",
-    "bird",
-    "car",
-    "house",
-    "tree",
-    "boat",
-    "sky",
-    "blurry",
-    "low",
-    "quality",
-    "dark",
-    "bright",
-    "old",
-    "new",
-    "small",
-    "big",
-]
+WORDS = (
+    "a", "an", "the", "of", "on", "in", "with", "and", "photo", "painting", "red", "blue", "green", "yellow", "pink",
+    "cross", "star", "heart", "circle", "square", "cat", "dog", "horse", "bird", "car", "house", "tree", "boat",
+    "sky", "blurry", "low", "quality", "dark", "bright", "old", "new", "small", "big",
+)  # fmt: skip
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
