@@ -44,6 +44,8 @@ class LatentModel:
     """The family's own, until `own_defaults` has looked at the pipeline."""
     patch: ClassVar[int] = 1
     """Latent pixels a side that the denoiser reads as one."""
+    without: ClassVar[dict[str, None]] = {}
+    """Parts of the pipeline that are not loaded."""
     upcast: ClassVar[bool] = False
     """Whether the autoencoder overflows in float16 where its configuration says `force_upcast`."""
 
@@ -65,10 +67,8 @@ class LatentModel:
         self.resize(*(side * self.pipe.vae_scale_factor for side in self.own_latent_size()))
 
     def open(self, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
-        # The safety checker would cost memory and blank images that a metric then counts.
-        without = {"safety_checker": None, "feature_extractor": None} if self.prefix == "unet" else {}
         return DiffusionPipeline.from_pretrained(
-            folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True, **without
+            folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True, **self.without
         )
 
     def own_defaults(self) -> Sampling:

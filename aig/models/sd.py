@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -16,6 +16,9 @@ class StableDiffusionModel(LatentModel):
 
     prefix = "unet"
     defaults = Sampling(steps=25, guidance=7.5, block=1, max_rows=16)
+
+    # The checker would cost memory, and blank images that a metric then counts.
+    without: ClassVar[dict[str, None]] = {"safety_checker": None, "feature_extractor": None}
 
     def own_defaults(self) -> Sampling:
         # Stable Diffusion 1.x comes with PNDM, which the sampler does not do and the paper did not use.
