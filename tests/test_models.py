@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
+import huggingface_hub
 import pytest
 import torch
 from diffusers import (
@@ -184,6 +185,16 @@ def test_flux_without_guidance_embedding_refuses_a_distilled_scale(family_folder
         model.encode(PROMPTS, distilled=3.5)
 
 
+def test_stable_diffusion_3_without_t5_equals_the_classic_pipeline(family_folder, tmp_path):
+    without = {"text_encoder_3": None, "tokenizer_3": None}
+    DiffusionPipeline.from_pretrained(family_folder("sd3"), **without).save_pretrained(tmp_path)
+    model, pipe = load(tmp_path).sized(SIDE, SIDE), DiffusionPipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    noise = Noise(PROMPTS, SEEDS, 0, model.latent_shape)
+    ours = sample_arms(model, PROMPTS, SEEDS, [BASE], sampling=Sampling(4, 3.0, block=1)).latents["base"]
+    assert_close(ours, classic("sd3", pipe, model, noise, guidance=3.0))
+
+
 @pytest.fixture(scope="module")
 def tuned(family_folder):
     """`tuned("sdxl")`: the model with a random adapter `a`."""
@@ -342,6 +353,14 @@ def test_a_scheduler_that_is_not_known_is_refused_by_name(family_folder, tmp_pat
     assert isinstance(Grid(model, model.defaults).scheduler, DDIMScheduler)
 
 
+def test_a_latent_consistency_model_is_refused(family_folder, tmp_path):
+    folder = shutil.copytree(family_folder("sd"), tmp_path / "lcm")
+    unet = DiffusionPipeline.from_pretrained(folder).unet
+    type(unet).from_config(dict(unet.config) | {"time_cond_proj_dim": 8}).save_pretrained(folder / "unet")
+    with pytest.raises(ValueError, match="latent consistency model"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [("sd", {"scheduler": "flow"}, "'flow' does not fit a model that predicts noise"),
@@ -420,6 +439,19 @@ def test_pickled_weights_are_refused(family_folder, tmp_path):
         load(folder)
     with pytest.raises(ValueError, match=r"holds no \*\.fp16\.safetensors"):
         load(family_folder("sd"), variant="fp16")
+
+
+def test_a_hub_id_is_read_from_the_local_cache(family_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repository, commit = tmp_path / "models--somebody--tiny-sd", "0" * 40
+    shutil.copytree(family_folder("sd"), repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    model = load("somebody/tiny-sd")
+    assert (model.name, model.image_size) == ("somebody/tiny-sd", (SIDE, SIDE))
+    assert resolve("somebody/tiny-sd", revision=commit) == repository / "snapshots" / commit
+    with pytest.raises(ValueError, match="hf download somebody/tiny-sd"):
+        resolve("somebody/tiny-sd", revision="other")
 
 
 def test_a_model_that_is_nowhere_is_refused_with_where_it_was_sought(tmp_path):

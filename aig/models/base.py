@@ -38,7 +38,7 @@ class LatentModel:
     `pipe` is the pipeline itself. The latents of every family are images (B, C, H, W), Flux's too.
     """
 
-    prefix: ClassVar[str]
+    prefix: str
     """The denoiser's name in the pipeline."""
     defaults: Sampling
     """The family's own, until `own_defaults` has looked at the pipeline."""
@@ -57,7 +57,12 @@ class LatentModel:
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
         self.name, self.device, self.dtype = name, device, dtype
-        self.denoiser: nn.Module = getattr(self.pipe, self.prefix)
+        self.denoiser: Any = getattr(self.pipe, self.prefix)
+        if self.denoiser.config.get("time_cond_proj_dim") is not None:
+            raise ValueError(
+                f"{name}: its denoiser is a latent consistency model (time_cond_proj_dim is set), which is sampled in "
+                "another way: load the model that it was distilled from"
+            )
         self.scheduler = self.pipe.scheduler
         self.decode_dtype = dtype
         if self.upcast and dtype == torch.float16 and self.pipe.vae.config.force_upcast:
@@ -77,11 +82,11 @@ class LatentModel:
 
     def own_latent_size(self) -> tuple[int, int]:
         """Height and width of the latents that the denoiser was made for."""
-        side = self.denoiser.config.sample_size  # type: ignore[union-attr]
+        side = self.denoiser.config.sample_size
         return (side, side) if isinstance(side, int) else tuple(side)
 
     def latent_channels(self) -> int:
-        return self.denoiser.config.in_channels  # type: ignore[union-attr]
+        return self.denoiser.config.in_channels
 
     def largest(self) -> int | None:
         """The longest side in pixels that the denoiser has places for; None where there is no such bound."""

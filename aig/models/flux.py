@@ -37,7 +37,7 @@ class FluxModel(LatentModel):
 
     @property
     def reads_guidance(self) -> bool:
-        return self.denoiser.config.guidance_embeds  # type: ignore[union-attr]
+        return self.denoiser.config.guidance_embeds
 
     @property
     def text_length(self) -> int:
@@ -48,7 +48,7 @@ class FluxModel(LatentModel):
         return self.pipe.default_sample_size, self.pipe.default_sample_size
 
     def latent_channels(self) -> int:
-        return self.denoiser.config.in_channels // self.patch**2  # type: ignore[union-attr]
+        return self.denoiser.config.in_channels // self.patch**2
 
     def readers(self) -> list[tuple[Any, int]]:
         return [(self.pipe.tokenizer, self.pipe.tokenizer_max_length), (self.pipe.tokenizer_2, self.text_length)]

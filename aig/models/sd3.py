@@ -21,7 +21,7 @@ class StableDiffusion3Model(LatentModel):
     """Tokens that T5 is given."""
 
     def largest(self) -> int | None:
-        places = self.denoiser.config.pos_embed_max_size  # type: ignore[union-attr]
+        places = self.denoiser.config.pos_embed_max_size
         return places * self.patch * self.pipe.vae_scale_factor if places else None
 
     def readers(self) -> list[tuple[Any, int]]:
