@@ -146,7 +146,9 @@ class Grid:
         mean moves and how wide it is. 0 where the step is deterministic: both models' transitions are points, and no
         density ratio exists.
         """
-        zero = torch.zeros(1, 1, dtype=torch.float64)
+        if not self.stochastic:
+            return 0.0
+        zero = torch.zeros(1, 1, dtype=torch.float64, device=self.times.device)
         state = State(zero, (zero,) * (min(i, self.scheduler.config.solver_order) if self._multistep else 0))
         origin = self.move(i, zero, state, zero).x
         slope = float(self.move(i, zero + 1, state, zero).x - origin)
