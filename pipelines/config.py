@@ -88,7 +88,7 @@ class Run(Section):
 @dataclass(frozen=True)
 class Model(Section):
     name: str = "tiny"
-    """`tiny`, the embedded model, or the path of a diffusers folder."""
+    """`tiny`, the embedded model, the path of a diffusers folder, or a hub id."""
     steps: int | None = number(None, 1)
     """Denoising steps; null takes the model's own default, as do the two below."""
     guidance: float | None = number(None, 1)

@@ -11,9 +11,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from aig import adapters, schedules
+from aig import adapters, models, schedules
 from aig.sampler import Arm, Sampling
-from aig.world import weights as world_weights
 from aig.world.scenes import all_prompts
 from pipelines.config import Config, ConfigError, Train
 from pipelines.layout import RunFiles, adapter_folders, adapter_key, slug, snapshot_steps
@@ -198,7 +197,7 @@ def same_record(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
 @lru_cache
 def fingerprint(model: str) -> str:
     """A hash of a model's files by names, sizes and both ends of their content: other weights differ there, too."""
-    folder = world_weights.folder("tiny") if model == "tiny" else Path(model)
+    folder = models.resolve(model)
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         size = path.stat().st_size

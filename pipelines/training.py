@@ -123,7 +123,8 @@ class Training:
             if step == self.step and not study.is_saved(self.config, self.files.adapters / name, step):
                 record = study.training_record(self.config, self.config.train, step)
                 made_with = {"versions": {package: version(package) for package in ("torch", "diffusers", "peft")}}
-                adapters.save(self.model.denoiser, ADAPTER, self.files.adapters / name, {**record, **made_with})
+                folder = self.files.adapters / name
+                adapters.save(self.model.denoiser, ADAPTER, folder, {**record, **made_with}, self.model.prefix)
 
     def validate(self) -> None:
         """One more point of the training curves, from fixed prompts and noise."""
