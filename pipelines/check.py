@@ -81,7 +81,7 @@ def _model(config: Config) -> Model:
         library.disable_progress_bar()
     with _named("model.name"):
         try:
-            model = models.load(config.model.name)
+            model = study.load_model(config)
         except (
             OSError,
             RuntimeError,

@@ -95,6 +95,10 @@ class Model(Section):
     """Classifier-free guidance scale."""
     eta: float | None = number(None, 0, 1)
     """DDIM's noise: 0 is deterministic."""
+    negative: str = ""
+    """The negative prompt."""
+    distilled: float | None = number(None, 0)
+    """The guidance scale that a guidance-distilled model (FLUX.1-dev) reads as an input; null is its own."""
 
 
 @dataclass(frozen=True)
@@ -111,20 +115,30 @@ class Train(Section):
     """Which KL penalty: the published mean squared difference, or the path KL in nats."""
     lv: int = number(1, 1)
     """DRaFT-LV: how often the last step's noise is drawn anew; 1 is plain DRaFT."""
-    prompts: int | tuple[str, ...] = number(48, 1)
-    """How many of the embedded world's captions to train on, or a list of prompts."""
+    prompts: int | str | tuple[str, ...] = number(48, 1)
+    """How many of the embedded world's captions to train on, a list of prompts, or a text file with one a line."""
     steps: int = number(100, 1)
     """Optimizer steps."""
     batch: int = number(12, 1)
     """Images a step, over all workers."""
-    rollout_batch: int = number(64, 1, **EXECUTION)
-    """Rows of one forward without gradient, at most."""
+    rollout_batch: int | None = number(None, 1, **EXECUTION)
+    """Rows of one forward without gradient, at most; null takes the model's own."""
     micro_batch: int = number(12, 1, **EXECUTION)
     """Images whose graph is held at once."""
     lr: float = number(1e-3, above=0)
     """Adam's learning rate, constant."""
     weight_decay: float = number(5e-4, 0)
     """Adam's weight decay (L2)."""
+    optimizer: str = choice("adam", "adam", "adam-fused", "adam8bit")
+    """Adam; in one kernel; or with moments of 8 bits, which needs a GPU and bitsandbytes."""
+    autocast: str | None = choice(None, None, "bfloat16")
+    """Precision of the forward passes of a training step, where the weights are float32."""
+    checkpointing: tuple[str, ...] = choice((), "denoiser", "vae", "reward", **EXECUTION)
+    """Whose activations are computed again in the backward pass instead of being held."""
+    vae_tiling: bool = False
+    """Decode large images in overlapping tiles: less memory, slightly other images."""
+    compile: bool = False
+    """Compile the denoiser's repeated blocks with torch.compile: worth its minute in long trainings on a GPU."""
     clip: float = number(1.0, above=0)
     """The gradient's largest norm."""
     rank: int = number(8, 1)
@@ -177,8 +191,8 @@ class Sweep(Section):
 
 @dataclass(frozen=True)
 class Evaluate(Section):
-    prompts: int | tuple[str, ...] = number(16, 2)
-    """How many of the embedded world's captions to draw, or a list of prompts."""
+    prompts: int | str | tuple[str, ...] = number(16, 2)
+    """How many of the embedded world's captions to draw, a list of prompts, or a text file with one a line."""
     seeds: int = number(8, 2)
     """Images a prompt and arm; every arm has the same noise."""
     rewards: tuple[str, ...] = ("fragile", "robust")
@@ -201,10 +215,11 @@ class Evaluate(Section):
     """Images of one prompt and arm that are made together; a file of the dataset holds them for all arms."""
     groups_at_once: int = number(2, 1, **EXECUTION)
     """Such groups that a generator draws together: more fill a forward better, fewer lose less to an interruption."""
-    block: int = number(8, 1)
-    """Rows of every forward are a multiple of this, so that an image has the same bits in any group."""
-    max_rows: int = number(128, 1, **EXECUTION)
-    """Rows of one forward at most."""
+    block: int | None = number(None, 1)
+    """Rows of every forward are a multiple of this, so that an image has the same bits in any group; null takes the
+    model's own, which is 1, for bits that may differ, where a row is dear."""
+    max_rows: int | None = number(None, 1, **EXECUTION)
+    """Rows of one forward at most; null takes the model's own."""
     generators: int = number(2, 1, **EXECUTION)
     """Generator actors."""
     generator_cpus: float = number(1.0, above=0, **EXECUTION)

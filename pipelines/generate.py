@@ -58,7 +58,9 @@ def units(config: Config, model_defaults: models.Sampling) -> list[Unit]:
     evaluate = config.evaluate
     shared = {
         "format": FORMAT,
-        "model": study.fingerprint(config.model.name),
+        "model": study.fingerprint(config.model.name, config.model.revision, config.model.variant),
+        "dtype": config.model.dtype,
+        "size": [config.model.height, config.model.width],
         "sampling": asdict(replace(_sampling(config, model_defaults), max_rows=1)),
         "run_seed": config.run.seed,
         "arms": [(arm.arm.name, arm.arm.id, adapter_digest(config, arm.arm.adapter)) for arm in study.all_arms(config)],
@@ -164,7 +166,7 @@ class Generator:
         self.config = configuration.from_dict(config)
         torch.set_num_threads(self.config.evaluate.threads)
         files = RunFiles(self.config.directory)
-        self.model = models.load(self.config.model.name)
+        self.model = study.load_model(self.config)
         self.sampling = _sampling(self.config, self.model.defaults)
         self.arms = study.all_arms(self.config)
         for name in dict.fromkeys(arm.arm.adapter for arm in self.arms):
@@ -333,7 +335,7 @@ def _mean_cost(paths: Sequence[Path]) -> dict[str, float]:
 
 def _sampling(config: Config, defaults: models.Sampling) -> models.Sampling:
     sampling = study.resolve_sampling(config, defaults)
-    return replace(sampling, block=config.evaluate.block, max_rows=config.evaluate.max_rows)
+    return replace(sampling, max_rows=config.evaluate.max_rows or sampling.max_rows)
 
 
 def _hash(content: Any) -> str:

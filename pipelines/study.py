@@ -11,7 +11,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from aig import adapters, models, schedules
+from aig.models import LatentModel
 from aig.sampler import Arm, Sampling
 from aig.world.scenes import all_prompts
 from pipelines.config import Config, ConfigError, Train
@@ -67,8 +70,10 @@ def early_stops(config: Config) -> list[int]:
     return list(wanted)
 
 
-def resolve_prompts(wanted: int | tuple[str, ...], key: str) -> list[str]:
-    """A list of prompts as given, or so many of the embedded world's captions."""
+def resolve_prompts(wanted: int | str | tuple[str, ...], key: str) -> list[str]:
+    """A list of prompts as given, a file's lines, or so many of the embedded world's captions."""
+    if isinstance(wanted, str):
+        return _read_prompts(wanted, key)
     if not isinstance(wanted, int):
         return list(wanted)
     known = all_prompts()
@@ -77,6 +82,20 @@ def resolve_prompts(wanted: int | tuple[str, ...], key: str) -> list[str]:
             f"{key} is {wanted}: the embedded world has {len(known)} captions; give fewer, or a list of prompts"
         )
     return known[:wanted]
+
+
+def _read_prompts(path: str, key: str) -> list[str]:
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{key}: {path} cannot be read ({getattr(error, 'strerror', None) or error}): give a text file with one "
+            "prompt a line, a list, or a number"
+        ) from error
+    prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if len(prompts) < 2:
+        raise ConfigError(f"{key}: {path} has {len(prompts)} prompts: give one a line, at least two")
+    return prompts
 
 
 def held_out(config: Config, reward: str) -> str | None:
@@ -89,10 +108,34 @@ def scored_rewards(config: Config) -> list[str]:
     return list(dict.fromkeys([*config.evaluate.rewards, *config.sweep.rewards]))
 
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(config: Config) -> LatentModel:
+    """The model of `config.model`, for its image size, where it says."""
+    wanted = config.model
+    model = models.load(wanted.name, device(config), DTYPES[wanted.dtype], wanted.revision, wanted.variant)
+    if wanted.height is None and wanted.width is None:
+        return model
+    height, width = model.image_size
+    return model.sized(wanted.height or height, wanted.width or width)
+
+
+def device(config: Config) -> torch.device:
+    """The device that `config.model` asks for; ConfigError where there is none."""
+    wanted = config.model.device
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("model.device is 'cuda', and torch finds no GPU here: take model.device=auto or cpu")
+    return torch.device(wanted)
+
+
 def resolve_sampling(config: Config, defaults: Sampling) -> Sampling:
     """The model's own sampling with what the configuration sets."""
-    asked = {key: getattr(config.model, key) for key in ("steps", "guidance", "eta")}
-    return replace(defaults, **{key: value for key, value in asked.items() if value is not None})
+    keys = ("steps", "guidance", "eta", "scheduler", "negative", "distilled")
+    asked = {key: getattr(config.model, key) for key in keys} | {"block": config.evaluate.block}
+    return replace(defaults, **{key: value for key, value in asked.items() if value not in (None, "")})
 
 
 def studies(config: Config) -> list[Study]:
@@ -164,13 +207,15 @@ def training_record(config: Config, train: Train, step: int) -> dict[str, Any]:
     """What made an adapter, as JSON holds it: it decides whether one that is there is the one that is wanted."""
     settings: dict[str, Any] = {key: getattr(train, key) for key in RECORDED}
     settings["prompts"] = resolve_prompts(train.prompts, "train.prompts")
-    model = {**asdict(config.model), "fingerprint": fingerprint(config.model.name)}
+    model = {key: value for key, value in asdict(config.model).items() if key != "device"}
+    model["fingerprint"] = fingerprint(config.model.name, config.model.revision, config.model.variant)
     return json.loads(json.dumps({"step": step, "train": settings, "model": model}))
 
 
 # The settings of a training that make its adapter; the others decide how it is carried out and watched.
 RECORDED = (
     "reward", "kl_weight", "k", "seed", "kl", "lv", "batch", "lr", "weight_decay", "clip", "rank", "alpha", "targets",
+    "optimizer", "autocast", "vae_tiling", "compile",
 )  # fmt: skip
 
 
@@ -195,9 +240,9 @@ def same_record(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 @lru_cache
-def fingerprint(model: str) -> str:
+def fingerprint(model: str, revision: str | None = None, variant: str | None = None) -> str:
     """A hash of a model's files by names, sizes and both ends of their content: other weights differ there, too."""
-    folder = models.resolve(model)
+    folder = models.resolve(model, revision, variant)
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         size = path.stat().st_size

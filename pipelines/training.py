@@ -65,9 +65,9 @@ class Training:
     def __init__(self, config: Config, watched: bool) -> None:
         settings = config.train
         self.config, self.files, self.key = config, RunFiles(config.directory), layout.adapter_key(settings)
-        self.model = models.load(config.model.name)
+        self.model = study.load_model(config)
         sampling = study.resolve_sampling(config, self.model.defaults)
-        self.sampling = replace(sampling, block=config.evaluate.block, max_rows=settings.rollout_batch)
+        self.sampling = replace(sampling, max_rows=settings.rollout_batch or sampling.max_rows)
         self.draft = draft_config(config, self.model)
         self.prompts = study.resolve_prompts(settings.prompts, "train.prompts")
         self.reward = rewards.load(settings.reward)
@@ -184,9 +184,11 @@ class Training:
 def draft_config(config: Config, model: Model) -> DraftConfig:
     """The objective of `config.train` on this model; ValueError where the two do not go together."""
     settings = config.train
-    sampling = replace(study.resolve_sampling(config, model.defaults), max_rows=settings.rollout_batch)
+    sampling = study.resolve_sampling(config, model.defaults)
+    sampling = replace(sampling, max_rows=settings.rollout_batch or sampling.max_rows)
+    micro_batch = min(settings.micro_batch, settings.batch)
     return DraftConfig(
-        sampling, settings.k, settings.lv, settings.kl_weight, settings.kl, min(settings.micro_batch, settings.batch)
+        sampling, settings.k, settings.lv, settings.kl_weight, settings.kl, micro_batch, settings.autocast
     )
 
 
