@@ -1,107 +1,37 @@
-"""Adapters on every family: attached, saved, loaded, scaled, as LoRA and as whole copies."""
+"""Adapters on every family: attached, saved, loaded, as LoRA and as whole copies."""
 
 from __future__ import annotations
 
-import copy
 import subprocess
 import sys
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from denoisers import FAMILIES, fresh, part, pipe_of, predict, randomize, tuned
 from families import SIDE, build
 
 from aig import adapters
 
-FAMILIES = ["sd", "sdxl", "sd3", "flux"]
 ROWS = ["a", adapters.BASE, "a", adapters.BASE]
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("families")
-    return {family: build(family, root / family) for family in FAMILIES}
-
-
-@pytest.fixture(scope="session")
-def pipes(folders):
-    return {family: DiffusionPipeline.from_pretrained(folder) for family, folder in folders.items()}
-
-
-def fresh(pipes, family):
-    """The family's denoiser, its own copy."""
-    pipe = pipes[family]
-    return copy.deepcopy(pipe.unet if hasattr(pipe, "unet") else pipe.transformer).requires_grad_(False).eval()
-
-
-def randomize(denoiser, name, size=0.1, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in adapters.parameters(denoiser, name):
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
-    denoiser.requires_grad_(False)
-
-
-def tuned(pipes, family, **settings):
-    denoiser = fresh(pipes, family)
-    adapters.attach(denoiser, "a", rank=4, alpha=2, **settings)
-    randomize(denoiser, "a")
-    return denoiser
-
-
-def inputs(denoiser, rows=4):
-    """Keyword arguments of a forward of this many rows, each of its own."""
-    config, generator = denoiser.config, torch.Generator().manual_seed(1)
-
-    def draw(*shape):
-        return torch.randn(rows, *shape, generator=generator)
-
-    if type(denoiser).__name__ == "FluxTransformer2DModel":
-        return {
-            "hidden_states": draw(16, config.in_channels), "encoder_hidden_states": draw(5, config.joint_attention_dim),
-            "pooled_projections": draw(config.pooled_projection_dim), "timestep": torch.full((rows,), 0.5),
-            "guidance": torch.full((rows,), 3.0), "img_ids": torch.zeros(16, 3), "txt_ids": torch.zeros(5, 3),
-        }  # fmt: skip
-    if type(denoiser).__name__ == "SD3Transformer2DModel":
-        return {
-            "hidden_states": draw(4, 8, 8), "encoder_hidden_states": draw(5, config.joint_attention_dim),
-            "pooled_projections": draw(config.pooled_projection_dim), "timestep": torch.full((rows,), 500.0),
-        }  # fmt: skip
-    given = {
-        "sample": draw(4, 8, 8), "timestep": torch.tensor(500),
-        "encoder_hidden_states": draw(5, config.cross_attention_dim),
-    }  # fmt: skip
-    if config.addition_embed_type == "text_time":
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        given["added_cond_kwargs"] = {"text_embeds": draw(pooled), "time_ids": draw(6).abs() * 100}
-    return given
-
-
-@torch.no_grad()
-def predict(denoiser, rows=None):
-    if rows is None:
-        return denoiser(**inputs(denoiser), return_dict=False)[0]
-    with adapters.routed(denoiser, rows):
-        return denoiser(**inputs(denoiser), return_dict=False)[0]
 
 
 @pytest.mark.parametrize("targets", ["attention", "everywhere", ["to_q", "attn.to_v"]])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_of_one_forward_take_their_own_adapters(pipes, family, targets):
+def test_rows_of_one_forward_take_their_own_adapters(family, targets):
     if isinstance(targets, list) and family in ("sd", "sdxl"):
         targets = ["to_q", "attn2.to_v"]
-    denoiser = tuned(pipes, family, targets=targets)
-    mixed, base = predict(denoiser, ROWS), predict(fresh(pipes, family))
+    denoiser = tuned(family, targets=targets)
+    mixed, base = predict(denoiser, ROWS), predict(fresh(family))
     alone = predict(denoiser, ["a"] * 4)
     assert torch.allclose(mixed[1::2], base[1::2], atol=1e-5)
     assert torch.allclose(mixed[::2], alone[::2], atol=1e-5)
     assert (alone - base).abs().max() > 1e-2
 
 
-def test_attention_in_every_family_means_its_projections(pipes):
+def test_attention_in_every_family_means_its_projections():
     found = {}
     for family in FAMILIES:
-        layers = [k.split(".lora_A")[0] for k, _ in tuned(pipes, family).named_parameters() if ".lora_A." in k]
+        layers = [k.split(".lora_A")[0] for k, _ in tuned(family).named_parameters() if ".lora_A." in k]
         found[family] = {".".join(k.split(".")[-2:]) if k.endswith(".0") else k.split(".")[-1] for k in layers}
     own = {"to_q", "to_k", "to_v", "to_out.0"}
     assert found["sd"] == found["sdxl"] == own
@@ -123,14 +53,18 @@ assert not any(name.split(".")[0] == "aig" for name in sys.modules)
 """
 
 
-def test_a_program_that_never_heard_of_us_makes_the_same_images(pipes, folders, tmp_path):
+def test_a_program_that_never_heard_of_us_makes_the_same_images(tmp_path):
     arguments, ours = [], {}
     for family in FAMILIES:
-        denoiser = tuned(pipes, family)
+        denoiser = tuned(family)
         saved = adapters.save(denoiser, "a", tmp_path / family, {})
-        arguments += [family, str(folders[family]), str(saved), str(tmp_path / f"{family}.pt")]
-        pipe = copy.copy(pipes[family])
-        setattr(pipe, "unet" if hasattr(pipe, "unet") else "transformer", denoiser)
+        arguments += [
+            family,
+            str(build(family, tmp_path / f"{family} pipeline")),
+            str(saved),
+            str(tmp_path / f"{family}.pt"),
+        ]
+        pipe = type(pipe_of(family))(**{**pipe_of(family).components, part(family): denoiser})
         pipe.set_progress_bar_config(disable=True)
         with adapters.routed(denoiser, ["a"] * (2 if family == "flux" else 4)):
             ours[family] = pipe(
@@ -145,17 +79,17 @@ def test_a_program_that_never_heard_of_us_makes_the_same_images(pipes, folders, 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_saved_adapter_gives_the_same_bits(pipes, family, tmp_path):
-    denoiser = tuned(pipes, family)
+def test_a_saved_adapter_gives_the_same_bits(family, tmp_path):
+    denoiser = tuned(family)
     adapters.save(denoiser, "a", tmp_path / "a", {})
-    other = fresh(pipes, family)
+    other = fresh(family)
     adapters.load(other, tmp_path / "a", "a")
     assert torch.equal(predict(other, ROWS), predict(denoiser, ROWS))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_whole_copy_serves_its_rows_and_leaves_the_base_as_it_was(pipes, family):
-    denoiser, base = fresh(pipes, family), predict(fresh(pipes, family))
+def test_a_whole_copy_serves_its_rows_and_leaves_the_base_as_it_was(family):
+    denoiser, base = fresh(family), predict(fresh(family))
     adapters.full(denoiser, "a")
     assert torch.equal(predict(denoiser, ["a"] * 4), base)
     randomize(denoiser, "a", 0.02)
@@ -168,14 +102,14 @@ def test_a_whole_copy_serves_its_rows_and_leaves_the_base_as_it_was(pipes, famil
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_saved_copy_is_a_diffusers_model_that_loads_here_and_anywhere(pipes, family, tmp_path):
-    denoiser = fresh(pipes, family)
+def test_a_saved_copy_is_a_diffusers_model_that_loads_here_and_anywhere(family, tmp_path):
+    denoiser = fresh(family)
     adapters.full(denoiser, "a")
     randomize(denoiser, "a", 0.02)
     adapters.save(denoiser, "a", tmp_path / "a", {"step": 3})
-    anywhere = type(fresh(pipes, family)).from_pretrained(tmp_path / "a")
+    anywhere = type(fresh(family)).from_pretrained(tmp_path / "a")
     assert torch.equal(predict(anywhere.eval()), predict(denoiser, ["a"] * 4))
-    other = fresh(pipes, family)
+    other = fresh(family)
     adapters.load(other, tmp_path / "a", "a")
     assert torch.equal(predict(other, ROWS), predict(denoiser, ROWS))
     assert adapters.read_record(tmp_path / "a")["step"] == 3

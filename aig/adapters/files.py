@@ -75,7 +75,8 @@ def load(denoiser: nn.Module, folder: str | os.PathLike[str], name: str) -> None
                 state, prefix=foreign.prefix(denoiser), network_alphas=alphas, adapter_name=key(name), metadata=metadata
             )
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{path}: PEFT cannot build this LoRA ({error}); save it again with diffusers") from None
+        reason = error.__cause__ or error  # diffusers hides which setting PEFT does not know
+        raise ValueError(f"{path}: PEFT cannot build this LoRA ({reason}); save it again with diffusers") from None
     forget(denoiser)
     drop_with_gradient(denoiser, name)
 

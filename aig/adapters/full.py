@@ -80,13 +80,13 @@ def _layers(denoiser: nn.Module) -> list[nn.Module]:
         for module in child.modules()
     }
     found = []
-    for path, module in denoiser.named_modules():
+    for module in denoiser.modules():
         if id(module) in skipped or not module._parameters:
             continue
-        if next(module.children(), None) is not None:
+        if module is denoiser:
             raise ValueError(
-                f"{type(denoiser).__name__}.{path} holds parameters outside of its layers, which rows cannot be routed "
-                "through; tune this denoiser with a LoRA"
+                f"{type(denoiser).__name__}.{next(iter(module._parameters))} is a parameter outside of all layers, "
+                "which rows cannot be routed through; tune this denoiser with a LoRA"
             )
         found.append(module)
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -86,7 +86,24 @@ class Route:
         self.rows: list[str] | None = None
         self.groups: dict[str, list[int]] = {}
         """The rows of each adapter; those of copies alone are told apart, all others count as the base's."""
+        self.copies: set[str] = set()
+        """The adapters that are whole copies."""
         self.hooked: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+
+    @contextmanager
+    def through(self, rows: list[str]) -> Iterator[None]:
+        previous = self.rows, self.groups
+        self.rows, self.groups = rows, {}
+        for i, name in enumerate(rows):
+            self.groups.setdefault(name if name in self.copies else BASE, []).append(i)
+        try:
+            yield
+        finally:
+            self.rows, self.groups = previous
+
+    def only(self, rows: list[int]) -> AbstractContextManager[None]:
+        """The forward goes on with these rows."""
+        return self.through([self.rows[row] for row in rows] if self.rows is not None else [])
 
     def hook(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         return (args, kwargs) if self.rows is None else (args, {**kwargs, "adapter_names": self.rows})
@@ -108,9 +125,12 @@ class Copied(nn.Module):
         groups = self.route.groups
         if len(groups) == 1:
             return self._through(next(iter(groups)), x, *args, **kwargs)
-        out = torch.cat([self._through(name, x[rows], *args, **kwargs) for name, rows in groups.items()])
+        parts = []
+        for name, rows in groups.items():
+            with self.route.only(rows):  # for layers inside of this one
+                parts.append(self._through(name, x[rows], *args, **kwargs))
         order = [row for rows in groups.values() for row in rows]
-        return out[sorted(range(len(order)), key=order.__getitem__)]
+        return torch.cat(parts)[sorted(range(len(order)), key=order.__getitem__)]
 
     def _through(self, name: str, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         tensors = {k: v if v is None else v.to(x.device) for k, v in self.weights[name].items()}
@@ -128,9 +148,9 @@ class Copied(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         for name, tensors in self.weights.items():
             if tensors is not self.__dict__["_parameters"] and not (name == BASE and self.offloaded):
-                for tensor in tensors.values():
+                for k, tensor in tensors.items():
                     if tensor is not None:
-                        tensor.data = fn(tensor.data)
+                        tensors[k] = nn.Parameter(fn(tensor.detach()), requires_grad=False)
         return super()._apply(fn, recurse)
 
 
@@ -163,15 +183,9 @@ def routed(denoiser: nn.Module, rows: Sequence[str]) -> Iterator[None]:
             route.hooked[layer] = layer.register_forward_pre_hook(route.hook, with_kwargs=True)
     for layer in copied:
         layer.route = route
-    groups: dict[str, list[int]] = {}
-    for i, name in enumerate(rows):
-        groups.setdefault(name if name in copies else BASE, []).append(i)
-    previous = route.rows, route.groups
-    route.rows, route.groups = list(rows), groups
-    try:
+    route.copies = copies
+    with route.through(list(rows)):
         yield
-    finally:
-        route.rows, route.groups = previous
 
 
 NO_VARIANT = (
