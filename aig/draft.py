@@ -21,7 +21,7 @@ from torch import Tensor
 
 from aig import adapters
 from aig.models.protocol import Condition, Model, Sampling
-from aig.sampler import Arm, Grid, Noise, advance
+from aig.sampler import Arm, Grid, Noise, State, advance, encode
 
 Reward = Callable[[Tensor, list[str]], Tensor]
 KL_FORMS = ("eps_mse", "path")
@@ -39,8 +39,8 @@ class DraftConfig:
     kl_weight: float = 0.0
     """Weight of the KL term, at least 0; relative to the reward's own scale."""
     kl: str = "eps_mse"
-    """eps_mse: mean over the last K steps of ||eps - eps_base||^2 / numel; path: nats of the last K transitions (needs
-    eta > 0)."""
+    """eps_mse: mean over the last K steps of ||eps - eps_base||^2 / numel (flow matching: of the velocities); path:
+    nats of the last K transitions, which have to be stochastic (eta > 0, or the sde-dpm scheduler)."""
     micro_batch: int = 8
     """Images that carry gradient at once."""
 
@@ -55,9 +55,11 @@ class DraftConfig:
         for name, (ok, allowed) in checks.items():
             if not ok:
                 raise ValueError(f"draft.{name} = {getattr(self, name)!r} must be {allowed}")
-        if self.kl == "path" and self.kl_weight > 0 and self.sampling.eta == 0:
+        stochastic = self.sampling.eta > 0 or self.sampling.scheduler == "sde-dpm"
+        if self.kl == "path" and self.kl_weight > 0 and not stochastic:
             raise ValueError(
-                "draft.kl = 'path' needs sampling.eta > 0: a deterministic step has no density; use kl = 'eps_mse'"
+                "draft.kl = 'path' needs sampling.eta > 0 or sampling.scheduler = 'sde-dpm': a deterministic step has "
+                "no density; use kl = 'eps_mse'"
             )
 
 
@@ -72,10 +74,10 @@ def draw(prompts: Sequence[str], seed: int, step: int, batch: int) -> tuple[list
 
 
 @torch.no_grad()
-def rollout(model: Model, condition: Condition, noise: Noise, arm: Arm, config: DraftConfig, grid: Grid) -> Tensor:
-    """The latents (B, C, H, W) before the last K steps, sampled by the tuned model without gradient, in one large
+def rollout(model: Model, condition: Condition, noise: Noise, arm: Arm, config: DraftConfig, grid: Grid) -> State:
+    """The state of B latents before the last K steps, sampled by the tuned model without gradient, in one large
     batch."""
-    start = (noise.initial() * grid.scheduler.init_noise_sigma).to(model.device, model.dtype)
+    start = grid.start(noise.initial(), model)
     last = len(grid) - config.k
     return advance(model, condition, start, [arm], config.sampling, grid=grid, last=last, noise=noise.at_step)[0]
 
@@ -102,13 +104,13 @@ def train_step(
     total = total or len(prompts)
     grid = Grid(model, config.sampling)
     arm = Arm("tuned", adapter)
-    condition = model.encode(prompts)
+    condition = encode(model, prompts, config.sampling)
     noise = Noise(prompts, seeds, seed, model.latent_shape)
     x = rollout(model, condition, noise, arm, config, grid)
     if config.lv > 1:
         return _train_lv(model, reward, arm, prompts, condition, noise, x, config, grid, total)
     sums = {"loss": 0.0, "reward": 0.0, "kl": 0.0}
-    step_noise = {i: noise.at_step(i) for i in range(len(grid) - config.k, len(grid))} if grid.eta > 0 else {}
+    step_noise = {i: noise.at_step(i) for i in range(len(grid) - config.k, len(grid))} if grid.stochastic else {}
     for rows in _micro_batches(len(prompts), config.micro_batch):
         final, kl = last_steps(
             model, condition[rows], x[rows], arm, config, grid, lambda i, rows=rows: step_noise[i][rows]
@@ -120,7 +122,7 @@ def train_step(
 def last_steps(
     model: Model,
     condition: Condition,
-    x: Tensor,
+    x: Tensor | State,
     arm: Arm,
     config: DraftConfig,
     grid: Grid,
@@ -145,8 +147,8 @@ def last_steps(
     final = advance(
         model, condition, x, [arm], sampling, grid=grid, first=len(grid) - config.k, noise=noise,
         with_base=penalized, observe=observe if penalized else None,
-    )[0]  # fmt: skip
-    return final, torch.stack(terms).sum(dim=0) if terms else torch.zeros(len(x), device=x.device)
+    )[0].x  # fmt: skip
+    return final, torch.stack(terms).sum(dim=0) if terms else torch.zeros(len(final), device=final.device)
 
 
 def _train_lv(
@@ -156,7 +158,7 @@ def _train_lv(
     prompts: list[str],
     condition: Condition,
     noise: Noise,
-    x: Tensor,
+    x: State,
     config: DraftConfig,
     grid: Grid,
     total: int,
@@ -164,13 +166,13 @@ def _train_lv(
     """DRaFT-LV: noise each finished x_0 anew to the last step's time, n times, and average the n one-step gradients."""
     last = len(grid) - 1
     with torch.no_grad():
-        variance_noise = noise.at_step if grid.eta > 0 else None
-        x_0 = advance(model, condition, x, [arm], config.sampling, grid=grid, first=last, noise=variance_noise)[0]
+        variance_noise = noise.at_step if grid.stochastic else None
+        x_0 = advance(model, condition, x, [arm], config.sampling, grid=grid, first=last, noise=variance_noise)[0].x
     sums = {"loss": 0.0, "reward": 0.0, "kl": 0.0}
     for n in range(config.lv):
         fresh = noise.draw(f"lv {n}").to(x_0)
-        noisy = grid.scheduler.add_noise(x_0, fresh, grid.times[last].expand(len(x_0)))
-        step_noise = noise.draw(f"lv step {n}") if grid.eta > 0 else None
+        noisy = grid.add_noise(last, x_0, fresh)
+        step_noise = noise.draw(f"lv step {n}") if grid.stochastic else None
         for rows in _micro_batches(len(prompts), config.micro_batch):
             at = (lambda i, rows=rows, z=step_noise: z[rows]) if step_noise is not None else None
             final, kl = last_steps(model, condition[rows], noisy[rows], arm, config, grid, at)

@@ -12,7 +12,6 @@ its last K steps so.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -23,9 +22,23 @@ import torch
 from torch import Tensor
 
 from aig import adapters, schedules
+from aig.grid import Grid, State
 from aig.models.protocol import Condition, Model, Sampling
 
-__all__ = ["Arm", "Cost", "Grid", "Noise", "Samples", "Sampling", "advance", "sample", "sample_arms", "to_uint8"]
+__all__ = [
+    "Arm",
+    "Cost",
+    "Grid",
+    "Noise",
+    "Samples",
+    "Sampling",
+    "State",
+    "advance",
+    "encode",
+    "sample",
+    "sample_arms",
+    "to_uint8",
+]
 
 
 @dataclass(frozen=True)
@@ -93,57 +106,6 @@ class Noise:
         return self.draw(f"step {i}")
 
 
-class Grid:
-    """A scheduler set to T steps, its own copy: times in sampling order, one step of the update, and the scales of a
-    prediction."""
-
-    def __init__(self, model: Model, sampling: Sampling) -> None:
-        self.scheduler = copy.deepcopy(model.scheduler)
-        self.scheduler.set_timesteps(sampling.steps, device=model.device)
-        self.times: Tensor = self.scheduler.timesteps  # (T,)
-        self.t_max: int = self.scheduler.config.num_train_timesteps
-        self.eta = sampling.eta
-
-    def __len__(self) -> int:
-        return len(self.times)
-
-    def step(self, i: int, prediction: Tensor, x_t: Tensor, noise: Tensor | None) -> Tensor:
-        """x_t to the next state, with the scheduler's own formula (DDIM: Song et al. 2020, equation 12)."""
-        return self.scheduler.step(
-            prediction, self.times[i], x_t, eta=self.eta, variance_noise=noise, return_dict=False
-        )[0]
-
-    def weights(self, schedule: str) -> list[float]:
-        return schedules.weights(schedules.parse(schedule), self.times.tolist(), self.t_max)
-
-    def eps_scale(self, i: int) -> float:
-        """What turns a squared difference of predictions into one of eps: alpha_bar for v-prediction, 1 for eps."""
-        if self.scheduler.config.prediction_type == "v_prediction":
-            return float(self.scheduler.alphas_cumprod[int(self.times[i])])
-        return 1.0
-
-    def path_scale(self, i: int) -> float:
-        """What turns ||eps - eps_base||^2 into the KL of step i's two Gaussians, ||mu - mu_base||^2 / (2 sigma^2), in
-        nats.
-
-        DDIM's mean moves with eps by sqrt(1 - a' - sigma^2) - sqrt(a' (1 - a) / a), with a, a' the alpha_bar here and
-        at the next step.
-        """
-        t = int(self.times[i])
-        previous = t - self.t_max // len(self)
-        a = float(self.scheduler.alphas_cumprod[t])
-        a_next = (
-            float(self.scheduler.alphas_cumprod[previous])
-            if previous >= 0
-            else float(self.scheduler.final_alpha_cumprod)
-        )
-        variance = self.eta**2 * (1 - a_next) / (1 - a) * (1 - a / a_next)
-        if variance <= 0:
-            return 0.0  # a deterministic step: both models' transitions are points, and no density ratio exists
-        slope = (1 - a_next - variance) ** 0.5 - (a_next * (1 - a) / a) ** 0.5
-        return slope**2 / (2 * variance)
-
-
 @dataclass
 class Samples:
     """What `sample_arms` returns, by arm name: latents (G, C, H, W), eps_mse path length to the base (G,) if asked for,
@@ -161,7 +123,7 @@ Observer = Callable[[int, int, Tensor, Tensor, "Tensor | None"], None]
 def advance(
     model: Model,
     condition: Condition,
-    x_t: Tensor,
+    x_t: Tensor | State,
     arms: Sequence[Arm],
     sampling: Sampling,
     *,
@@ -173,13 +135,13 @@ def advance(
     observe: Observer | None = None,
     progress: Callable[[int], None] | None = None,
     cost: Cost | None = None,
-) -> list[Tensor]:
-    """Run steps first..last-1 for all arms from the shared latents x_t (G, C, H, W); returns each arm's latents, in
-    their order.
+) -> list[State]:
+    """Run steps first..last-1 for all arms from the shared latents x_t (G, C, H, W); returns each arm's state, in their
+    order.
 
-    `noise(i)` gives the variance noise (G, C, H, W) of step i (needed for eta > 0). `with_base` makes the base's
-    prediction at every
-    arm's own state too, without gradient, for `observe`. Raises ValueError for adapters that are not loaded.
+    `noise(i)` gives the variance noise (G, C, H, W) of step i (needed where a step is stochastic). `with_base` makes
+    the base's prediction at every arm's own state too, without gradient, for `observe`. Raises ValueError for adapters
+    that are not loaded.
     """
     grid = grid or Grid(model, sampling)
     last = len(grid) if last is None else last
@@ -188,7 +150,8 @@ def advance(
         adapters.BASE if arm.adapter is None else adapters.scaled(model.denoiser, arm.adapter, arm.lora_scale)
         for arm in arms
     ]
-    states, at = [x_t], [0] * len(arms)  # distinct latents, and which of them each arm is in
+    # The distinct states, and which of them each arm is in. A state that forks takes its memory along.
+    states, at = [x_t if isinstance(x_t, State) else State(x_t)], [0] * len(arms)
     with _fuser(model, sampling) as fuser:
         for i in range(first, last):
             levels = [0.0 if route == adapters.BASE else curve[i] for route, curve in zip(routes, curves, strict=True)]
@@ -199,13 +162,13 @@ def advance(
                 if w > 0:
                     wanted[at[a], routes[a]] = None
             extra = [(s, adapters.BASE) for s in sorted(set(at)) if with_base and (s, adapters.BASE) not in wanted]
-            predictions = _predict(model, condition, grid.times[i], states, list(wanted), sampling, cost, fuser)
+            predictions = _predict(model, condition, grid, i, states, list(wanted), sampling, cost, fuser)
             with torch.no_grad():
-                predictions |= _predict(model, condition, grid.times[i], states, extra, sampling, cost, fuser)
+                predictions |= _predict(model, condition, grid, i, states, extra, sampling, cost, fuser)
             if cost is not None:
                 cost.predictions += len(wanted) + len(extra)
                 cost.naive += 2 * len(arms)
-            variance_noise = noise(i).to(x_t) if noise is not None and grid.eta > 0 else None
+            variance_noise = noise(i).to(states[0].x) if noise is not None and grid.stochastic else None
             stepped: dict[tuple[int, float, str], int] = {}
             moved, mixes = [], {}
             for a, w in enumerate(levels):
@@ -213,9 +176,9 @@ def advance(
                 if kind not in stepped:
                     mixes[kind] = _mixed(predictions, *kind)
                     stepped[kind] = len(moved)
-                    moved.append(grid.step(i, mixes[kind], states[at[a]], variance_noise))
+                    moved.append(grid.move(i, mixes[kind], states[at[a]], variance_noise))
                 if observe is not None:
-                    observe(i, a, states[at[a]], mixes[kind], predictions.get((at[a], adapters.BASE)))
+                    observe(i, a, states[at[a]].x, mixes[kind], predictions.get((at[a], adapters.BASE)))
                 at[a] = stepped[kind]
             states = moved
             if progress is not None:
@@ -239,8 +202,9 @@ def _mixed(predictions: dict[tuple[int, str], Tensor], state: int, w: float, rou
 def _predict(
     model: Model,
     condition: Condition,
-    t: Tensor,
-    states: list[Tensor],
+    grid: Grid,
+    i: int,
+    states: list[State],
     wanted: list[tuple[int, str]],
     sampling: Sampling,
     cost: Cost | None,
@@ -262,7 +226,7 @@ def _predict(
     chunk = max(sampling.max_rows // sampling.block, 1) * sampling.block
     whole = padded == count
     for group in groups:
-        x = torch.cat([states[s] if whole else states[s][rows] for s, _ in group])
+        x = grid.scaled(i, torch.cat([states[s].x if whole else states[s].x[rows] for s, _ in group]))
         texts = condition[rows * len(group)] if len(group) > 1 or not whole else condition
         names = [adapter for _, adapter in group for _ in range(padded)]
         if fuser is not None:
@@ -271,13 +235,18 @@ def _predict(
         parts = []
         for begin in range(0, len(x), chunk):
             part = slice(begin, begin + chunk)
-            parts.append(model.predict(x[part], t, texts[part], names[part], sampling.guidance))
+            parts.append(model.predict(x[part], grid.times[i], texts[part], names[part], sampling.guidance))
             if cost is not None:
                 cost.forwards += 1
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         for pair, prediction in zip(group, out.split(padded), strict=True):
             results[pair] = prediction[:count]
     return results
+
+
+def encode(model: Model, prompts: Sequence[str], sampling: Sampling) -> Condition:
+    """Prompts (B) encoded with the negative prompt and the distilled guidance of `sampling`."""
+    return model.encode(prompts, sampling.negative, sampling.distilled)
 
 
 @torch.no_grad()
@@ -304,7 +273,7 @@ def sample_arms(
     sampling = sampling or model.defaults
     noise = Noise(prompts, seed_indices, run_seed, model.latent_shape)
     grid = Grid(model, sampling)
-    start = (noise.initial() * grid.scheduler.init_noise_sigma).to(model.device, model.dtype)
+    start = grid.start(noise.initial(), model)
     path = torch.zeros(len(arms), len(prompts))
 
     def observe(i: int, a: int, x_t: Tensor, mixed: Tensor, base: Tensor | None) -> None:
@@ -313,10 +282,10 @@ def sample_arms(
 
     result = Samples({})
     finals = advance(
-        model, model.encode(prompts), start, arms, sampling, grid=grid, noise=noise.at_step, with_base=measure_path,
-        observe=observe if measure_path else None, progress=progress, cost=result.cost,
+        model, encode(model, prompts, sampling), start, arms, sampling, grid=grid, noise=noise.at_step,
+        with_base=measure_path, observe=observe if measure_path else None, progress=progress, cost=result.cost,
     )  # fmt: skip
-    result.latents = {arm.name: final for arm, final in zip(arms, finals, strict=True)}
+    result.latents = {arm.name: final.x for arm, final in zip(arms, finals, strict=True)}
     if measure_path:
         result.path = {arm.name: path[a] for a, arm in enumerate(arms)}
     return result

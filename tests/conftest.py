@@ -36,3 +36,18 @@ def ray_cluster():
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def family_folder(tmp_path_factory):
+    """`family_folder("sdxl")`: the folder of that family's tiny pipeline, built once a session."""
+    from families import build  # here, so that tests without a model stay quick to start
+
+    folders = {}
+
+    def folder(family):
+        if family not in folders:
+            folders[family] = build(family, tmp_path_factory.mktemp(family))
+        return folders[family]
+
+    return folder

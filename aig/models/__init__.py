@@ -1,40 +1,122 @@
 """Text-to-image models behind one protocol; `load` reads the family from a diffusers folder."""
 
+# diffusers exports its classes lazily, which pyright cannot follow.
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub.errors import HfHubHTTPError
 
-from aig.models.protocol import Condition, Model, Sampling
+from aig.models.base import LatentModel
+from aig.models.flux import FluxModel
+from aig.models.protocol import SCHEDULERS, Condition, Model, Sampling
+from aig.models.sd import StableDiffusionModel
+from aig.models.sd3 import StableDiffusion3Model
+from aig.models.sdxl import StableDiffusionXLModel
 from aig.models.tiny import TinyModel
 from aig.world import weights
 
-__all__ = ["Condition", "Model", "Sampling", "TinyModel", "load"]
+__all__ = [
+    "SCHEDULERS",
+    "Condition",
+    "FluxModel",
+    "LatentModel",
+    "Model",
+    "Sampling",
+    "StableDiffusion3Model",
+    "StableDiffusionModel",
+    "StableDiffusionXLModel",
+    "TinyModel",
+    "load",
+    "resolve",
+]
 
 # What tells the families apart is the pipeline's class and its autoencoder's.
-FAMILIES: dict[tuple[Any, Any], Any] = {("StableDiffusionPipeline", "SpaceToDepth"): TinyModel}
+FAMILIES: dict[tuple[Any, Any], type[LatentModel]] = {
+    ("StableDiffusionPipeline", "SpaceToDepth"): TinyModel,
+    ("StableDiffusionPipeline", "AutoencoderKL"): StableDiffusionModel,
+    ("StableDiffusionXLPipeline", "AutoencoderKL"): StableDiffusionXLModel,
+    ("StableDiffusion3Pipeline", "AutoencoderKL"): StableDiffusion3Model,
+    ("FluxPipeline", "AutoencoderKL"): FluxModel,
+}
+INDEX = "model_index.json"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def load(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Model:
-    """Load a frozen model: `tiny`, the embedded one, or the path of a diffusers folder of a known family.
+def load(
+    name: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    variant: str | None = None,
+) -> LatentModel:
+    """Load a frozen model: `tiny`, the embedded one, a hub id or the path of a diffusers folder of a known family.
 
-    Raises ValueError that names the folder, what was found in it and the families that are known.
+    Only safetensors are read. `revision` is a hub model's branch, tag or commit, `variant` as in diffusers (`fp16`).
+    Raises ValueError that names the model, what was found and the families that are known.
     """
-    folder = weights.folder("tiny") if name == "tiny" else Path(name)
-    index = folder / "model_index.json"
-    if not index.exists():
-        raise ValueError(f"model {name!r}: neither 'tiny' nor a diffusers folder (no {index})")
+    folder = resolve(name, revision, variant)
+    family = FAMILIES.get(_family(folder))
+    if family is None:
+        known = "; ".join(f"{pipeline} with {vae}" for pipeline, vae in FAMILIES)
+        found = " with ".join(str(part) for part in _family(folder))
+        raise ValueError(f"{folder / INDEX}: {found} is not a family that can be loaded (known: {known})")
+    _check_safetensors(folder, variant)
+    return family(folder, str(name), torch.device(device), dtype, variant)
+
+
+def resolve(name: str | Path, revision: str | None = None, variant: str | None = None) -> Path:
+    """The diffusers folder of a model: the embedded one's, a local one, or a hub model's in the local cache, where it
+    is downloaded to (safetensors alone) if it is not there.
+
+    Raises ValueError that names the model and the fix.
+    """
+    if name == "tiny":
+        return weights.folder("tiny")
+    if (Path(name) / INDEX).is_file():
+        return Path(name)
+    if Path(name).exists() or not HUB_ID.fullmatch(str(name)):
+        raise ValueError(
+            f"model {str(name)!r}: neither 'tiny', nor a diffusers folder (no {Path(name) / INDEX}), nor a hub id "
+            "(owner/name)"
+        )
+    return _download(str(name), revision, variant)
+
+
+def _download(name: str, revision: str | None, variant: str | None) -> Path:
+    try:
+        folder = DiffusionPipeline.download(
+            name, revision=revision, variant=variant, use_safetensors=True, safety_checker=None, feature_extractor=None
+        )
+    except (OSError, ValueError, HfHubHTTPError) as error:  # not cached and no network, or no such model
+        raise ValueError(
+            f"model {name!r}: no such folder, and as a hub id it is neither in the local cache nor can it be "
+            f"downloaded: where there is network, run `hf download {name}`, or give the path of a diffusers folder "
+            f"({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error
+    return Path(folder)
+
+
+def _family(folder: Path) -> tuple[Any, Any]:
+    index = folder / INDEX
     try:
         found = json.loads(index.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{index}: not readable as JSON ({error}); save the pipeline again") from None
-    family = (found.get("_class_name"), (found.get("vae") or [None, None])[1])
-    if family not in FAMILIES:
-        known = "; ".join(f"{pipeline} with {vae}" for pipeline, vae in FAMILIES)
-        raise ValueError(
-            f"{index}: {family[0]} with {family[1]} is not a family that can be loaded yet (known: {known})"
-        )
-    return FAMILIES[family](folder, torch.device(device), dtype)
+    return found.get("_class_name"), (found.get("vae") or [None, None])[1]
+
+
+def _check_safetensors(folder: Path, variant: str | None) -> None:
+    ending = f".{variant}.safetensors" if variant else ".safetensors"
+    for part in ("unet", "transformer", "vae"):
+        if (folder / part).is_dir() and not any(ending in path.name for path in (folder / part).iterdir()):
+            raise ValueError(
+                f"{folder / part}: holds no *{ending}, and pickled weights are not read: save the pipeline again with "
+                "save_pretrained(..., safe_serialization=True), or choose another variant"
+            )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+SCHEDULERS = ("ddim", "euler", "dpm", "sde-dpm", "flow")
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,8 @@ class Sampling:
     steps: int
     """Denoising steps T, at least 1."""
     guidance: float
-    """Classifier-free guidance scale; 1 leaves the unconditional half out."""
+    """Classifier-free guidance scale; 1 leaves the unconditional half out. For Flux this is true guidance, which its
+    pipeline calls true_cfg_scale."""
     eta: float = 0.0
     """DDIM's noise, 0 (deterministic) to 1 (ancestral)."""
     passes: int = 1
@@ -30,6 +33,14 @@ class Sampling:
     in any batch."""
     max_rows: int = 128
     """Rows (before the unconditional half is added) of one forward at most."""
+    scheduler: str | None = None
+    """ddim, euler, dpm (DPM-Solver++ multistep), sde-dpm (its stochastic form) or flow (flow matching's Euler), made
+    from the model's own scheduler's configuration; None is the model's own."""
+    negative: str = ""
+    """The negative prompt of the unconditional half; an empty one is what the model's pipeline does without one."""
+    distilled: float | None = None
+    """The guidance scale that a guidance-distilled model (FLUX.1-dev) reads as an input, which its pipeline calls
+    guidance_scale; None for its own, and for models that read none."""
 
     def __post_init__(self) -> None:
         checks = {
@@ -40,24 +51,39 @@ class Sampling:
             "fuse": (not self.fuse or self.passes == 2, "false unless sampling.passes is 2"),
             "block": (self.block >= 1, "at least 1"),
             "max_rows": (self.max_rows >= 1, "at least 1"),
+            "scheduler": (self.scheduler in (None, *SCHEDULERS), f"one of {', '.join(SCHEDULERS)}"),
+            "distilled": (self.distilled is None or self.distilled >= 0, "at least 0"),
         }
         for name, (ok, allowed) in checks.items():
             if not ok:
-                raise ValueError(f"sampling.{name} = {getattr(self, name)} must be {allowed}")
+                raise ValueError(f"sampling.{name} = {getattr(self, name)!r} must be {allowed}")
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Encoded prompts: token embeddings (B, L, D) and the unconditional half (1, L, D)."""
+    """What a denoiser is told of B prompts, by the names of its arguments, rows first: (B, ...) for the prompts, and
+    (1, ...) for the unconditional half that they share."""
 
-    embeddings: Tensor
-    unconditional: Tensor
+    conditional: Mapping[str, Tensor]
+    unconditional: Mapping[str, Tensor]
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The prompts' token embeddings (B, L, D)."""
+        return self.conditional["encoder_hidden_states"]
 
     def __len__(self) -> int:
         return len(self.embeddings)
 
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Condition:
-        return Condition(self.embeddings[rows], self.unconditional)
+        return Condition({name: tensor[rows] for name, tensor in self.conditional.items()}, self.unconditional)
+
+    def halves(self) -> dict[str, Tensor]:
+        """Both halves as one batch of 2B rows, the unconditional ones first."""
+        return {
+            name: torch.cat([self.unconditional[name].expand_as(tensor), tensor])
+            for name, tensor in self.conditional.items()
+        }
 
 
 class Model(Protocol):
@@ -65,22 +91,32 @@ class Model(Protocol):
 
     name: str
     denoiser: nn.Module
+    prefix: str
+    """The denoiser's name in its pipeline, `unet` or `transformer`: the keys of its adapters' files begin with it."""
     scheduler: Any
     latent_shape: tuple[int, int, int]
     image_size: tuple[int, int]
+    """Height and width in pixels."""
     device: torch.device
     dtype: torch.dtype
     defaults: Sampling
 
-    def encode(self, prompts: Sequence[str]) -> Condition:
-        """Encode prompts, each distinct one once; ValueError for a prompt that the model cannot read."""
+    def encode(self, prompts: Sequence[str], negative: str = "", distilled: float | None = None) -> Condition:
+        """Encode prompts, each distinct one once, and the negative prompt; ValueError for what the model cannot read.
+
+        `distilled` is the guidance scale that a guidance-distilled model reads as an input.
+        """
         ...
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition, adapters: Sequence[str], guidance: float) -> Tensor:
         """The prediction (B, C, H, W) after classifier-free guidance, row i through adapter adapters[i] or none
-        (`BASE`)."""
+        (`BASE`); x_t as the scheduler scales it."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, H, W) to images (B, 3, H', W') in [0, 1], differentiable inside the range."""
+        ...
+
+    def set_timesteps(self, scheduler: Any, steps: int) -> None:
+        """Set a scheduler to T steps as the model's pipeline does, for its image size."""
         ...

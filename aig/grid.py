@@ -1,0 +1,203 @@
+"""A diffusers scheduler as the sampler steps it: its own formula, and a memory that belongs to the trajectory."""
+
+# diffusers exports its classes lazily, which pyright cannot follow.
+# pyright: reportPrivateImportUsage=false
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+from torch import Tensor
+
+from aig import schedules
+from aig.models.protocol import Model, Sampling
+
+CLASSES = {
+    "ddim": DDIMScheduler,
+    "euler": EulerDiscreteScheduler,
+    "dpm": DPMSolverMultistepScheduler,
+    "sde-dpm": DPMSolverMultistepScheduler,
+    "flow": FlowMatchEulerDiscreteScheduler,
+}
+FLOW = ("dpm", "sde-dpm", "flow")  # those that can follow a velocity
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a trajectory is: the latents (B, C, H, W), and what a multistep scheduler remembers of the steps before,
+    the latest last."""
+
+    x: Tensor
+    memory: tuple[Tensor, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> State:
+        return State(self.x[rows], tuple(tensor[rows] for tensor in self.memory))
+
+
+class Grid:
+    """A scheduler set to T steps, its own copy: times in sampling order, one step of the update, and the scales of a
+    prediction.
+
+    Raises ValueError for a scheduler that is none of the kinds in `CLASSES`, and for noise that it cannot make.
+    """
+
+    def __init__(self, model: Model, sampling: Sampling) -> None:
+        self.scheduler = make_scheduler(model.scheduler, sampling.scheduler)
+        model.set_timesteps(self.scheduler, sampling.steps)
+        self.times: Tensor = self.scheduler.timesteps  # (T,)
+        self._times = self.times.cpu()  # a scheduler looks values up by time: no waiting for the device
+        self.t_max: int = self.scheduler.config.num_train_timesteps
+        self.eta = sampling.eta
+        self.name = type(self.scheduler).__name__
+        self._ddim = isinstance(self.scheduler, DDIMScheduler)
+        self._multistep = isinstance(self.scheduler, DPMSolverMultistepScheduler)
+        if self.eta > 0 and not self._ddim:
+            raise ValueError(
+                f"sampling.eta = {self.eta} needs DDIM, not {self.name}: set eta to 0, or sampling.scheduler to 'ddim'"
+            )
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether a step adds noise."""
+        return (
+            self.eta > 0 if self._ddim else self._multistep and self.scheduler.config.algorithm_type.startswith("sde")
+        )
+
+    def start(self, noise: Tensor, model: Model) -> Tensor:
+        """x_T of standard normal noise, where the model is."""
+        return (noise * getattr(self.scheduler, "init_noise_sigma", 1.0)).to(model.device, model.dtype)
+
+    def scaled(self, i: int, x_t: Tensor) -> Tensor:
+        """x_t as the denoiser is given it at step i."""
+        if not hasattr(self.scheduler, "scale_model_input"):
+            return x_t
+        self._at(i)
+        return self.scheduler.scale_model_input(x_t, self._times[i])
+
+    def move(self, i: int, prediction: Tensor, state: State, noise: Tensor | None = None) -> State:
+        """A trajectory's next state, with the scheduler's own formula (DDIM: Song et al. 2020, equation 12)."""
+        self._at(i)
+        options: dict[str, Any] = {}
+        if self._ddim:
+            options = {"eta": self.eta, "variance_noise": noise}
+        if self._multistep:
+            options = {"variance_noise": noise}
+            order = self.scheduler.config.solver_order
+            self.scheduler.model_outputs = [None] * (order - len(state.memory)) + list(state.memory)
+            self.scheduler.lower_order_nums = len(state.memory)
+        x = self.scheduler.step(prediction, self._times[i], state.x, **options, return_dict=False)[0]
+        memory = self.scheduler.model_outputs if self._multistep else []
+        return State(x, tuple(tensor for tensor in memory if tensor is not None))
+
+    def step(self, i: int, prediction: Tensor, x_t: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The next latents of a trajectory without a memory."""
+        return self.move(i, prediction, State(x_t), noise).x
+
+    def add_noise(self, i: int, x_0: Tensor, noise: Tensor) -> Tensor:
+        """x_0 noised anew to the time of step i."""
+        self._at(i)
+        times = self.times[i].expand(len(x_0))
+        if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
+            return self.scheduler.scale_noise(x_0, times, noise)
+        return self.scheduler.add_noise(x_0, noise, times)
+
+    def weights(self, schedule: str) -> list[float]:
+        """The weight of the tuned model at each step: u = i/T, or 1 - t/t_max in the time domain."""
+        parsed, times = schedules.parse(schedule), self._times.tolist()
+        if parsed.domain == "time" and not all(0 <= t <= self.t_max for t in times):
+            raise ValueError(
+                f"schedule {schedule!r} needs times in [0, {self.t_max}], which {self.name} with timestep_type = "
+                f"{self.scheduler.config.get('timestep_type')!r} does not count in: leave '@time' out"
+            )
+        return schedules.weights(parsed, times, self.t_max)
+
+    def eps_scale(self, i: int) -> float:
+        """What turns a squared difference of predictions into one of eps: alpha_bar for v-prediction, 1 for eps. A
+        velocity stays what it is: it is what is mixed and penalized."""
+        kind = self.scheduler.config.get("prediction_type", "flow_prediction")
+        if kind in ("epsilon", "flow_prediction"):
+            return 1.0
+        if self._ddim:
+            alpha_bar = float(self.scheduler.alphas_cumprod[int(self._times[i])])
+        else:
+            alpha_bar = float(1 / (1 + self.scheduler.sigmas[i] ** 2))
+        return alpha_bar if kind == "v_prediction" else alpha_bar / (1 - alpha_bar)
+
+    def path_scale(self, i: int) -> float:
+        """What turns ||eps - eps_base||^2 into the KL of step i's two Gaussians, ||mu - mu_base||^2 / (2 sigma^2), in
+        nats.
+
+        A step is affine in the prediction and in its noise, so the scheduler itself, asked at 0 and 1, says how far its
+        mean moves and how wide it is. 0 where the step is deterministic: both models' transitions are points, and no
+        density ratio exists.
+        """
+        zero = torch.zeros(1, 1, dtype=torch.float64)
+        state = State(zero, (zero,) * (min(i, self.scheduler.config.solver_order) if self._multistep else 0))
+        origin = self.move(i, zero, state, zero).x
+        slope = float(self.move(i, zero + 1, state, zero).x - origin)
+        deviation = float(self.move(i, zero, state, zero + 1).x - origin)
+        return slope**2 / (2 * deviation**2 * self.eps_scale(i)) if deviation > 0 else 0.0
+
+    def _at(self, i: int) -> None:
+        # The schedulers count their steps; one that is asked for step i has to be told, since arms and probes share it.
+        if not self._ddim:
+            self.scheduler.set_begin_index(i)
+            self.scheduler._step_index = i
+
+
+def make_scheduler(own: Any, name: str | None) -> Any:
+    """A copy of a model's own scheduler, or one of another kind with the same noise schedule.
+
+    Raises ValueError that names the scheduler and the kinds that are known.
+    """
+    known = ", ".join(CLASSES)
+    if name is None:
+        if not isinstance(own, tuple(CLASSES.values())):
+            raise ValueError(
+                f"the model's scheduler is {type(own).__name__}, which the sampler does not know: set "
+                f"sampling.scheduler to one of {known}"
+            )
+        if own.config.get("stochastic_sampling"):
+            raise ValueError(
+                f"{type(own).__name__} with stochastic_sampling draws noise that arms cannot share: set it to false in "
+                "the scheduler's configuration"
+            )
+        return copy.deepcopy(own)
+    flow = isinstance(own, FlowMatchEulerDiscreteScheduler) or own.config.get("prediction_type") == "flow_prediction"
+    if flow != (name == "flow") and not (flow and name in FLOW):
+        predicts, fits = ("a velocity", FLOW) if flow else ("noise", [kind for kind in CLASSES if kind != "flow"])
+        raise ValueError(
+            f"sampling.scheduler = {name!r} does not fit a model that predicts {predicts}: use one of {', '.join(fits)}"
+        )
+    return CLASSES[name].from_config(own.config, **_changes(own.config, name, flow))
+
+
+def _changes(config: Any, name: str, flow: bool) -> dict[str, Any]:
+    """What a kind's own defaults would get wrong."""
+    if name == "ddim":
+        # DDIM clips x_0 to [-1, 1] unless told otherwise, which is right for pixels and wrong for latents.
+        return {} if "clip_sample" in config else {"clip_sample": False}
+    if name == "flow":
+        return {"shift": config.get("shift", config.get("flow_shift", 1.0)), "stochastic_sampling": False}
+    if name in ("dpm", "sde-dpm"):
+        changes: dict[str, Any] = {"algorithm_type": "dpmsolver++" if name == "dpm" else "sde-dpmsolver++"}
+        if flow:
+            shift = config.get("flow_shift", config.get("shift", 1.0))
+            changes |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+        return changes
+    return {}
