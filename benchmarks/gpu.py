@@ -153,12 +153,12 @@ def reward(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
     return torch.sin(3 * images.float()).mean(dim=(1, 2, 3))
 
 
-def cases(model: Any, name: str, batches: tuple[int, ...], steps: int) -> Iterator[Case]:
+def cases(model: Any, name: str, batches: list[int], steps: int, micro_batch: int) -> Iterator[Case]:
     """What is measured of one model at one size, what compiles last."""
     sampling = Sampling(steps, SAMPLING[name].guidance, block=1)
     twice = Sampling(steps, SAMPLING[name].guidance, block=1, passes=2)
     mixed, base = Arm("mixed", "a", 1.0, "power:2"), Arm("base", None, 1.0, "base")
-    config = draft.DraftConfig(sampling, micro_batch=batches[0])
+    config = draft.DraftConfig(sampling, micro_batch=micro_batch)
 
     def sample(arm: Arm, how: Sampling, batch: int) -> Callable[[], object]:
         prompts = [f"a star {i}" for i in range(batch)]
@@ -210,7 +210,7 @@ def measure(case: Case, device: str, until: float, peak: float | None) -> dict[s
         seconds.append(synchronized(cuda) - begun)
     median, flops = statistics.median(seconds), counter.get_total_flops()
     return {
-        "case": case.name, "compiled": case.compiled, "seconds": seconds, "images_a_second": case.images / median,
+        "seconds": seconds, "images_a_second": case.images / median,
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
         "tflop": flops / 1e12 or None, "utilization": flops / median / peak if peak and flops else None,
     }  # fmt: skip
@@ -236,30 +236,33 @@ def line(row: dict[str, Any]) -> str:
 
 
 def measured(name: str, arguments: argparse.Namespace, until: float, peak: float | None) -> Iterator[dict[str, Any]]:
-    """The rows of one model, at each of its sizes."""
+    """The rows of one model at each of its sizes, built anew for each: the last case leaves a whole copy behind."""
     tiny, device = arguments.size == "tiny", arguments.device
-    model = build(name, tiny, device, torch.float32 if device == "cpu" else torch.bfloat16)
-    sides = (128,) if tiny else SIDES[name]
-    for i, side in enumerate(sides):
-        if i > 0:  # the last case of a size leaves a whole copy behind
-            del model
-            release(device)
-            model = build(name, tiny, device, torch.float32 if device == "cpu" else torch.bfloat16)
-        longest = 20.0 if not tiny else 0.0
-        for case in cases(model.sized(side, side), name, arguments.batches, arguments.steps):
-            row = {"model": name, "side": side, "case": case.name, "compiled": case.compiled}
-            begun, needed = time.monotonic(), longest * (3 if case.compiled else 1)
-            if begun + needed > until:
-                yield {**row, "skipped": f"the time is over ({needed:.0f} s were needed)"}
-                continue
-            if case.compiled and arguments.no_compile:
-                yield {**row, "skipped": "--no-compile"}
-                continue
+    for side in (128,) if tiny else SIDES[name]:
+        model = build(name, tiny, device, torch.float32 if device == "cpu" else torch.bfloat16).sized(side, side)
+        for row in measured_at(model, name, arguments, until, peak):
+            yield {"model": name, "side": side, **row}
+        del model
+        release(device)
+
+
+def measured_at(
+    model: Any, name: str, arguments: argparse.Namespace, until: float, peak: float | None
+) -> Iterator[dict[str, Any]]:
+    longest = 0.0 if arguments.size == "tiny" else 20.0  # seconds that a case takes, until one is seen
+    for case in cases(model, name, arguments.batches, arguments.steps, arguments.micro_batch):
+        told = {"case": case.name, "compiled": case.compiled}
+        begun, needed = time.monotonic(), longest * (3 if case.compiled else 1)
+        if begun + needed > until:
+            yield {**told, "skipped": f"the time is over ({max(until - begun, 0):.0f} s are left, {needed:.0f} needed)"}
+        elif case.compiled and arguments.no_compile:
+            yield {**told, "skipped": "--no-compile"}
+        else:
             try:
-                yield {**row, **measure(case, device, until, peak)}
+                yield {**told, **measure(case, arguments.device, until, peak)}
             except torch.OutOfMemoryError as error:
-                yield {**row, "skipped": f"does not fit the memory ({str(error).split('.')[0]})"}
-            release(device)
+                yield {**told, "skipped": f"does not fit the memory ({str(error).split('.')[0]})"}
+            release(arguments.device)
             longest = max(longest, time.monotonic() - begun) if not case.compiled else longest
 
 
@@ -278,6 +281,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--steps", type=int, default=25, help="denoising steps (default: %(default)s, the paper's)")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4], help="images at once (default: 1 4)")
+    parser.add_argument("--micro-batch", type=int, default=1, help="images that carry gradient at once (default: 1)")
     parser.add_argument("--minutes", type=float, default=9.0, help="what all of it may take (default: %(default)s)")
     parser.add_argument("--peak", type=float, help="the device's bfloat16 peak in TFLOP/s, where it is not known")
     parser.add_argument("--no-compile", action="store_true")
