@@ -1,0 +1,31 @@
+"""What is tuned beside the base: LoRA adapters or whole copies of the denoiser; attach, save, load, scale, and route
+each row of a batch to its own adapter or to none.
+
+The base model is the denoiser with no adapter, so one set of weights (with `full`, one denoiser of two sets) serves
+both predictions of annealed importance guidance, in one forward.
+"""
+
+from aig.adapters.files import FULL_WEIGHTS, RECORD, WEIGHTS, load, read_record, save
+from aig.adapters.full import full
+from aig.adapters.lora import TARGETS, attach, parameters, scaled
+from aig.adapters.routing import BASE, Fuser, fusing, key, names, routed
+
+__all__ = [
+    "BASE",
+    "FULL_WEIGHTS",
+    "RECORD",
+    "TARGETS",
+    "WEIGHTS",
+    "Fuser",
+    "attach",
+    "full",
+    "fusing",
+    "key",
+    "load",
+    "names",
+    "parameters",
+    "read_record",
+    "routed",
+    "save",
+    "scaled",
+]

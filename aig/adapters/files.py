@@ -1,0 +1,144 @@
+"""Adapters as files: LoRA in diffusers' format, a whole copy as a diffusers model, each beside its record."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from aig.adapters import foreign
+from aig.adapters.base import check_same_base, describe_base, tensors_of
+from aig.adapters.full import full
+from aig.adapters.lora import drop_with_gradient, several
+from aig.adapters.routing import check_base, check_known, check_new, copied_layers, forget, key, lora_layers
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+FULL_WEIGHTS = "diffusion_pytorch_model.safetensors"
+RECORD = "adapter.json"
+
+
+def save(denoiser: nn.Module, name: str, folder: str | os.PathLike[str], record: dict[str, Any]) -> Path:
+    """Save an adapter beside `adapter.json`, the record of what made it and of its base; the folder appears whole or
+    not at all, in the place of one that is there.
+
+    A LoRA is in diffusers' format: `pipe.load_lora_weights(folder)` of any diffusers program loads it. A whole copy
+    (`full`) is a diffusers model: `from_pretrained(folder)` of the denoiser's class loads it.
+    """
+    check_known(denoiser, name)
+    check_base(lora_layers(denoiser))
+    with _whole(Path(folder)) as part:
+        if key(name) in getattr(denoiser, "peft_config", {}):
+            _save_lora(denoiser, key(name), part / WEIGHTS)
+        elif any(key(name) in layer.weights for layer in copied_layers(denoiser)[:1]):
+            denoiser.save_config(part)  # type: ignore[operator]
+            _save(tensors_of(denoiser, key(name)), part / FULL_WEIGHTS, {})
+        else:
+            raise ValueError(f"adapter {name!r} is another one at a scale; save that one")
+        content = {"name": name, "base": describe_base(denoiser), **record}
+        (part / RECORD).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    return Path(folder)
+
+
+def load(denoiser: nn.Module, folder: str | os.PathLike[str], name: str) -> None:
+    """Load an adapter from a folder or a file: ours, or a LoRA of anyone's that diffusers knows to convert.
+
+    What a LoRA holds for text encoders is ignored with a warning, and so is a base of the same class that has other
+    weights than the one in `adapter.json`. Everything else that does not fit raises ValueError, which names the file,
+    the reason and the fix.
+    """
+    check_new(denoiser, name)
+    path = _weights_file(Path(folder))
+    if (path.parent / RECORD).exists():
+        check_same_base(denoiser, read_record(path.parent), path.parent / RECORD)
+    tensors, metadata = foreign.read(path)
+    if path.name == FULL_WEIGHTS:
+        foreign.check_copy(path, tensors_of(denoiser), tensors)
+        full(denoiser, name)
+        with torch.no_grad():
+            for k, tensor in tensors_of(denoiser, key(name)).items():
+                tensor.copy_(tensors[k])
+        return
+    state, alphas, metadata = foreign.converted(path, denoiser, tensors, metadata)
+    try:
+        with several():
+            denoiser.load_lora_adapter(  # type: ignore[operator]
+                state, prefix=foreign.prefix(denoiser), network_alphas=alphas, adapter_name=key(name), metadata=metadata
+            )
+    except (RuntimeError, TypeError) as error:
+        reason = error.__cause__ or error  # diffusers hides which setting PEFT does not know
+        raise ValueError(f"{path}: PEFT cannot build this LoRA ({reason}); save it again with diffusers") from None
+    forget(denoiser)
+    drop_with_gradient(denoiser, name)
+
+
+def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """`adapter.json` of a saved adapter; ValueError names the file and the reason where it cannot be read."""
+    path = Path(folder) / RECORD
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path}: cannot read the adapter's record ({error}); delete the folder and train it again"
+        ) from None
+
+
+def _save_lora(denoiser: nn.Module, name: str, path: Path) -> None:
+    lead = foreign.prefix(denoiser)
+    tensors = {
+        f"{lead}.{layer_path}.{kind}.{k}": tensor
+        for layer_path, layer in denoiser.named_modules()
+        if layer in lora_layers(denoiser)
+        for kind in ("lora_A", "lora_B")
+        if name in getattr(layer, kind)
+        for k, tensor in getattr(layer, kind)[name].state_dict().items()
+    }
+    settings, default = (c.to_dict() for c in (denoiser.peft_config[name], LoraConfig()))  # type: ignore[index]
+    # What is at its default is left out: an older PEFT, which does not know the newest settings, reads the file too.
+    told = {k: v for k, v in settings.items() if k in ("r", "lora_alpha") or v != default.get(k)}
+    told = {f"{lead}.{k}": sorted(v) if isinstance(v, set) else v for k, v in told.items()}
+    # diffusers reads rank and alpha from this header, as its own save_lora_weights writes it.
+    _save(tensors, path, {"lora_adapter_metadata": json.dumps(told, indent=2, sort_keys=True)})
+
+
+def _save(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, {"format": "pt", **header})
+
+
+def _weights_file(path: Path) -> Path:
+    """The file itself, or the one of a folder: ours by its name, else the only safetensors file."""
+    if path.is_file():
+        return path
+    for name in (WEIGHTS, FULL_WEIGHTS):
+        if (path / name).exists():
+            return path / name
+    found = sorted(path.glob("*.safetensors"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"{path}: holds several weight files, {', '.join(f.name for f in found)}; name one of them")
+    raise ValueError(f"{path / WEIGHTS}: no such adapter; train it first, or give the folder or file that holds it")
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder beside the wanted one, moved into its place when all is written."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield part
+        part.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,106 @@
+"""Full fine-tuning: a whole second set of the denoiser's weights, beside the frozen base.
+
+Every layer holds both sets and sends each row of a batch through its own, as a LoRA layer does, so that routing,
+folding, guidance and DRaFT know no difference. Memory is twice the denoiser's weights, or once
+with the base kept on the CPU.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from aig.adapters.routing import BASE, Copied, check_new, copied_layers, forget, key
+
+
+def full(denoiser: nn.Module, name: str, offload: bool = False) -> None:
+    """Make every weight of the denoiser trainable under this name, from a copy; the frozen originals serve `BASE` rows.
+
+    Outside of `routed` the denoiser then is the copy, so that `save_pretrained` writes the tuned model. `offload` keeps
+    the base on the CPU and brings a layer's weights over whenever its rows ask for them: slower where the base is
+    evaluated (KL, guidance, sampling the base), free where it is not. Raises ValueError for a name in use and for a
+    denoiser with parameters outside of its layers.
+    """
+    check_new(denoiser, name)
+    layers = _layers(denoiser)
+    for layer in layers:
+        if not isinstance(layer, Copied):
+            layer.__class__ = _copied(type(layer))
+            layer.weights, layer.route, layer.offloaded = {BASE: layer.__dict__["_parameters"]}, None, False  # type: ignore[assignment]
+        _freeze(layer.weights[BASE])  # type: ignore[arg-type, index]
+        layer.weights[key(name)] = {  # type: ignore[index, operator]
+            k: None if v is None else nn.Parameter(v.detach().clone())
+            for k, v in layer.weights[BASE].items()  # type: ignore[union-attr, index]
+        }
+        layer.place(key(name))  # type: ignore[operator]
+        if offload and not layer.offloaded:
+            _offload(layer)  # type: ignore[arg-type]
+    forget(denoiser)
+
+
+def copy_parameters(denoiser: nn.Module, name: str) -> list[nn.Parameter]:
+    """A copy's tensors, in a fixed order, put in place; those of the other sets frozen."""
+    found = []
+    for layer in copied_layers(denoiser):
+        for tensors in layer.weights.values():
+            _freeze(tensors)
+        layer.place(name)
+        found += [tensor for tensor in layer.weights[name].values() if tensor is not None]
+    return found
+
+
+@torch.no_grad()
+def scale_copy(denoiser: nn.Module, name: str, scale: float, alias: str) -> None:
+    """base + scale (copy - base) as a further set, made anew at every call, since training moves the copy."""
+    for layer in copied_layers(denoiser):
+        own, tuned = layer.weights[BASE], layer.weights[name]
+        layer.weights[alias] = {
+            k: None if v is None else torch.lerp(own[k].to(v), v, scale)  # type: ignore[union-attr]
+            for k, v in tuned.items()
+        }
+
+
+@cache
+def _copied(kind: type[nn.Module]) -> type[nn.Module]:
+    # As torch's own parametrizations do it: the layer stays an instance of its class, under the same name.
+    return type(f"Copied{kind.__name__}", (Copied, kind), {})
+
+
+def _layers(denoiser: nn.Module) -> list[nn.Module]:
+    """The modules that hold parameters, LoRA's own left out."""
+    skipped = {
+        id(module)
+        for layer in denoiser.modules()
+        if isinstance(layer, LoraLayer)
+        for child_name, child in layer.named_children()  # type: ignore[attr-defined]
+        if child_name != "base_layer"
+        for module in child.modules()
+    }
+    found = []
+    for module in denoiser.modules():
+        if id(module) in skipped or not module._parameters:
+            continue
+        if module is denoiser:
+            raise ValueError(
+                f"{type(denoiser).__name__}.{next(iter(module._parameters))} is a parameter outside of all layers, "
+                "which rows cannot be routed through; tune this denoiser with a LoRA"
+            )
+        found.append(module)
+    return found
+
+
+def _freeze(tensors: dict[str, Tensor | None]) -> None:
+    for tensor in tensors.values():
+        if tensor is not None:
+            tensor.requires_grad_(False)
+
+
+def _offload(layer: Copied) -> None:
+    for k, tensor in layer.weights[BASE].items():
+        if tensor is not None:
+            held = tensor.detach().cpu()
+            layer.weights[BASE][k] = held.pin_memory() if tensor.is_cuda else held
+    layer.offloaded = True

@@ -1,0 +1,142 @@
+"""LoRA: attach a new adapter, hand out its parameters, scale it."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aig.adapters.full import copy_parameters, scale_copy
+from aig.adapters.routing import BASE, check_known, check_new, copied_layers, key, lora_layers
+
+# Endings of module names. UNets have the first line; the joint attention of SD3 and Flux has both.
+ATTENTION = (
+    "to_q", "to_k", "to_v", "to_out.0",
+    "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+)  # fmt: skip
+# Attention alone is too weak for the tiny model: feed-forward, residual convolutions and projections as well.
+EVERYWHERE = (
+    *ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2", "conv_shortcut",
+    "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp",
+)  # fmt: skip
+TARGETS = {"attention": ATTENTION, "everywhere": EVERYWHERE}
+
+
+def attach(
+    denoiser: nn.Module,
+    name: str,
+    rank: int = 8,
+    alpha: float = 8,
+    targets: str | Sequence[str] = "attention",
+    seed: int = 0,
+    dropout: float = 0.0,
+) -> None:
+    """Add a new LoRA adapter that changes nothing yet (its B matrices are zero); its A matrices are drawn from `seed`.
+
+    Its contribution is alpha / rank B A. `targets` is "attention", "everywhere" or a list of module name endings.
+    `dropout` in [0, 1) acts on the adapter's input wherever gradient is enabled, and draws from torch's own generator.
+    Raises ValueError for a name in use, a setting out of range and a target that the denoiser does not have.
+    """
+    check_new(denoiser, name)
+    if rank < 1:
+        raise ValueError(f"LoRA rank {rank} must be at least 1")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"LoRA dropout {dropout} must be in [0, 1)")
+    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=_modules(denoiser, targets))  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=[]), several():
+        torch.manual_seed(seed)
+        denoiser.add_adapter(settings, adapter_name=key(name))  # type: ignore[operator]
+    drop_with_gradient(denoiser, name)
+
+
+def parameters(denoiser: nn.Module, name: str) -> list[nn.Parameter]:
+    """The adapter's trainable tensors, in a fixed order, with gradients switched on for them and off for all else."""
+    check_known(denoiser, name)
+    denoiser.requires_grad_(False)
+    found = []
+    if any(key(name) in layer.weights for layer in copied_layers(denoiser)[:1]):
+        found = copy_parameters(denoiser, key(name))
+    for layer in lora_layers(denoiser):
+        if key(name) in layer.lora_A:
+            found += [*layer.lora_A[key(name)].parameters(), *layer.lora_B[key(name)].parameters()]
+    for parameter in found:
+        parameter.requires_grad_(True)
+    return found
+
+
+def scaled(denoiser: nn.Module, name: str, scale: float) -> str:
+    """Make the same weights available at `scale` times their contribution, and return the name to route rows to.
+
+    LoRA scaling interpolates between base (0) and tuned (1). Scale 0 is the base, scale 1 the adapter itself.
+    Nothing of a LoRA is copied; a whole copy (`full`) at another scale is a further copy.
+    """
+    check_known(denoiser, name)
+    if scale == 0:
+        return BASE
+    if scale == 1:
+        return key(name)
+    alias = key(f"{name}*{scale:g}")
+    if any(key(name) in layer.weights for layer in copied_layers(denoiser)[:1]):
+        scale_copy(denoiser, key(name), scale, alias)
+    for layer in lora_layers(denoiser):
+        if key(name) in layer.lora_A and alias not in layer.scaling:
+            for modules in (layer.lora_A, layer.lora_B, layer.lora_dropout):
+                modules[alias] = modules[key(name)]
+            layer.scaling[alias] = layer.scaling[key(name)] * scale
+            layer.r[alias] = layer.r[key(name)]
+            layer.lora_bias[alias] = layer.lora_bias[key(name)]
+    return alias
+
+
+class GradientDropout(nn.Module):
+    """Dropout where gradient is enabled, in eval mode too: rollouts and images without gradient stay whole."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.p, training=torch.is_grad_enabled())
+
+
+def drop_with_gradient(denoiser: nn.Module, name: str) -> None:
+    """Put `GradientDropout` in the place of the adapter's dropout, which the denoiser's eval mode would switch off."""
+    for layer in lora_layers(denoiser):
+        if isinstance(layer.lora_dropout[key(name)] if key(name) in layer.lora_A else None, nn.Dropout):
+            layer.lora_dropout[key(name)] = GradientDropout(layer.lora_dropout[key(name)].p)
+
+
+def _modules(denoiser: nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """The targets as PEFT takes them: of a named set those that the denoiser has, of a list all, each one there."""
+    layers = [path for path, module in denoiser.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    paths = [path.removesuffix(".base_layer") for path in layers if ".lora_" not in path]
+
+    def there(target: str) -> bool:
+        return any(path == target or path.endswith(f".{target}") for path in paths)
+
+    if isinstance(targets, str) and targets in TARGETS:
+        return [target for target in TARGETS[targets] if there(target)]
+    wanted = [targets] if isinstance(targets, str) else list(targets)
+    for target in wanted:
+        if not there(target):
+            endings = sorted({".".join(path.split(".")[-n:]) for path in paths for n in (1, 2)})
+            near = difflib.get_close_matches(target, [*endings, *TARGETS], n=5, cutoff=0.3)
+            raise ValueError(
+                f"LoRA target {target!r}: {type(denoiser).__name__} has no linear or convolution layer of this name; "
+                f"near ones are {', '.join(near) or ', '.join(endings[:10])}"
+            )
+    return wanted
+
+
+@contextmanager
+def several() -> Iterator[None]:
+    """PEFT warns of every adapter after a model's first; here several are the point."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
+        yield

@@ -1,0 +1,256 @@
+"""Route each row of a batch through its own adapter or through none; fold an adapter into the weights where all rows
+are its own.
+
+LoRA routing rests on PEFT's `adapter_names`, which diffusers' models do not accept as an argument: a pre-hook on each
+LoRA layer passes it instead. Layers that hold whole copies (`full`) read their rows from the same route.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+BASE = "__base__"  # PEFT's word for no adapter
+
+
+def key(name: str) -> str:
+    """The name as PEFT holds it: a module name cannot contain a dot."""
+    return name.replace(".", "_")
+
+
+def names(denoiser: nn.Module) -> list[str]:
+    """The adapters that rows can be routed to, scaled ones included (as PEFT holds them)."""
+    found = {name for layer in lora_layers(denoiser) for name in layer.scaling}
+    return sorted(found | {name for layer in copied_layers(denoiser) for name in layer.weights if name != BASE})
+
+
+def lora_layers(denoiser: nn.Module) -> list[Any]:  # LoraLayers, which are modules by mixing in
+    return _adapted(denoiser)[0]
+
+
+def copied_layers(denoiser: nn.Module) -> list[Copied]:
+    return _adapted(denoiser)[1]
+
+
+_found: WeakKeyDictionary[nn.Module, tuple[list[Any], list[Any], list[Copied]]] = WeakKeyDictionary()
+
+
+def _adapted(denoiser: nn.Module) -> tuple[list[Any], list[Copied]]:
+    """The LoRA layers and those with copies. A large denoiser has thousands of modules, too many to walk in every
+    forward: they are looked for anew when PEFT's configurations of it are not the very same objects."""
+    configs = list(getattr(denoiser, "peft_config", {}).values())
+    known = _found.get(denoiser)
+    if known is not None and len(known[0]) == len(configs) and all(map(operator.is_, known[0], configs)):
+        return known[1:]
+    loras = [module for module in denoiser.modules() if isinstance(module, LoraLayer)]
+    copied = [module for module in denoiser.modules() if isinstance(module, Copied)]
+    _found[denoiser] = (configs, loras, copied)
+    return loras, copied
+
+
+def forget(denoiser: nn.Module) -> None:
+    """Look for the adapted layers again: they have changed in a way that PEFT's configurations do not tell."""
+    _found.pop(denoiser, None)
+
+
+def check_new(denoiser: nn.Module, name: str) -> None:
+    """Raise ValueError for a name that is taken, RuntimeError where a fused adapter has changed the base."""
+    if not name or key(name) in (BASE, *names(denoiser)):
+        raise ValueError(f"adapter name {name!r} is empty or in use; choose another")
+    check_base(lora_layers(denoiser))
+
+
+def check_known(denoiser: nn.Module, name: str) -> None:
+    if key(name) not in names(denoiser):
+        raise ValueError(f"adapter {name!r} is not loaded (loaded: {', '.join(names(denoiser)) or 'none'})")
+
+
+def check_base(layers: Sequence[Any]) -> None:
+    if any(layer.disable_adapters or layer.merged for layer in layers):
+        raise RuntimeError(
+            "the denoiser's adapters are disabled or merged; call enable_adapters() or unfuse_lora() first"
+        )
+
+
+class Route:
+    """The adapter of each row of the forward under way, read by every adapted layer."""
+
+    def __init__(self) -> None:
+        self.rows: list[str] | None = None
+        self.groups: dict[str, list[int]] = {}
+        """The rows of each adapter; those of copies alone are told apart, all others count as the base's."""
+        self.copies: set[str] = set()
+        """The adapters that are whole copies."""
+        self.hooked: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+
+    @contextmanager
+    def through(self, rows: list[str]) -> Iterator[None]:
+        previous = self.rows, self.groups
+        self.rows, self.groups = rows, {}
+        for i, name in enumerate(rows):
+            self.groups.setdefault(name if name in self.copies else BASE, []).append(i)
+        try:
+            yield
+        finally:
+            self.rows, self.groups = previous
+
+    def only(self, rows: list[int]) -> AbstractContextManager[None]:
+        """The forward goes on with these rows."""
+        return self.through([self.rows[row] for row in rows] if self.rows is not None else [])
+
+    def hook(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return (args, kwargs) if self.rows is None else (args, {**kwargs, "adapter_names": self.rows})
+
+
+class Copied(nn.Module):
+    """Mixed into the class of a layer that holds several sets of its weights, by adapter, `BASE` among them.
+
+    One set is in place: it is what a forward outside `routed` uses, and what the module's parameters are.
+    """
+
+    weights: dict[str, dict[str, Tensor | None]]
+    route: Route | None
+    offloaded: bool
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self.route is None or self.route.rows is None:
+            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        groups = self.route.groups
+        if len(groups) == 1:
+            return self._through(next(iter(groups)), x, *args, **kwargs)
+        parts = []
+        for name, rows in groups.items():
+            with self.route.only(rows):  # for layers inside of this one
+                parts.append(self._through(name, x[rows], *args, **kwargs))
+        order = [row for rows in groups.values() for row in rows]
+        return torch.cat(parts)[sorted(range(len(order)), key=order.__getitem__)]
+
+    def _through(self, name: str, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        tensors = {k: v if v is None else v.to(x.device) for k, v in self.weights[name].items()}
+        in_place = self.__dict__["_parameters"]
+        self.__dict__["_parameters"] = tensors
+        try:
+            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.__dict__["_parameters"] = in_place
+
+    def place(self, name: str) -> None:
+        """Make a set the module's parameters."""
+        self.__dict__["_parameters"] = self.weights[name]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        for name, tensors in self.weights.items():
+            if tensors is not self.__dict__["_parameters"] and not (name == BASE and self.offloaded):
+                for k, tensor in tensors.items():
+                    if tensor is not None:
+                        tensors[k] = nn.Parameter(fn(tensor.detach()), requires_grad=False)
+        return super()._apply(fn, recurse)
+
+
+_routes: WeakKeyDictionary[nn.Module, Route] = WeakKeyDictionary()
+
+
+@contextmanager
+def routed(denoiser: nn.Module, rows: Sequence[str]) -> Iterator[None]:
+    """Within the context, row i of a forward goes through adapter rows[i], or through none where rows[i] is `BASE`.
+
+    A backward through gradient checkpoints belongs inside the context too. Raises ValueError for an adapter that is not
+    loaded (PEFT would silently give the base) or that rows of one batch cannot take turns with, and RuntimeError where
+    adapters are disabled or merged, which would override the routing.
+    """
+    layers, copied = lora_layers(denoiser), copied_layers(denoiser)
+    copies = {name for layer in copied[:1] for name in layer.weights}
+    used = set(rows) - {BASE}
+    unknown = used - copies - {name for layer in layers for name in layer.scaling}
+    if unknown:
+        raise ValueError(
+            f"adapter {sorted(unknown)[0]!r} is not loaded (loaded: {', '.join(names(denoiser)) or 'none'})"
+        )
+    check_base(layers)
+    for name in used:
+        if any(name in layer.lora_variant for layer in layers):
+            raise ValueError(f"adapter {name!r} {NO_VARIANT}")
+    route = _routes.setdefault(denoiser, Route())
+    for layer in layers:
+        if layer not in route.hooked:
+            route.hooked[layer] = layer.register_forward_pre_hook(route.hook, with_kwargs=True)
+    for layer in copied:
+        layer.route = route
+    route.copies = copies
+    with route.through(list(rows)):
+        yield
+
+
+NO_VARIANT = (
+    "is no plain LoRA (DoRA or another variant): it depends on the whole weight, so that rows of one batch cannot take "
+    "turns with it; convert it with peft.save_as_lora, or train a plain LoRA"
+)
+
+
+class Fuser:
+    """Folds one adapter at a time into the denoiser's own weights; `fusing` makes it."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self._layers, self._copied = lora_layers(denoiser), copied_layers(denoiser)
+        self._weights = [base_weight(layer) for layer in self._layers]
+        self._own = [weight.data for weight in self._weights]
+        self._own_sets = [layer.weights[BASE] for layer in self._copied]
+        self._folded: list[Tensor] = []
+        self._cached = BASE
+        self.current = BASE
+        """The adapter that is folded in now, or `BASE`."""
+
+    @torch.no_grad()
+    def switch(self, name: str) -> None:
+        """Fold in this adapter, as PEFT holds its name, or none (`BASE`); going back and forth with one is free."""
+        if name == self.current:
+            return
+        if name not in (BASE, self._cached):
+            self._folded = []  # one folded copy at a time
+            self._folded = [self._fold(i, name) for i in range(len(self._layers))]
+            self._cached = name
+        weights = self._own if name == BASE else self._folded
+        for tensor, data in zip(self._weights, weights, strict=True):
+            tensor.data = data
+        for layer, own in zip(self._copied, self._own_sets, strict=True):
+            layer.weights[BASE] = own if name == BASE else layer.weights.get(name, own)
+        self.current = name
+
+    def _fold(self, i: int, name: str) -> Tensor:
+        layer, own = self._layers[i], self._own[i]
+        if name not in layer.lora_A:
+            return own
+        if layer.lora_bias.get(name):
+            raise ValueError(
+                f"adapter {name!r} has LoRA biases, which do not fold into a weight; set sampling.fuse off"
+            )
+        return own + layer.get_delta_weight(name).to(own)
+
+
+def base_weight(layer: Any) -> Tensor:
+    """The weight under a LoRA layer that belongs to the base."""
+    own = layer.get_base_layer()
+    return own.weights[BASE]["weight"] if isinstance(own, Copied) else own.weight  # type: ignore[return-value]
+
+
+@contextmanager
+def fusing(denoiser: nn.Module) -> Iterator[Fuser]:
+    """Within the context, `switch` puts W + scale B A in place of the tuned layers' weights W (a whole copy, in place
+    of the base); the end puts W back.
+
+    A forward with the adapter folded in, its rows routed to `BASE`, costs what the base's does and needs one copy of
+    the tuned layers' weights. It carries no gradient to the adapter. The weights that come back are the very same
+    tensors.
+    """
+    fuser = Fuser(denoiser)
+    try:
+        yield fuser
+    finally:
+        fuser.switch(BASE)

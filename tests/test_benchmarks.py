@@ -1,0 +1,50 @@
+"""The benchmarks run; what they measure is theirs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import gpu
+
+
+def test_the_gpu_benchmark_runs_at_tiny_size_and_writes_what_it_prints(tmp_path, capsys):
+    arguments = ["--size", "tiny", "--device", "cpu", "--steps", "1", "--batches", "1", "--no-compile", "--peak", "1"]
+    rows = gpu.main([*arguments, "--json", str(tmp_path / "figures.json")])
+    assert json.loads((tmp_path / "figures.json").read_text()) == rows
+    printed = capsys.readouterr().out
+    for model in ("sd14", "sdxl"):
+        found = {row["case"]: row for row in rows if row["model"] == model and "skipped" not in row}
+        assert set(found) == {
+            "base, batch 1", "AIG, one pass, batch 1", "AIG, two passes, batch 1", "AIG, two copies, batch 1",
+            "DRaFT K = 1, batch 1",
+        }  # fmt: skip
+        assert all(row["images_a_second"] > 0 and row["utilization"] > 0 for row in found.values())
+        # One step at u = 0 is the base's alone, whatever the passes; gradients cost more.
+        flops = {case: row["tflop"] for case, row in found.items()}
+        assert flops["AIG, one pass, batch 1"] == flops["base, batch 1"]
+        assert flops["DRaFT K = 1, batch 1"] > 2 * flops["base, batch 1"]
+        assert any(line.lstrip().startswith(model) and "skipped: --no-compile" in line for line in printed.splitlines())
+
+
+def test_what_the_time_does_not_allow_is_skipped_with_a_word(capsys):
+    rows = gpu.main(["sd14", "--size", "tiny", "--device", "cpu", "--steps", "1", "--batches", "1", "--minutes", "0"])
+    assert rows
+    assert all("the time is over" in row["skipped"] for row in rows)
+
+
+@pytest.mark.parametrize("arguments", [["sd15"], ["sd14", "--device", "cuda:99"]])
+def test_an_unknown_model_or_a_missing_device_is_refused(arguments, capsys, monkeypatch):
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        gpu.main(arguments)
+    assert "known: sd14, sdxl" in capsys.readouterr().err or arguments[0] == "sd14"
+
+
+def test_the_real_sizes_have_the_published_numbers_of_parameters():
+    for name, millions in (("sd14", 859.5), ("sdxl", 2567.5)):
+        pipe = gpu.pipeline(name, False, "meta", gpu.torch.bfloat16)
+        assert sum(p.numel() for p in pipe.unet.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
+        assert sum(p.numel() for p in pipe.vae.parameters()) / 1e6 == pytest.approx(83.65, abs=0.01)
+    assert sum(p.numel() for p in pipe.text_encoder_2.parameters()) / 1e6 == pytest.approx(694.7, abs=0.1)
