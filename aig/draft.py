@@ -43,6 +43,8 @@ class DraftConfig:
     nats of the last K transitions, which have to be stochastic (eta > 0, or the sde-dpm scheduler)."""
     micro_batch: int = 8
     """Images that carry gradient at once."""
+    autocast: str | None = None
+    """bfloat16: forward passes in that precision where torch holds it safe, with float32 weights; None: as they are."""
 
     def __post_init__(self) -> None:
         checks = {
@@ -51,6 +53,7 @@ class DraftConfig:
             "kl_weight": (self.kl_weight >= 0, "at least 0"),
             "kl": (self.kl in KL_FORMS, f"one of {', '.join(KL_FORMS)}"),
             "micro_batch": (self.micro_batch >= 1, "at least 1"),
+            "autocast": (self.autocast in (None, "bfloat16"), "bfloat16 or None"),
         }
         for name, (ok, allowed) in checks.items():
             if not ok:
@@ -106,15 +109,17 @@ def train_step(
     arm = Arm("tuned", adapter)
     condition = encode(model, prompts, config.sampling)
     noise = Noise(prompts, seeds, seed, model.latent_shape)
-    x = rollout(model, condition, noise, arm, config, grid)
+    with _autocast(model, config):
+        x = rollout(model, condition, noise, arm, config, grid)
     if config.lv > 1:
         return _train_lv(model, reward, arm, prompts, condition, noise, x, config, grid, total)
     sums = {"loss": 0.0, "reward": 0.0, "kl": 0.0}
     step_noise = {i: noise.at_step(i) for i in range(len(grid) - config.k, len(grid))} if grid.stochastic else {}
     for rows in _micro_batches(len(prompts), config.micro_batch):
-        final, kl = last_steps(
-            model, condition[rows], x[rows], arm, config, grid, lambda i, rows=rows: step_noise[i][rows]
-        )
+        with _autocast(model, config):
+            final, kl = last_steps(
+                model, condition[rows], x[rows], arm, config, grid, lambda i, rows=rows: step_noise[i][rows]
+            )
         _backward(model, reward, final, kl, prompts[rows], config, total, sums)
     return sums
 
@@ -165,7 +170,7 @@ def _train_lv(
 ) -> dict[str, float]:
     """DRaFT-LV: noise each finished x_0 anew to the last step's time, n times, and average the n one-step gradients."""
     last = len(grid) - 1
-    with torch.no_grad():
+    with torch.no_grad(), _autocast(model, config):
         variance_noise = noise.at_step if grid.stochastic else None
         x_0 = advance(model, condition, x, [arm], config.sampling, grid=grid, first=last, noise=variance_noise)[0].x
     sums = {"loss": 0.0, "reward": 0.0, "kl": 0.0}
@@ -175,7 +180,8 @@ def _train_lv(
         step_noise = noise.draw(f"lv step {n}") if grid.stochastic else None
         for rows in _micro_batches(len(prompts), config.micro_batch):
             at = (lambda i, rows=rows, z=step_noise: z[rows]) if step_noise is not None else None
-            final, kl = last_steps(model, condition[rows], noisy[rows], arm, config, grid, at)
+            with _autocast(model, config):
+                final, kl = last_steps(model, condition[rows], noisy[rows], arm, config, grid, at)
             _backward(model, reward, final, kl, prompts[rows], config, total * config.lv, sums)
     return sums
 
@@ -190,7 +196,9 @@ def _backward(
     total: int,
     sums: dict[str, float],
 ) -> None:
-    scores = reward(model.decode(final), prompts)  # (B,)
+    with _autocast(model, config):
+        scores = reward(model.decode(final), prompts)  # (B,)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     loss = (config.kl_weight * kl - scores).sum() / total
     if not torch.isfinite(loss):
         raise FloatingPointError(
@@ -201,6 +209,11 @@ def _backward(
     sums["loss"] += loss.item()
     sums["reward"] += scores.sum().item() / total
     sums["kl"] += kl.sum().item() / total
+
+
+def _autocast(model: Model, config: DraftConfig) -> torch.autocast:
+    # One context a phase: autocast keeps its casts of parameters, and those made without gradient carry none later.
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=config.autocast is not None)
 
 
 def _micro_batches(count: int, size: int) -> list[slice]:

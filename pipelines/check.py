@@ -11,7 +11,7 @@ import diffusers
 import transformers
 from safetensors import SafetensorError, safe_open
 
-from aig import adapters, models, rewards, schedules
+from aig import adapters, rewards, schedules
 from aig.metrics import features
 from aig.models import Model
 from pipelines import layout, study

@@ -183,7 +183,7 @@ class Generator:
 
     @torch.no_grad()
     def draw(self, rows: list[dict[str, Any]], measured: bool) -> list[dict[str, Any]]:
-        """The units' rows, with their images and, where `measured`, path lengths in the order of arms, then of seeds."""
+        """The units' rows, with their images and, where `measured`, path lengths, by arm and then by seed."""
         arms = [arm.arm for arm in self.arms]
         prompts = [row["prompt"] for row in rows for _ in row["seeds"]]
         seeds = [seed for row in rows for seed in row["seeds"]]

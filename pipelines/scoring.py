@@ -17,9 +17,11 @@ ACCURACIES = ("accuracy_a", "accuracy_b", "colour_ok", "shape_ok")
 
 
 class Scores:
-    """Loads rewards, the gold one with its judges, and a feature extractor once; scores any images with all of them."""
+    """Loads rewards, the gold one with its judges, and a feature extractor once; scores any images with them."""
 
-    def __init__(self, names: Sequence[str], gold: str | None, extractor: str, device: str = "cpu") -> None:
+    def __init__(
+        self, names: Sequence[str], gold: str | None, extractor: str, device: str | torch.device = "cpu"
+    ) -> None:
         self.rewards = {slug(name): rewards.load(name, device) for name in names}
         if gold is not None:
             self.rewards[GOLD] = rewards.load(gold, device)

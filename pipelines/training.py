@@ -18,7 +18,7 @@ import torch.distributed as dist
 from ray.train import Checkpoint
 from torch import nn
 
-from aig import adapters, models, rewards
+from aig import adapters, memory, rewards
 from aig.draft import DraftConfig, draw, train_step
 from aig.metrics import per_prompt, vendi_score
 from aig.models import Model, Sampling
@@ -70,14 +70,16 @@ class Training:
         self.sampling = replace(sampling, max_rows=settings.rollout_batch or sampling.max_rows)
         self.draft = draft_config(config, self.model)
         self.prompts = study.resolve_prompts(settings.prompts, "train.prompts")
-        self.reward = rewards.load(settings.reward)
+        memory.prepare(self.model, settings.checkpointing, settings.vae_tiling, settings.compile)
+        reward = rewards.load(settings.reward, self.model.device)
+        self.reward = memory.checkpointed(reward) if "reward" in settings.checkpointing else reward
         denoiser = self.model.denoiser
         adapters.attach(denoiser, ADAPTER, settings.rank, settings.alpha, settings.targets, settings.seed)
         self.parameters = adapters.parameters(denoiser, ADAPTER)
-        self.optimizer = torch.optim.Adam(
-            self.parameters, lr=settings.lr, betas=BETAS, weight_decay=settings.weight_decay
+        self.optimizer = memory.make_optimizer(
+            settings.optimizer, self.parameters, settings.lr, BETAS, settings.weight_decay
         )
-        self.scores = scores_of(config) if watched else None
+        self.scores = scores_of(config, self.model.device) if watched else None
         self.step, self.seconds = 0, 0.0
         self.sums: dict[str, float] = {}
         self.curve: list[dict[str, Any]] = []
@@ -192,10 +194,10 @@ def draft_config(config: Config, model: Model) -> DraftConfig:
     )
 
 
-def scores_of(config: Config) -> Scores:
+def scores_of(config: Config, device: torch.device) -> Scores:
     """The scores of a validation: those of the evaluation, and the trained reward."""
     names = dict.fromkeys([*study.scored_rewards(config), config.train.reward])
-    return Scores(list(names), config.evaluate.gold, config.evaluate.features)
+    return Scores(list(names), config.evaluate.gold, config.evaluate.features, device)
 
 
 @torch.no_grad()

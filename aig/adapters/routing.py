@@ -157,11 +157,17 @@ class Copied(nn.Module):
 _routes: WeakKeyDictionary[nn.Module, Route] = WeakKeyDictionary()
 
 
+def current_route(denoiser: nn.Module) -> Route | None:
+    """The denoiser's route, whose `rows` are those of the forward under way; None before the first `routed`."""
+    return _routes.get(denoiser)
+
+
 @contextmanager
 def routed(denoiser: nn.Module, rows: Sequence[str]) -> Iterator[None]:
     """Within the context, row i of a forward goes through adapter rows[i], or through none where rows[i] is `BASE`.
 
-    A backward through gradient checkpoints belongs inside the context too. Raises ValueError for an adapter that is not
+    A backward through gradient checkpoints belongs inside the context too, unless `aig.memory.checkpoint_blocks` made
+    them. Raises ValueError for an adapter that is not
     loaded (PEFT would silently give the base) or that rows of one batch cannot take turns with, and RuntimeError where
     adapters are disabled or merged, which would override the routing.
     """

@@ -1,0 +1,103 @@
+"""Levers that trade time or exactness for memory, each on its own: recompute, tile, compile, hold moments in 8 bits.
+
+What each saves is measured by `python -m benchmarks levers`, and recorded in LOG.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from aig.adapters.routing import current_route
+from aig.models.base import LatentModel
+
+PARTS = ("denoiser", "vae", "reward")
+OPTIMIZERS = ("adam", "adam-fused", "adam8bit")
+
+
+def checkpoint_blocks(denoiser: nn.Module) -> None:
+    """Compute the denoiser's blocks again in the backward pass instead of holding their activations.
+
+    The second computation sends each row through the same adapter as the first, wherever backward is called.
+    """
+
+    def run(block: nn.Module, *args: Any) -> Any:
+        route = current_route(denoiser)
+        rows = None if route is None else route.rows
+
+        def compute(*inputs: Any) -> Any:
+            with nullcontext() if route is None or rows is None else route.through(rows):
+                return block(*inputs)
+
+        return checkpoint(compute, *args, use_reentrant=False)
+
+    denoiser.enable_gradient_checkpointing(run)  # type: ignore[operator]
+
+
+def checkpointed(reward: Callable[[Tensor, list[str]], Tensor]) -> Callable[[Tensor, list[str]], Tensor]:
+    """The reward, computed again in the backward pass instead of holding its activations."""
+
+    def score(images: Tensor, prompts: list[str]) -> Tensor:
+        return checkpoint(reward, images, prompts, use_reentrant=False)  # type: ignore[return-value]
+
+    return score
+
+
+def prepare(
+    model: LatentModel, checkpointing: Sequence[str] = (), vae_tiling: bool = False, compiled: bool = False
+) -> None:
+    """Set a model's levers: whose blocks are recomputed (of `PARTS`, the reward's being `checkpointed`'s business),
+    whether large images are decoded in overlapping tiles, whether the denoiser's repeated blocks are compiled.
+
+    Raises ValueError for a part that is unknown, and for a lever that the model's classes do not have.
+    """
+    vae = model.pipe.vae
+    for part in checkpointing:
+        if part not in PARTS:
+            raise ValueError(f"cannot checkpoint {part!r}: give some of {', '.join(PARTS)}")
+    if "denoiser" in checkpointing:
+        checkpoint_blocks(model.denoiser)
+    if "vae" in checkpointing:
+        _require(vae, "enable_gradient_checkpointing", "checkpointing: leave 'vae' out")()
+    if vae_tiling:
+        _require(vae, "enable_tiling", "vae_tiling: leave it off")()
+    if compiled:
+        if "denoiser" in checkpointing:
+            raise ValueError("compile and checkpointing of the denoiser do not go together: choose one of them")
+        _require(model.denoiser, "compile_repeated_blocks", "compile: leave it off")()
+
+
+def _require(module: Any, method: str, fix: str) -> Callable[[], object]:
+    found = getattr(module, method, None)
+    if found is None or (method.startswith("enable_grad") and not module._supports_gradient_checkpointing):
+        raise ValueError(f"{type(module).__name__} has no {method}, which the key asks for; {fix}")
+    return found
+
+
+def make_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.Optimizer:
+    """Adam with L2 weight decay (Kingma and Ba 2015): plain, in one fused kernel, or with moments of 8 bits.
+
+    Raises ValueError for a name that is not in `OPTIMIZERS`, and where bitsandbytes is missing.
+    """
+    settings: dict[str, Any] = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
+    if name == "adam":
+        return torch.optim.Adam(parameters, **settings)
+    if name == "adam-fused":
+        return torch.optim.Adam(parameters, **settings, fused=True)
+    if name == "adam8bit":
+        try:
+            library = import_module("bitsandbytes")
+        except ImportError as error:
+            raise ValueError(
+                f"the optimizer 'adam8bit' needs bitsandbytes ({error}): pip install bitsandbytes, or take 'adam'"
+            ) from error
+        return library.optim.Adam8bit(parameters, **settings)
+    raise ValueError(f"the optimizer {name!r} is unknown: take one of {', '.join(OPTIMIZERS)}")

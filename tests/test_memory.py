@@ -1,0 +1,128 @@
+"""The memory levers change what is held, not what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from models import tiny_with
+
+from aig import adapters, draft, memory
+from aig.draft import DraftConfig
+from aig.models import Sampling, load
+
+PROMPTS, SEEDS = ["a red star", "a blue heart"], [0, 1]
+FEW = DraftConfig(Sampling(steps=3, guidance=3.0), k=2, kl_weight=1.0, micro_batch=2)
+
+
+def red(images, prompts):
+    return (images[:, 0] - images[:, 1:].mean(1)).flatten(1).mean(1)
+
+
+def gradients(model, config=FEW, reward=red):
+    parameters = adapters.parameters(model.denoiser, "a")
+    for parameter in parameters:
+        parameter.grad = None
+    draft.train_step(model, reward, "a", PROMPTS, SEEDS, config)
+    return torch.cat([parameter.grad.flatten() for parameter in parameters])
+
+
+def held(run):
+    """Bytes of distinct storage that autograd saves during `run`, all together."""
+    seen = {}
+
+    def pack(tensor):
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return sum(seen.values())
+
+
+def test_checkpointed_blocks_give_the_same_gradient_and_hold_less():
+    model = tiny_with("a", "b")  # PEFT's active adapter is b: a recomputation that forgot its rows would go through it
+    expected = gradients(model)
+    plain = held(lambda: gradients(model))
+    memory.prepare(model, ["denoiser"])
+    assert torch.allclose(gradients(model), expected, atol=1e-7, rtol=1e-5)
+    assert held(lambda: gradients(model)) < 0.7 * plain
+
+
+def test_a_checkpointed_autoencoder_gives_the_same_gradient(families):
+    model = load(families("sd"))
+    adapters.attach(model.denoiser, "a", rank=2)
+    config = DraftConfig(replace(model.defaults, steps=2), k=1, micro_batch=2)
+    expected = gradients(model, config)
+    plain = held(lambda: gradients(model, config))
+    memory.prepare(model, ["vae"])
+    assert torch.allclose(gradients(model, config), expected, atol=1e-7, rtol=1e-4)
+    assert held(lambda: gradients(model, config)) < plain
+
+
+def test_a_checkpointed_reward_is_computed_twice_and_gives_the_same_gradient():
+    calls = []
+
+    def counted(images, prompts):
+        calls.append(len(prompts))
+        return red(images, prompts).sin()
+
+    model = tiny_with("a")
+    expected = gradients(model, reward=counted)
+    calls.clear()
+    assert torch.equal(gradients(model, reward=memory.checkpointed(counted)), expected)
+    assert calls == [2, 2]
+
+
+def test_autocast_computes_in_bfloat16_and_its_gradient_points_the_same_way():
+    model = tiny_with("a")
+    seen = set()
+    layer = model.denoiser.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
+    handle = layer.register_forward_hook(lambda module, args, out: seen.add(out.dtype))
+    expected = gradients(model)
+    assert seen == {torch.float32}
+    seen.clear()
+    found = gradients(model, replace(FEW, autocast="bfloat16"))
+    handle.remove()
+    assert seen == {torch.bfloat16}
+    assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.98
+
+
+def test_the_fused_optimizer_makes_adams_steps():
+    start = torch.randn(5)
+    ends = []
+    for name in ("adam", "adam-fused"):
+        parameter = torch.nn.Parameter(start.clone())
+        optimizer = memory.make_optimizer(name, [parameter], 0.1, (0.9, 0.999), 1e-2)
+        for step in range(3):
+            parameter.grad = torch.arange(5.0) - step
+            optimizer.step()
+        ends.append(parameter.detach())
+    assert torch.allclose(*ends, atol=1e-6)
+
+
+def test_tiling_and_compilation_are_set_on_the_pipeline(families):
+    model = load(families("sd"))
+    memory.prepare(model, vae_tiling=True)
+    assert model.pipe.vae.use_tiling
+    blocks = [m for m in model.denoiser.modules() if type(m).__name__ in model.denoiser._repeated_blocks]
+    assert blocks
+    assert all(block._compiled_call_impl is None for block in blocks)
+    memory.prepare(model, compiled=True)
+    assert all(block._compiled_call_impl is not None for block in blocks)
+
+
+def test_bad_levers_are_named_with_their_fix(monkeypatch):
+    model = tiny_with("a")
+    with pytest.raises(ValueError, match="cannot checkpoint 'unet'.*denoiser, vae, reward"):
+        memory.prepare(model, ["unet"])
+    with pytest.raises(ValueError, match="SpaceToDepth has no enable_tiling.*vae_tiling"):
+        memory.prepare(model, vae_tiling=True)
+    with pytest.raises(ValueError, match="do not go together"):
+        memory.prepare(model, ["denoiser"], compiled=True)
+    with pytest.raises(ValueError, match=r"'sgd' is unknown.*adam8bit"):
+        memory.make_optimizer("sgd", [], 0.1, (0.9, 0.999), 0.0)
+    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
+    with pytest.raises(ValueError, match="pip install bitsandbytes"):
+        memory.make_optimizer("adam8bit", [], 0.1, (0.9, 0.999), 0.0)
