@@ -88,7 +88,21 @@ class Run(Section):
 @dataclass(frozen=True)
 class Model(Section):
     name: str = "tiny"
-    """`tiny`, the embedded model, the path of a diffusers folder, or a hub id."""
+    """`tiny`, the embedded model, a hub id, or the path of a diffusers folder of a known family."""
+    revision: str | None = None
+    """A hub model's branch, tag or commit."""
+    variant: str | None = None
+    """A variant of the weights' files, as `fp16`."""
+    device: str = choice("auto", "auto", "cpu", "cuda", **EXECUTION)
+    """Where the model runs; auto is the GPU where there is one."""
+    dtype: str = choice("float32", "float32", "bfloat16", "float16")
+    """Of the frozen weights; an adapter that is trained stays in float32."""
+    height: int | None = number(None, 8)
+    """Of the images, in pixels; null is the size that the model was made for."""
+    width: int | None = number(None, 8)
+    """Of the images, in pixels; null is the size that the model was made for."""
+    scheduler: str | None = choice(None, None, "ddim", "euler", "dpm", "sde-dpm", "flow")
+    """Another scheduler with the model's noise schedule; null is the model's own."""
     steps: int | None = number(None, 1)
     """Denoising steps; null takes the model's own default, as do the two below."""
     guidance: float | None = number(None, 1)

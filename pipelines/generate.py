@@ -171,7 +171,7 @@ class Generator:
         self.arms = study.all_arms(self.config)
         for name in dict.fromkeys(arm.arm.adapter for arm in self.arms):
             if name is not None:
-                adapters.load(self.model.denoiser, files.adapters / name, name, self.model.prefix)
+                adapters.load(self.model.denoiser, files.adapters / name, name)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.to_pylist()

@@ -126,7 +126,7 @@ class Training:
                 record = study.training_record(self.config, self.config.train, step)
                 made_with = {"versions": {package: version(package) for package in ("torch", "diffusers", "peft")}}
                 folder = self.files.adapters / name
-                adapters.save(self.model.denoiser, ADAPTER, folder, {**record, **made_with}, self.model.prefix)
+                adapters.save(self.model.denoiser, ADAPTER, folder, {**record, **made_with})
 
     def validate(self) -> None:
         """One more point of the training curves, from fixed prompts and noise."""

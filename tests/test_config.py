@@ -53,7 +53,7 @@ def test_numbers_and_lists_are_read_as_yaml():
         ("sweep.kl_weights=[1, 10]", "include 0"),
         ("sweep.kl_weights=[0, 1, 1]", "give each value once"),
         ("evaluate.lora_scales=[0.5, 1.5]", "evaluate.lora_scales is 1.5: give a number at least 0 and at most 1"),
-        ("evaluate.prompts=[a red star, 3]", "give a whole number or a list of texts"),
+        ("evaluate.prompts=[a red star, 3]", "give a whole number or a text or a list of texts"),
         ("run.name=a/b", "give a plain name"),
         ("run.storage=s3://bucket", "give a local folder"),
         ("train={steps", "write section.key=value"),

@@ -50,8 +50,8 @@ def test_checkpointed_blocks_give_the_same_gradient_and_hold_less():
     assert held(lambda: gradients(model)) < 0.7 * plain
 
 
-def test_a_checkpointed_autoencoder_gives_the_same_gradient(families):
-    model = load(families("sd"))
+def test_a_checkpointed_autoencoder_gives_the_same_gradient(family_folder):
+    model = load(family_folder("sd"))
     adapters.attach(model.denoiser, "a", rank=2)
     config = DraftConfig(replace(model.defaults, steps=2), k=1, micro_batch=2)
     expected = gradients(model, config)
@@ -102,8 +102,8 @@ def test_the_fused_optimizer_makes_adams_steps():
     assert torch.allclose(*ends, atol=1e-6)
 
 
-def test_tiling_and_compilation_are_set_on_the_pipeline(families):
-    model = load(families("sd"))
+def test_tiling_and_compilation_are_set_on_the_pipeline(family_folder):
+    model = load(family_folder("sd"))
     memory.prepare(model, vae_tiling=True)
     assert model.pipe.vae.use_tiling
     blocks = [m for m in model.denoiser.modules() if type(m).__name__ in model.denoiser._repeated_blocks]
@@ -115,9 +115,9 @@ def test_tiling_and_compilation_are_set_on_the_pipeline(families):
 
 def test_bad_levers_are_named_with_their_fix(monkeypatch):
     model = tiny_with("a")
-    with pytest.raises(ValueError, match="cannot checkpoint 'unet'.*denoiser, vae, reward"):
+    with pytest.raises(ValueError, match=r"cannot checkpoint 'unet'.*denoiser, vae, reward"):
         memory.prepare(model, ["unet"])
-    with pytest.raises(ValueError, match="SpaceToDepth has no enable_tiling.*vae_tiling"):
+    with pytest.raises(ValueError, match=r"SpaceToDepth has no enable_tiling.*vae_tiling"):
         memory.prepare(model, vae_tiling=True)
     with pytest.raises(ValueError, match="do not go together"):
         memory.prepare(model, ["denoiser"], compiled=True)

@@ -188,7 +188,7 @@ def test_flux_without_guidance_embedding_refuses_a_distilled_scale(family_folder
 def test_stable_diffusion_3_without_t5_equals_the_classic_pipeline(family_folder, tmp_path):
     without = {"text_encoder_3": None, "tokenizer_3": None}
     DiffusionPipeline.from_pretrained(family_folder("sd3"), **without).save_pretrained(tmp_path)
-    model, pipe = load(tmp_path).sized(SIDE, SIDE), DiffusionPipeline.from_pretrained(tmp_path)
+    model, pipe = load(tmp_path).sized(SIDE, SIDE), DiffusionPipeline.from_pretrained(tmp_path, **without)
     pipe.set_progress_bar_config(disable=True)
     noise = Noise(PROMPTS, SEEDS, 0, model.latent_shape)
     ours = sample_arms(model, PROMPTS, SEEDS, [BASE], sampling=Sampling(4, 3.0, block=1)).latents["base"]
@@ -235,7 +235,7 @@ def test_one_forward_two_passes_and_fused_weights_give_the_same_latents(tuned, n
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_adapter_loads_into_the_familys_pipeline_and_gives_the_same_latents(family, tuned, name, tmp_path):
     model, (_, pipe) = tuned(name), family(name)
-    adapters.save(model.denoiser, "a", tmp_path / "a", {}, model.prefix)
+    adapters.save(model.denoiser, "a", tmp_path / "a", {})
     noise = Noise(PROMPTS, SEEDS, 0, model.latent_shape)
     sampling = Sampling(4, 3.0, block=1)
     ours = sample_arms(model, PROMPTS, SEEDS, ARMS[:2], sampling=sampling).latents

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -72,9 +73,14 @@ class LatentModel:
         self.resize(*(side * self.pipe.vae_scale_factor for side in self.own_latent_size()))
 
     def open(self, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
+        # A part that the folder names as absent (Stable Diffusion 3 without T5) has to be said to be None, or diffusers
+        # misses it.
+        listed = json.loads((folder / "model_index.json").read_text())
+        absent = {name: None for name, part in listed.items() if isinstance(part, list) and part[0] is None}
         return DiffusionPipeline.from_pretrained(
-            folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True, **self.without
-        )
+            folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True,
+            **(absent | self.without),
+        )  # fmt: skip
 
     def own_defaults(self) -> Sampling:
         """The family's sampling, as this pipeline needs it."""
