@@ -24,45 +24,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    EulerDiscreteScheduler,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
+import transformers
+from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTokenizer
 
 from aig import adapters, draft
 from aig.models import FAMILIES, Sampling
+from aig.models.published import PUBLISHED, SD14, SDXL
 from aig.sampler import Arm, sample_arms
 
-# The published configurations: what differs from diffusers' own defaults, which are SD 1.4's.
-UNETS: dict[str, dict[str, Any]] = {
-    "sd14": {"sample_size": 64, "cross_attention_dim": 768},
-    "sdxl": {
-        "sample_size": 128, "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "attention_head_dim": (5, 10, 20), "transformer_layers_per_block": (1, 2, 10), "use_linear_projection": True,
-        "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-}  # fmt: skip
-VAE: dict[str, Any] = {
-    "latent_channels": 4, "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2,
-    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
-}  # fmt: skip
-TEXTS: dict[str, dict[str, Any]] = {
-    "clip-l": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
-    "clip-bigg": {
-        "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
-        "projection_dim": 1280,
-    },
-}  # fmt: skip
+MODELS = {"sd14": PUBLISHED[SD14], "sdxl": PUBLISHED[SDXL]}
 # The same networks, as narrow and short as they can be.
 TINY_UNETS: dict[str, dict[str, Any]] = {
     "sd14": {
@@ -82,7 +56,6 @@ TINY_TEXT = {
 SIDES = {"sd14": (512, 1024), "sdxl": (1024, 512)}  # pixels, the model's own first
 SAMPLING = {"sd14": Sampling(25, 7.5, block=1), "sdxl": Sampling(25, 5.0, block=1)}  # arXiv 2409.06493
 RANK = 32
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 # Dense bfloat16 operations a second, by the vendors' data sheets.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12, "A10G": 70e12}
 
@@ -99,34 +72,30 @@ class Case:
 
 def pipeline(name: str, tiny: bool, device: str, dtype: torch.dtype) -> Any:
     """A diffusers pipeline of the published sizes, its weights drawn where they are to be."""
-    unet = {**UNETS[name], **(TINY_UNETS[name] if tiny else {})}
-    vae = {**VAE, **(TINY_VAE if tiny else {}), "sample_size": SIDES[name][0]}
-    texts = {key: {**text, **(TINY_TEXT if tiny else {})} for key, text in TEXTS.items()}
+    model = MODELS[name]
+    unet = {**model.denoiser[1], **(TINY_UNETS[name] if tiny else {})}
+    vae = {**model.vae, **(TINY_VAE if tiny else {})}
     letters = [chr(c) for c in range(33, 127)]
     tokens = ["<|endoftext|>", "<|startoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     without = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
-    def text(kind: type, key: str) -> Any:
-        return kind(CLIPTextConfig(**texts[key], bos_token_id=1, eos_token_id=0, pad_token_id=0))
+    def text(kind: str, config: dict[str, Any]) -> Any:
+        config = {**config, **(TINY_TEXT if tiny else {}), "bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 0}
+        return getattr(transformers, kind)(CLIPTextConfig(**config))
 
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            parts = {"unet": UNet2DConditionModel(**unet), "text_encoder": text(CLIPTextModel, "clip-l")}
-            if name == "sdxl":
-                parts["text_encoder_2"] = text(CLIPTextModelWithProjection, "clip-bigg")
-                parts["vae"] = AutoencoderKL(**vae, scaling_factor=0.13025)
-            else:
-                parts["vae"] = AutoencoderKL(**vae, scaling_factor=0.18215)
+            parts = {"unet": UNet2DConditionModel(**unet), "vae": AutoencoderKL(**vae)}
+            parts |= {key: text(*part) for key, part in model.texts.items()}
     finally:
         torch.set_default_dtype(before)
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
+    scheduler = getattr(diffusers, model.scheduler[0])(**model.scheduler[1])
     if name == "sdxl":
-        scheduler = EulerDiscreteScheduler(**BETAS, steps_offset=1, timestep_spacing="leading")
         return StableDiffusionXLPipeline(**parts, tokenizer=tokenizer, tokenizer_2=tokenizer, scheduler=scheduler)
-    scheduler = DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     return StableDiffusionPipeline(**parts, tokenizer=tokenizer, scheduler=scheduler, **without)
 
 
@@ -277,7 +246,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"which of {', '.join(UNETS)} (default: all)")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"which of {', '.join(MODELS)} (default: all)")
     parser.add_argument("--size", choices=["real", "tiny"], default="real")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--steps", type=int, default=25, help="denoising steps (default: %(default)s, the paper's)")
@@ -289,11 +258,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args(argv)
     for name in arguments.models:
-        if name not in UNETS:
-            parser.error(f"model {name!r} is not known (known: {', '.join(UNETS)})")
+        if name not in MODELS:
+            parser.error(f"model {name!r} is not known (known: {', '.join(MODELS)})")
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("there is no CUDA device; --size tiny --device cpu runs the same code here")
-    begun, names = time.monotonic(), arguments.models or list(UNETS)
+    begun, names = time.monotonic(), arguments.models or list(MODELS)
     device = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "CPU"
     peak = arguments.peak * 1e12 if arguments.peak else next((p for k, p in PEAKS.items() if k in device), None)
     print(f"torch {torch.__version__}, {device}, {arguments.size} size, {arguments.steps} steps", flush=True)

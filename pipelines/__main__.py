@@ -103,6 +103,12 @@ def run_train(session: Session) -> None:
     print(f"Adapter: {folder}")
 
 
+def print_plan(config: Config) -> None:
+    from pipelines import plan
+
+    print("\n".join(plan.lines(plan.make(config))))
+
+
 def run_sweep(session: Session) -> None:
     with stage("check", session.seconds):
         from pipelines import check
@@ -231,6 +237,7 @@ EXAMPLES = """examples:
   python -m pipelines demo                                     the whole path, in minutes on two CPU cores
   python -m pipelines demo --preset demo-full                  the same thoroughly, in hours; run it again to resume
   python -m pipelines train train.kl_weight=1 train.steps=100  one adapter
+  python -m pipelines train --preset sd14 --dry-run            what that would take, without a download
   python -m pipelines sweep run.name=mine sweep.kl_weights='[0, 1, 10]'
   python -m pipelines evaluate run.name=mine sweep.kl_weights='[0, 1, 10]'
 
@@ -262,6 +269,8 @@ def parser() -> argparse.ArgumentParser:
         known = ", ".join(configuration.presets())
         sub.add_argument("--preset", metavar="NAME", default=command.preset, help=f"start from a preset: {known}")
         sub.add_argument("--config", metavar="FILE", help="then take what a YAML file sets, {train: {steps: 50}, ...}")
+        if name == "train":
+            sub.add_argument("--dry-run", action="store_true", help="print the plan: sizes, work, memory, downloads")
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         sub.add_argument("overrides", nargs="*", metavar="section.key=value", help="then single keys, values as YAML")
     return top
@@ -294,6 +303,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parse(argv)
         config = configuration.load(arguments.preset, arguments.config, arguments.overrides)
+        if getattr(arguments, "dry_run", False):
+            print_plan(config)
+            return 0
         configuration.check_directory(config)
         with Session(config, command) as session:
             COMMANDS[arguments.command].run(session)

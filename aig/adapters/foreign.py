@@ -92,14 +92,16 @@ def converted(
 
 def _as_diffusers(denoiser: nn.Module, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """State and network alphas, as the family's own pipeline reads them: Kohya's and others' names included."""
-    loader = TRANSFORMERS.get(type(denoiser).__name__)
+    loader: Any = TRANSFORMERS.get(type(denoiser).__name__)
     if loader is SD3LoraLoaderMixin:
         return loader.lora_state_dict(dict(tensors)), None
     if loader is FluxLoraLoaderMixin:
         return loader.lora_state_dict(dict(tensors), return_alphas=True)
     if getattr(denoiser.config, "addition_embed_type", None) == "text_time":
-        return StableDiffusionXLLoraLoaderMixin.lora_state_dict(dict(tensors), unet_config=denoiser.config)
-    return StableDiffusionLoraLoaderMixin.lora_state_dict(dict(tensors))
+        loader = StableDiffusionXLLoraLoaderMixin
+        return loader.lora_state_dict(dict(tensors), unet_config=denoiser.config)
+    loader = StableDiffusionLoraLoaderMixin
+    return loader.lora_state_dict(dict(tensors))
 
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:

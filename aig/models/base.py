@@ -135,6 +135,10 @@ class LatentModel:
         """The unconditional half's inputs, as the pipeline makes them of a negative prompt or of none."""
         raise NotImplementedError
 
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of what `read` gives, without the row, known before any text encoder is loaded."""
+        raise NotImplementedError
+
     def denoise(self, x_t: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """The denoiser's own prediction (B, C, H, W)."""
         raise NotImplementedError

@@ -70,6 +70,12 @@ class FluxModel(LatentModel):
             {**condition.unconditional, "guidance": scale},
         )
 
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        config = self.denoiser.config
+        tokens = (self.text_length, config.joint_attention_dim)
+        shapes = {"encoder_hidden_states": tokens, "pooled_projections": (config.pooled_projection_dim,)}
+        return {**shapes, "guidance": ()} if self.reads_guidance else shapes
+
     def denoise(self, x_t: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         batch, channels, height, width = x_t.shape
         tokens = inputs["encoder_hidden_states"]

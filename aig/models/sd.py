@@ -34,5 +34,9 @@ class StableDiffusionModel(LatentModel):
     def read_negative(self, negative: str) -> dict[str, Tensor]:
         return {"encoder_hidden_states": self.pipe.encode_prompt("", self.device, 1, True, negative or None)[1]}
 
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        length = self.pipe.text_encoder.config.max_position_embeddings
+        return {"encoder_hidden_states": (length, self.denoiser.config.cross_attention_dim)}
+
     def denoise(self, x_t: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         return self.denoiser(x_t, t, **inputs, return_dict=False)[0]

@@ -41,6 +41,13 @@ class StableDiffusion3Model(LatentModel):
         # An empty negative prompt is what this pipeline reads where there is none.
         return self.read(negative)
 
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        config, clip = self.denoiser.config, self.pipe.tokenizer_max_length
+        # Without T5 the pipeline puts as many zeros in its place as CLIP has tokens.
+        length = clip + (clip if self.pipe.text_encoder_3 is None else self.text_length)
+        tokens = (length, config.joint_attention_dim)
+        return {"encoder_hidden_states": tokens, "pooled_projections": (config.pooled_projection_dim,)}
+
     def denoise(self, x_t: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         return self.denoiser(x_t, timestep=t.expand(len(x_t)), **inputs, return_dict=False)[0]
 

@@ -33,6 +33,11 @@ class StableDiffusionXLModel(LatentModel):
         _, tokens, _, pooled = self.pipe.encode_prompt("", device=self.device, negative_prompt=negative or None)
         return self._inputs(tokens, pooled)
 
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        text = self.pipe.text_encoder_2.config
+        tokens = (text.max_position_embeddings, self.denoiser.config.cross_attention_dim)
+        return {"encoder_hidden_states": tokens, "text_embeds": (text.projection_dim,), "time_ids": (6,)}
+
     def _inputs(self, tokens: Tensor, pooled: Tensor) -> dict[str, Tensor]:
         ids = torch.tensor([[*self.image_size, 0, 0, *self.image_size]], dtype=tokens.dtype, device=self.device)
         return {"encoder_hidden_states": tokens, "text_embeds": pooled, "time_ids": ids}

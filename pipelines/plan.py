@@ -1,0 +1,167 @@
+"""What a training would take, before anything is downloaded or computed: counted on the real classes without weights.
+
+Activations are those that autograd would hold for one micro-batch: one prediction through the denoiser, K times, and
+one decoding, run on torch's meta device, where tensors have shapes and no storage. The reward's own are not in it, nor,
+with checkpointing, those of the one block that is being computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from aig import adapters, memory
+from aig.models import LatentModel
+from aig.models.empty import empty, parameters
+from aig.models.protocol import Condition
+from aig.models.published import PUBLISHED
+from pipelines.config import Config
+from pipelines.training import ADAPTER, draft_config
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DAY = 86_400
+# What a card's data sheet promises for dense bfloat16, and the share of it that the plan reckons with.
+CARDS = {"A100": 312e12, "H100": 989e12}
+SHARE = 0.35
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The resolved plan of one training; sizes in bytes, work in floating-point operations."""
+
+    config: Config
+    model: LatentModel
+    here: bool
+    trained: int
+    rows: int
+    """Rows of the denoiser, guidance's second half counted, in one optimizer step."""
+    predictions: int
+    weights: int
+    states: int
+    """The adapter's weights, gradients and optimizer moments."""
+    activations: int
+    operations: float
+    """Of one optimizer step, without the reward."""
+
+    @property
+    def download(self) -> int:
+        """What has to be downloaded, about: the files' precision is the publisher's."""
+        if self.here:
+            return 0
+        known = PUBLISHED.get(self.config.model.name)
+        stored = 2 if self.config.model.variant == "fp16" or known is None else known.stored
+        return stored * all_parameters(self.model)
+
+
+def all_parameters(model: LatentModel) -> int:
+    return sum(parameters(part) for part in model.pipe.components.values() if isinstance(part, torch.nn.Module))
+
+
+def make(config: Config) -> Plan:
+    """The plan of `config.train`; ValueError where model, sizes and settings do not go together."""
+    train = config.train
+    model, here = empty(config.model.name, config.model.revision)
+    if config.model.height is not None or config.model.width is not None:
+        height, width = model.image_size
+        model = model.sized(config.model.height or height, config.model.width or width)
+    settings = draft_config(config, model)
+    sampling = settings.sampling
+    frozen = all_parameters(model)
+    adapters.attach(model.denoiser, ADAPTER, train.rank, train.alpha, train.targets, train.seed)
+    trained = sum(parameter.numel() for parameter in adapters.parameters(model.denoiser, ADAPTER))
+    memory.prepare(model, [part for part in train.checkpointing if part != "reward"])
+    size = BYTES[config.model.dtype if train.autocast is None else train.autocast]
+    micro = min(train.micro_batch, train.batch)
+    once, saved = _count(lambda: _predict(model, micro, sampling.guidance))
+    decoded, saved_decoding = _count(lambda: model.decode(torch.randn(micro, *model.latent_shape, device="meta")))
+    with_gradient = train.k * train.lv
+    extra = with_gradient if train.kl_weight > 0 else 0
+    steps = sampling.steps - train.k + (1 if train.lv > 1 else 0)
+    predictions = train.batch * (steps + with_gradient + extra)
+    # A backward pass is about twice a forward one.
+    operations = train.batch / micro * (once * (steps + 3 * with_gradient + extra) + decoded * 3 * train.lv)
+    return Plan(
+        config, model, here, trained, predictions * (1 if sampling.guidance == 1 else 2), predictions,
+        weights=frozen * BYTES[config.model.dtype],
+        states=trained * (4 + 4 + (2 if train.optimizer == "adam8bit" else 8)),
+        activations=(saved * train.k + saved_decoding) * size // 4, operations=operations,
+    )  # fmt: skip
+
+
+def _predict(model: LatentModel, batch: int, guidance: float) -> Tensor:
+    x = torch.randn(batch, *model.latent_shape, device="meta")
+    shapes = model.input_shapes()
+    condition = Condition(
+        {name: torch.zeros(batch, *shape, device="meta") for name, shape in shapes.items()},
+        {name: torch.zeros(1, *shape, device="meta") for name, shape in shapes.items()},
+    )
+    return model.predict(x, torch.zeros((), device="meta"), condition, [adapters.key(ADAPTER)] * batch, guidance)
+
+
+def _count(run: Callable[[], Tensor]) -> tuple[float, int]:
+    """Floating-point operations of a forward, and bytes of the distinct float32 storage that autograd holds of it."""
+    held: dict[int, int] = {}
+
+    def pack(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if not isinstance(tensor, torch.nn.Parameter):
+            held[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = run()
+    total = sum(held.values())
+    del out
+    return counter.get_total_flops(), total
+
+
+def lines(plan: Plan) -> list[str]:
+    """The plan as text, a fact a line."""
+    config, model, train = plan.config, plan.model, plan.config.train
+    sampling = draft_config(config, model).sampling
+    height, width = model.image_size
+    denoiser = parameters(model.denoiser) - plan.trained
+    scheduler = sampling.scheduler or type(model.scheduler).__name__
+    download = "nothing: the weights are here" if plan.here else f"about {_size(plan.download)} from the hub"
+    total = plan.weights + plan.states + plan.activations
+    seconds = {card: plan.operations / (SHARE * peak) for card, peak in CARDS.items()}
+    times = ", ".join(f"{_duration(train.steps * each)} on one {card}" for card, each in seconds.items())
+    rows = {
+        "model": f"{config.model.name} ({type(model.pipe).__name__}), {width} x {height}, {config.model.dtype}",
+        "to download": download,
+        "sampling": f"{scheduler}, {sampling.steps} steps, guidance {sampling.guidance:g}, eta {sampling.eta:g}",
+        "objective": f"DRaFT-{train.k}, reward {train.reward}, KL weight {train.kl_weight:g}"
+        + (f", {train.lv} draws of the last step" if train.lv > 1 else ""),
+        "trained": f"{plan.trained / 1e6:.2f} M parameters (LoRA rank {train.rank}, {train.targets}) beside "
+        f"{denoiser / 1e6:,.0f} M frozen ones",
+        "a step": f"{train.batch} images, {plan.predictions:,} predictions ({plan.rows:,} rows of the denoiser), "
+        f"{plan.operations / 1e12:,.3g} TFLOP without the reward",
+        "all steps": f"{train.steps:,} steps, {train.steps * train.batch:,} images",
+        "to end in a day": f"{train.steps * train.batch / DAY:.2f} images/s are needed",
+        "at 35 % of peak": times,
+        "memory": f"about {_size(total)}: weights {_size(plan.weights)}, adapter and optimizer {_size(plan.states)}, "
+        f"activations of {min(train.micro_batch, train.batch)} images {_size(plan.activations)}; the reward's are not "
+        "in it",
+        "run directory": str(config.directory),
+    }
+    return [f"{name:<20}{value}" for name, value in rows.items()]
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", DAY), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

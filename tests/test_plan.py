@@ -1,0 +1,101 @@
+"""The dry run's figures are those of the training itself, and of the published models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from aig import adapters, draft
+from aig.models import TinyModel
+from aig.models.empty import parameters
+from pipelines import config, plan, study, training
+from pipelines.__main__ import main
+
+SIZES = {"sd14": 859.5, "sdxl": 2567.5, "sd3": 2028.3, "flux": 11901.4}  # million parameters of the denoiser
+
+
+def red(images, prompts):
+    return (images[:, 0] - images[:, 1:].mean(1)).flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("overrides", [[], ["train.k=3", "train.kl_weight=1"], ["train.lv=2"]])
+def test_the_plan_counts_what_a_training_step_does(overrides, monkeypatch):
+    asked = config.load(None, None, ["train.batch=8", "train.micro_batch=4", "model.steps=6", *overrides])
+    made = plan.make(asked)
+    model = study.load_model(asked)
+    train = asked.train
+    adapters.attach(model.denoiser, "tuned", train.rank, train.alpha, train.targets, train.seed)
+    tensors = adapters.parameters(model.denoiser, "tuned")
+    assert made.trained == sum(tensor.numel() for tensor in tensors)
+    rows = []
+    predict = TinyModel.predict
+
+    def counted(self, x_t, *rest):
+        rows.append(len(x_t))
+        return predict(self, x_t, *rest)
+
+    monkeypatch.setattr(TinyModel, "predict", counted)
+    settings = training.draft_config(asked, model)
+    settings = replace(settings, sampling=replace(settings.sampling, fuse=False))
+    with FlopCounterMode(display=False) as counter:
+        draft.train_step(model, red, "tuned", ["a red star"] * 8, list(range(8)), settings)
+    assert made.predictions == sum(rows)
+    assert made.rows == 2 * sum(rows)
+    assert made.operations == pytest.approx(counter.get_total_flops(), rel=0.15)
+
+
+@pytest.mark.parametrize("preset", SIZES)
+def test_published_presets_are_planned_without_a_download(preset, capsys):
+    made = plan.make(config.load(preset))
+    assert (parameters(made.model.denoiser) - made.trained) / 1e6 == pytest.approx(SIZES[preset], abs=0.1)
+    assert {tensor.device.type for tensor in made.model.denoiser.parameters()} == {"meta"}
+    train = made.config.train
+    assert made.predictions == train.batch * made.config.model.steps  # K = 1 and no KL: one prediction a step and image
+    assert made.activations > 2**30
+    assert made.download > 0
+    text = "\n".join(plan.lines(made))
+    for part in ("to download", "images/s are needed", f"{train.batch} images", "GiB", made.config.model.name):
+        assert part in text
+
+
+def test_held_activations_are_about_what_autograd_holds():
+    asked = config.load(None, None, ["train.batch=4", "train.micro_batch=4", "model.steps=2"])
+    model = study.load_model(asked)
+    adapters.attach(model.denoiser, "tuned", asked.train.rank, asked.train.alpha, asked.train.targets)
+    tensors = adapters.parameters(model.denoiser, "tuned")
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.denoiser.parameters(), *tensors]}
+    held = {}
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in own:
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    settings = training.draft_config(asked, model)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        draft.train_step(model, red, "tuned", ["a red star"] * 4, list(range(4)), settings)
+    assert plan.make(asked).activations == pytest.approx(sum(held.values()), rel=0.2)
+
+
+def test_a_dry_run_prints_and_leaves_nothing(tmp_path, capsys):
+    assert main(["train", "--dry-run", f"run.storage={tmp_path}", "train.kl_weight=1"]) == 0
+    assert "KL weight 1" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.name=nobody/nothing", "nobody/nothing"),
+        ("train.k=99", "draft.k = 99"),
+        ("model.height=33", "multiple of"),
+        ("model.eta=0.5", "needs DDIM"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_one_line_and_exit_code_2(override, message, tmp_path, capsys):
+    extra = ["model.scheduler=euler"] if "eta" in override else []
+    assert main(["train", "--dry-run", f"run.storage={tmp_path}", override, *extra]) == 2
+    assert message in capsys.readouterr().err
