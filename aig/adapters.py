@@ -109,6 +109,9 @@ class _Route:
         self.rows: list[str] | None = None
         self.hooked: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
+    def __reduce__(self) -> tuple[type[_Route], tuple[()]]:
+        return _Route, ()  # a copied or pickled denoiser is on no route
+
     def hook(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         return (args, kwargs) if self.rows is None else (args, {**kwargs, "adapter_names": self.rows})
 
