@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 import pickle
 import warnings
 
@@ -23,7 +24,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from models import tiny_with
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import LoraConfig
 from PIL import Image
 from tuned_pipes import SIDE, STEPS, by_hand, counted, denoiser, latents, picture, tuned
 
@@ -68,23 +69,31 @@ def test_a_schedule_equals_the_loop_written_by_hand(family, passes):
     assert off(latents(annealed(tuned(family, "a"), "linear", passes=passes)), latents(expected)) < 1e-5
 
 
+CONTROLNET_PIPELINES = {
+    "sd": StableDiffusionControlNetPipeline,
+    "sdxl": StableDiffusionXLControlNetPipeline,
+    "sd3": StableDiffusion3ControlNetPipeline,
+    "flux": FluxControlNetPipeline,
+}
+
+
 def controlnet(family: str, pipe):
     """The family's ControlNet pipeline on this pipeline's parts, with a ControlNet whose outputs are not zero."""
     model = getattr(denoiser(pipe), "inner", denoiser(pipe))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         if family in ("sd", "sdxl"):
-            net = ControlNetModel.from_unet(model, load_weights_from_unet=False, conditioning_embedding_out_channels=(8, 16))
-            cls = StableDiffusionControlNetPipeline if family == "sd" else StableDiffusionXLControlNetPipeline
-        elif family == "sd3":
-            net = SD3ControlNetModel(**{k: v for k, v in model.config.items() if not k.startswith("_")})
-            cls = StableDiffusion3ControlNetPipeline
+            net = ControlNetModel.from_unet(
+                model, load_weights_from_unet=False, conditioning_embedding_out_channels=(8, 16)
+            )
         else:
-            net = FluxControlNetModel(**{k: v for k, v in model.config.items() if not k.startswith("_")})
-            cls = FluxControlNetPipeline
+            cls = SD3ControlNetModel if family == "sd3" else FluxControlNetModel
+            known = inspect.signature(cls.__init__).parameters
+            net = cls(**{name: value for name, value in model.config.items() if name in known})
         for parameter in net.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
-    made = cls(**pipe.components, controlnet=net.eval(), **({"requires_safety_checker": False} if family == "sd" else {}))
+    extra = {"requires_safety_checker": False} if family == "sd" else {}
+    made = CONTROLNET_PIPELINES[family](**pipe.components, controlnet=net.eval(), **extra)
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -104,7 +113,8 @@ def run(task: str, family: str, pipe) -> torch.Tensor:
 @pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux"])
 @pytest.mark.parametrize("task", ["image", "inpaint", "control"])
 def test_image_to_image_inpainting_and_controlnet_pipelines_made_from_a_wrapped_one_are_annealed(family, task):
-    pipe, expected = tuned(family, "a"), tuned(family, "a")
+    wide = 16 if (family, task) == ("sd3", "inpaint") else 4  # diffusers insists on it there
+    pipe, expected = tuned(family, "a", channels=wide), tuned(family, "a", channels=wide)
     by_hand(denoiser(expected), LINEAR if task == "control" else LINEAR[1:])
     assert off(run(task, family, annealed(pipe, "linear")), run(task, family, expected)) < 1e-5
 
@@ -370,8 +380,7 @@ def test_a_compiled_denoiser_is_annealed_and_a_wrapped_one_compiles_inside():
 
 def test_an_adapter_on_a_text_encoder_is_warned_of():
     pipe = tuned("sd", "a")
-    pipe.text_encoder.add_adapter(copy.deepcopy(pipe.unet.peft_config["a"]), "t")
-    assert any(isinstance(module, BaseTunerLayer) for module in pipe.text_encoder.modules())
+    pipe.text_encoder.add_adapter(LoraConfig(target_modules=["q_proj"]), "t")
     with pytest.warns(UserWarning, match="text_encoder has an adapter"):
         annealed(pipe, "linear")
     with warnings.catch_warnings():

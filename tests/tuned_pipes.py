@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from families import BUILDERS, SIDE
 from models import add_random_adapter
 from PIL import Image
@@ -17,11 +18,16 @@ PROMPT = "a photo of a red cat"
 STEPS = 4
 
 
-def tuned(family: str, *names: str) -> Any:
+def tuned(family: str, *names: str, channels: int = 4) -> Any:
     """The family's pipeline, frozen, with these adapters of random weights; the last one is active."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipe = BUILDERS[family]()
+        if channels != pipe.vae.config.latent_channels:
+            pipe.vae = AutoencoderKL.from_config(pipe.vae.config, latent_channels=channels)
+            pipe.transformer = type(pipe.transformer).from_config(
+                pipe.transformer.config, in_channels=channels, out_channels=channels
+            )
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
@@ -40,6 +46,7 @@ def denoiser(pipe: Any) -> Any:
 def latents(pipe: Any, steps: int = STEPS, **kwargs: Any) -> torch.Tensor:
     """One image's latents, the same noise every time."""
     sizes = {} if "image" in kwargs and "control_image" not in kwargs else {"height": SIDE, "width": SIDE}
+    torch.manual_seed(0)  # what the autoencoder draws when it encodes a control image
     out = pipe(
         PROMPT, num_inference_steps=steps, generator=torch.Generator().manual_seed(3), output_type="latent",
         **{"guidance_scale": 3.0, **sizes, **kwargs},
