@@ -42,7 +42,20 @@ _HOME = {
     "to_uint8": "sampler",
     "train_step": "draft",
 }
-_MODULES = ("adapters", "clock", "denoiser", "draft", "guider", "metrics", "models", "pareto", "rewards", "sampler", "schedules", "world")
+_MODULES = (
+    "adapters",
+    "clock",
+    "denoiser",
+    "draft",
+    "guider",
+    "metrics",
+    "models",
+    "pareto",
+    "rewards",
+    "sampler",
+    "schedules",
+    "world",
+)
 
 __all__ = [
     "AnnealedDenoiser",

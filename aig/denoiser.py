@@ -251,7 +251,9 @@ def without(layers: Sequence[Any], names: Sequence[str]) -> Iterator[None]:
 
 def _routable(layers: Sequence[Any], names: Sequence[str]) -> bool:
     """Whether rows can be routed to the adapters: to one plain LoRA."""
-    return len(names) == 1 and all(isinstance(layer, LoraLayer) and names[0] not in layer.lora_variant for layer in layers)
+    return len(names) == 1 and all(
+        isinstance(layer, LoraLayer) and names[0] not in layer.lora_variant for layer in layers
+    )
 
 
 def _repeated(value: Any, rows: int, times: int, name: str = "") -> Any:
@@ -268,7 +270,9 @@ def _repeated(value: Any, rows: int, times: int, name: str = "") -> Any:
 
 def _check_unfused(layers: Sequence[Any]) -> None:
     if any(layer.merged for layer in layers):
-        raise RuntimeError("the adapter is fused into the denoiser's weights, so the base is gone; call pipe.unfuse_lora()")
+        raise RuntimeError(
+            "the adapter is fused into the denoiser's weights, so the base is gone; call pipe.unfuse_lora()"
+        )
 
 
 def _plain(model: Any) -> Any:

@@ -1,6 +1,6 @@
 """Annealed importance guidance as a guider of diffusers' modular pipelines.
 
-    pipe.update_components(guider=AnnealedImportanceGuidance("power:2", guidance_scale=5.0, scheduler=pipe))
+pipe.update_components(guider=AnnealedImportanceGuidance("power:2", guidance_scale=5.0, scheduler=pipe))
 """
 
 # diffusers exports its classes lazily, which pyright cannot follow.
@@ -50,7 +50,11 @@ class AnnealedImportanceGuidance(ClassifierFreeGuidance):
         enabled: bool = True,
         scheduler: Any = None,
     ) -> None:
-        super().__init__(guidance_scale, guidance_rescale, use_original_formulation, start, stop, enabled)
+        # By keyword: diffusers takes what is given by position for a default, and leaves it out of a saved guider.
+        super().__init__(
+            guidance_scale=guidance_scale, guidance_rescale=guidance_rescale,
+            use_original_formulation=use_original_formulation, start=start, stop=stop, enabled=enabled,
+        )  # fmt: skip
         self.schedule = schedules.parse(schedule)
         self.adapter = adapter
         self.clock: Clock | None = None
