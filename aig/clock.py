@@ -14,7 +14,8 @@ T counts the steps of the scheduler's whole grid, so a run that begins late (ima
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 from weakref import ReferenceType, ref
 
 import torch
@@ -24,6 +25,12 @@ from aig import schedules
 from aig.schedules import Schedule
 
 PRK_CALLS = 4  # of one Runge-Kutta step of PNDM's warm-up
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _eager(function: F) -> F:
+    """Kept out of torch.compile: a compiled denoiser would be compiled again at every step."""
+    return torch.compiler.disable(function)  # type: ignore[return-value]
 
 
 def steps(scheduler: Any) -> list[int]:
@@ -68,7 +75,7 @@ class Clock:
             self._scheduler = pipe.scheduler
         return self._scheduler
 
-    @torch.compiler.disable
+    @_eager
     def weight(self, schedule: Schedule, t: Tensor | float) -> float:
         """The weight of the tuned model at this denoiser call; ValueError where the scheduler is not the run's own."""
         scheduler = self.scheduler

@@ -50,11 +50,12 @@ class AnnealedImportanceGuidance(ClassifierFreeGuidance):
         enabled: bool = True,
         scheduler: Any = None,
     ) -> None:
-        # By keyword: diffusers takes what is given by position for a default, and leaves it out of a saved guider.
         super().__init__(
             guidance_scale=guidance_scale, guidance_rescale=guidance_rescale,
             use_original_formulation=use_original_formulation, start=start, stop=stop, enabled=enabled,
         )  # fmt: skip
+        # diffusers takes what is given by position for a default, which it leaves out of copies.
+        self.register_to_config(_use_default_values=[])
         self.schedule = schedules.parse(schedule)
         self.adapter = adapter
         self.clock: Clock | None = None
@@ -69,13 +70,13 @@ class AnnealedImportanceGuidance(ClassifierFreeGuidance):
         """Read the step from this pipeline's scheduler, or from this scheduler."""
         self.clock = Clock(scheduler)
 
-    def new(self, **kwargs: Any) -> AnnealedImportanceGuidance:
-        other = super().new(**kwargs)
+    def new(self, **kwargs: Any) -> Any:
+        other: Any = super().new(**kwargs)
         if other.clock is None:
             other.clock = self.clock
         return other
 
-    def set_state(self, step: int, num_inference_steps: int, timestep: Tensor) -> None:
+    def set_state(self, step: int, num_inference_steps: int, timestep: Any) -> None:
         super().set_state(step, num_inference_steps, timestep)
         self._off.close()  # a denoiser that failed left the adapters off
         self._weight = self._weight_at(step, num_inference_steps, timestep)
@@ -95,7 +96,7 @@ class AnnealedImportanceGuidance(ClassifierFreeGuidance):
 
     @property
     def num_conditions(self) -> int:
-        """The predictions of this step; before the first one, whether unconditional inputs are needed (2) or not (1)."""
+        """The predictions of this step; before the first step 2 or 1, with or without unconditional inputs."""
         return len(self._batches) or super().num_conditions
 
     @property

@@ -180,6 +180,10 @@ def test_a_failing_denoiser_leaves_the_adapters_on():
     assert not pipe.unet._forward_hooks
 
 
+def public(guider) -> dict:
+    return {name: value for name, value in guider.config.items() if not name.startswith("_")}
+
+
 def test_its_configuration_comes_back(tmp_path):
     guider = AnnealedImportanceGuidance("join:base|0.5|power:2@time", "a", 4.0, 0.2, True, 0.1, 0.9, False)
     guider.save_pretrained(tmp_path)
@@ -188,7 +192,7 @@ def test_its_configuration_comes_back(tmp_path):
         AnnealedImportanceGuidance.from_config(guider.config),
         guider.new(),
     ):
-        assert dict(other.config) == dict(guider.config)
+        assert public(other) == public(guider)
         assert (other.schedule.name, other.schedule.domain) == (guider.schedule.name, "time")
         assert (other.adapter, other.guidance_scale, other._enabled) == ("a", 4.0, False)
     assert guider.new(schedule="linear").schedule.name == "linear"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -20,6 +22,11 @@ STEPS = 4
 
 def tuned(family: str, *names: str, channels: int = 4) -> Any:
     """The family's pipeline, frozen, with these adapters of random weights; the last one is active."""
+    return copy.deepcopy(_tuned(family, names, channels))
+
+
+@functools.cache
+def _tuned(family: str, names: tuple[str, ...], channels: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipe = BUILDERS[family]()
