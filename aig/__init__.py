@@ -12,7 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from aig.denoiser import AnnealedDenoiser, annealed
     from aig.draft import DraftConfig, train_step
+    from aig.guider import AnnealedImportanceGuidance
     from aig.models import Condition, Model, Sampling, load
     from aig.sampler import Arm, Cost, Samples, sample, sample_arms, to_uint8
     from aig.schedules import Schedule, parse
@@ -22,6 +24,8 @@ __version__ = "0.1.0"
 # Names are imported when first used: diffusers and transformers take seconds, which `import aig` and the command line's
 # help should not.
 _HOME = {
+    "AnnealedDenoiser": "denoiser",
+    "AnnealedImportanceGuidance": "guider",
     "Arm": "sampler",
     "Condition": "models",
     "Cost": "sampler",
@@ -30,6 +34,7 @@ _HOME = {
     "Samples": "sampler",
     "Sampling": "models",
     "Schedule": "schedules",
+    "annealed": "denoiser",
     "load": "models",
     "parse": "schedules",
     "sample": "sampler",
@@ -37,9 +42,24 @@ _HOME = {
     "to_uint8": "sampler",
     "train_step": "draft",
 }
-_MODULES = ("adapters", "draft", "metrics", "models", "pareto", "rewards", "sampler", "schedules", "world")
+_MODULES = (
+    "adapters",
+    "clock",
+    "denoiser",
+    "draft",
+    "guider",
+    "metrics",
+    "models",
+    "pareto",
+    "rewards",
+    "sampler",
+    "schedules",
+    "world",
+)
 
 __all__ = [
+    "AnnealedDenoiser",
+    "AnnealedImportanceGuidance",
     "Arm",
     "Condition",
     "Cost",
@@ -48,6 +68,7 @@ __all__ = [
     "Samples",
     "Sampling",
     "Schedule",
+    "annealed",
     "load",
     "parse",
     "sample",

@@ -90,6 +90,9 @@ class Route:
         """The adapters that are whole copies."""
         self.hooked: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
+    def __reduce__(self) -> tuple[type[Route], tuple[()]]:
+        return Route, ()  # a copied or pickled denoiser is on no route
+
     @contextmanager
     def through(self, rows: list[str]) -> Iterator[None]:
         previous = self.rows, self.groups

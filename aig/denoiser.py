@@ -1,0 +1,288 @@
+"""Annealed importance guidance in any diffusers pipeline: a stand-in for its `unet` or `transformer`.
+
+    pipe.load_lora_weights("folder")
+    aig.annealed(pipe, "power:2")
+    image = pipe("a red star").images[0]
+
+The tuned prediction is what the pipeline's active adapters give, at the scales of `pipe.set_adapters`; the base is the
+denoiser without them. Mixing happens before the pipeline's own classifier-free guidance, which is linear, so that the
+guided predictions are mixed alike, and `guidance_rescale` acts on the mix. A LoRA on a text encoder stays on for both.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from aig import adapters, schedules
+from aig.clock import Clock
+from aig.schedules import Schedule
+
+__all__ = ["AnnealedDenoiser", "annealed"]
+
+# Of a denoiser's arguments, these have no row an image.
+SHARED = ("img_ids", "txt_ids", "ip_adapter_masks")
+# accelerate keeps these on the module that it hooks, which is either this one or the inner one.
+HOOKS = ("_hf_hook", "_old_forward")
+
+
+class AnnealedDenoiser(nn.Module):
+    """A denoiser whose prediction is (1 - w) base + w tuned, w being the schedule's weight at the pipeline's step.
+
+    `adapter` names the adapter to anneal, others that are active staying in both predictions; None anneals all that
+    are active. `scheduler` is the pipeline, whose scheduler is followed even when it is replaced, or a scheduler. With
+    `passes` = 1 both predictions come from one forward of twice the rows; 2 takes two forwards and half the memory, as
+    do several active adapters, DoRA and tuners other than LoRA, which rows cannot be routed to. Where w is 0 or 1, one
+    prediction is made. Adapters that `pipe.disable_lora()` switched off leave the base.
+
+    It has the inner denoiser's parameters, names, configuration and methods, and passes for its class, so that adapters
+    are loaded and set, devices changed and pipelines made from others as ever. `save_pretrained` saves the base model.
+    """
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        schedule: str | Schedule,
+        adapter: str | None = "tuned",
+        scheduler: Any = None,
+        passes: int = 1,
+    ) -> None:
+        super().__init__()
+        if type(denoiser) is AnnealedDenoiser:
+            raise ValueError("the denoiser is annealed already; wrap denoiser.inner, or call aig.annealed(pipe, ...)")
+        if passes not in (1, 2):
+            raise ValueError(f"passes = {passes} must be 1 or 2")
+        model = getattr(denoiser, "_orig_mod", denoiser)  # what torch.compile wrapped
+        self.__dict__.update(inner=denoiser, _model=model)
+        # Tables of its own would give every parameter a prefix, and hide a replaced part from the inner denoiser.
+        for table in ("_parameters", "_buffers", "_modules"):
+            self.__dict__[table] = getattr(denoiser, table)
+        self.__dict__["__module__"] = type(model).__module__  # what model_index.json names
+        self._given = schedule
+        self.schedule = schedules.parse(schedule) if isinstance(schedule, str) else schedule
+        self.adapter, self.passes = adapter, passes
+        self.clock = Clock(scheduler)
+        self._signature = inspect.signature(model.forward)
+        self._tuners = Tuners(denoiser)
+        self._tuners.annealed(adapter)
+        self.training = denoiser.training
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override] - diffusers asks model.__class__ what it may do with it
+        return type(self.__dict__["_model"]) if "_model" in self.__dict__ else AnnealedDenoiser
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in HOOKS or "inner" not in self.__dict__:
+                raise
+            return getattr(self.__dict__["inner"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The inner denoiser's arguments and output, its prediction mixed."""
+        arguments = dict(self._signature.bind(*args, **kwargs).arguments)
+        w = self.clock.weight(self.schedule, arguments["timestep"])
+        layers, names, others = self._tuners.annealed(self.adapter)
+        if w == 1 or not names:
+            return self.inner(**arguments)
+        if w == 0:
+            with without(layers, names):
+                return self.inner(**arguments)
+        if self.passes == 1 and not others and _routable(layers, names):
+            base, tuned, out = self._one_pass(arguments, names[0])
+        else:
+            with without(layers, names):
+                base = self.inner(**_repeated(arguments, 0, 1))[0]
+            out = self.inner(**arguments)
+            tuned = out[0]
+        mixed = schedules.mix(base, tuned, w)
+        return (mixed, *out[1:]) if isinstance(out, tuple) else type(out)(sample=mixed)
+
+    def _one_pass(self, arguments: dict[str, Any], name: str) -> tuple[Tensor, Tensor, Any]:
+        rows = len(next(iter(arguments.values())))  # a sample is the first argument of every denoiser
+        with adapters.routed(self.inner, [adapters.BASE] * rows + [name] * rows):
+            out = self.inner(**_repeated(arguments, rows, 2))
+        base, tuned = out[0].chunk(2)
+        return base, tuned, out
+
+    def to(self, *args: Any, **kwargs: Any) -> AnnealedDenoiser:
+        self.inner.to(*args, **kwargs)
+        return self
+
+    def train(self, mode: bool = True) -> AnnealedDenoiser:
+        self.inner.train(mode)
+        self.training = mode
+        return self
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the inner denoiser: the weight changes at every step, and belongs outside."""
+        self.inner.compile(*args, **kwargs)
+
+    @functools.wraps(ModelMixin.save_pretrained)
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        layers = self._tuners.layers()
+        _check_unfused(layers)
+        warnings.warn(
+            f"the base {type(self._model).__name__} is saved, without its adapters "
+            f"({', '.join(adapters.names(self._model)) or 'none'}); save those with aig.adapters.save",
+            stacklevel=2,
+        )
+        _plain(self._model).save_pretrained(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By this, deepcopy and pickle copy it; within its pipeline, the scheduler is the copied pipeline's own.
+        return AnnealedDenoiser, (self.inner, self._given, self.adapter, self.clock.scheduler, self.passes)
+
+    def __repr__(self) -> str:
+        name = schedules.format_name(self.schedule)
+        return f"AnnealedDenoiser({type(self._model).__name__}, {name!r}, adapter={self.adapter!r})"
+
+
+def annealed(pipe: Any, schedule: str | Schedule | None, adapter: str | None = None, passes: int = 1) -> Any:
+    """Put annealed importance guidance into a diffusers pipeline, in place, and return the pipeline.
+
+    A second call replaces the schedule; `schedule` None takes the guidance out and puts the original denoiser back. The
+    other arguments are those of `AnnealedDenoiser`. A pipeline made from this one shares its guidance, as long as it
+    shares its scheduler; after giving it another one, call this on it. Raises ValueError for a pipeline without a
+    denoiser or without adapters.
+    """
+    slot = next((name for name in ("unet", "transformer") if isinstance(getattr(pipe, name, None), nn.Module)), None)
+    if slot is None:
+        raise ValueError(f"{type(pipe).__name__} has neither a unet nor a transformer to anneal")
+    current = getattr(pipe, slot)
+    inner = current.inner if type(current) is AnnealedDenoiser else current
+    if schedule is None:
+        _swap(pipe, slot, inner)
+        return pipe
+    denoiser = AnnealedDenoiser(inner, schedule, adapter, pipe, passes)
+    for name, part in getattr(pipe, "components", {}).items():
+        if name.startswith("text_encoder") and any(isinstance(m, BaseTunerLayer) for m in _modules(part)):
+            warnings.warn(
+                f"{name} has an adapter, which stays on for the base prediction too: only the {slot} is annealed",
+                stacklevel=2,
+            )
+    _swap(pipe, slot, denoiser)
+    return pipe
+
+
+def _swap(pipe: Any, slot: str, denoiser: nn.Module) -> None:
+    """Replace the denoiser; model offload hooks every component, so it is taken off and put back."""
+    device = pipe._offload_device if getattr(pipe, "_all_hooks", None) else None
+    if device is not None:
+        pipe.remove_all_hooks()
+    setattr(pipe, slot, denoiser)
+    if device is not None:
+        pipe.enable_model_cpu_offload(device=device)
+
+
+class Tuners:
+    """The adapter layers of a denoiser, looked up anew when its adapters change."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self.denoiser = denoiser
+        self._found: list[Any] = []
+        self._configs: dict[str, Any] = {}
+
+    def layers(self) -> list[Any]:
+        configs = getattr(self.denoiser, "peft_config", None) or {}
+        if len(configs) != len(self._configs) or any(self._configs.get(k) is not v for k, v in configs.items()):
+            self._found = [m for m in self.denoiser.modules() if isinstance(m, BaseTunerLayer)]
+            self._configs = dict(configs)
+        return self._found if configs else []
+
+    def annealed(self, adapter: str | None) -> tuple[list[Any], list[str], list[str]]:
+        """The layers, the active adapters to anneal (none where adapters are disabled) and the other active ones.
+
+        Raises ValueError where there is no adapter, or not the one that is named, and RuntimeError for fused ones.
+        """
+        layers = self.layers()
+        loaded = ", ".join(self._configs) or "none"
+        if not layers:
+            raise ValueError(
+                "the denoiser has no adapter, and annealing needs one: load a LoRA first, with "
+                "pipe.load_lora_weights(folder)"
+            )
+        _check_unfused(layers)
+        if all(layer.disable_adapters for layer in layers):
+            return layers, [], []
+        active = list(dict.fromkeys(name for layer in layers for name in layer.active_adapters))
+        if adapter is None:
+            return layers, active, []
+        name = adapters.key(adapter)
+        if name not in self._configs:
+            raise ValueError(
+                f"adapter {adapter!r} is not loaded (loaded: {loaded}); load it with "
+                f"pipe.load_lora_weights(folder, adapter_name={adapter!r}), or anneal what is active with adapter=None"
+            )
+        if name not in active:
+            raise ValueError(
+                f"adapter {adapter!r} is not active (active: {', '.join(active) or 'none'}); call "
+                f"pipe.set_adapters({adapter!r})"
+            )
+        return layers, [name], [other for other in active if other != name]
+
+
+@contextmanager
+def without(layers: Sequence[Any], names: Sequence[str]) -> Iterator[None]:
+    """Within the context, these adapters of these layers are not active.
+
+    PEFT's own switches set requires_grad as well, which is the caller's.
+    """
+    before = [layer._active_adapter for layer in layers]
+    for layer in layers:
+        layer._active_adapter = [name for name in layer.active_adapters if name not in names]
+    try:
+        yield
+    finally:
+        for layer, active in zip(layers, before, strict=True):
+            layer._active_adapter = active
+
+
+def _routable(layers: Sequence[Any], names: Sequence[str]) -> bool:
+    """Whether rows can be routed to the adapters: to one plain LoRA."""
+    return len(names) == 1 and all(
+        isinstance(layer, LoraLayer) and names[0] not in layer.lora_variant for layer in layers
+    )
+
+
+def _repeated(value: Any, rows: int, times: int, name: str = "") -> Any:
+    """A copy of nested arguments (UNets empty some of the lists they get), tensors of this many rows repeated."""
+    if isinstance(value, Tensor):
+        batched = times > 1 and name not in SHARED and value.ndim > 0 and len(value) == rows
+        return torch.cat([value] * times) if batched else value
+    if isinstance(value, dict):
+        return {k: _repeated(v, rows, times, k) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_repeated(v, rows, times, name) for v in value]
+    return value
+
+
+def _check_unfused(layers: Sequence[Any]) -> None:
+    if any(layer.merged for layer in layers):
+        raise RuntimeError(
+            "the adapter is fused into the denoiser's weights, so the base is gone; call pipe.unfuse_lora()"
+        )
+
+
+def _plain(model: Any) -> Any:
+    """The model without adapters, sharing its weights."""
+    with torch.device("meta"):
+        plain = type(model).from_config(model.config)
+    tensors = {name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items()}
+    plain.load_state_dict({name: tensors[name] for name in plain.state_dict()}, assign=True)
+    return plain
+
+
+def _modules(part: Any) -> Iterator[nn.Module]:
+    return part.modules() if isinstance(part, nn.Module) else iter(())

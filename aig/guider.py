@@ -1,0 +1,144 @@
+"""Annealed importance guidance as a guider of diffusers' modular pipelines.
+
+pipe.update_components(guider=AnnealedImportanceGuidance("power:2", guidance_scale=5.0, scheduler=pipe))
+"""
+
+# diffusers exports its classes lazily, which pyright cannot follow.
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from diffusers.configuration_utils import register_to_config
+from diffusers.guiders import ClassifierFreeGuidance
+from torch import Tensor, nn
+
+from aig import schedules
+from aig.clock import Clock
+from aig.denoiser import AnnealedDenoiser, Tuners, without
+
+__all__ = ["AnnealedImportanceGuidance"]
+
+
+class AnnealedImportanceGuidance(ClassifierFreeGuidance):
+    """Classifier-free guidance on predictions (1 - w) base + w tuned, w being the schedule's weight at the step.
+
+    Four predictions are made, conditional and unconditional ones of base and tuned model; two where the weight is 0 or
+    1 or the guidance scale is 1, and one where both are so. The base's are made with the active adapters, or with the
+    one named `adapter`, switched off. `guidance_rescale` acts on the mix; the other parameters are those of
+    `ClassifierFreeGuidance`.
+
+    `scheduler` is the pipeline, or its scheduler, which says the step. It is not saved: set it again on a loaded
+    guider, with `guider.follow(pipe)`. Without it, progress is the loop's own step over its number of steps: right for
+    one denoiser call a step and from pure noise, and refused for second-order schedulers and the `time` domain.
+    """
+
+    _input_predictions = ["pred_cond", "pred_uncond", "pred_cond_base", "pred_uncond_base"]  # noqa: RUF012 - diffusers' own
+    ignore_for_config = ["scheduler"]  # noqa: RUF012
+
+    @register_to_config
+    def __init__(
+        self,
+        schedule: str = "power:2",
+        adapter: str | None = None,
+        guidance_scale: float = 7.5,
+        guidance_rescale: float = 0.0,
+        use_original_formulation: bool = False,
+        start: float = 0.0,
+        stop: float = 1.0,
+        enabled: bool = True,
+        scheduler: Any = None,
+    ) -> None:
+        super().__init__(
+            guidance_scale=guidance_scale, guidance_rescale=guidance_rescale,
+            use_original_formulation=use_original_formulation, start=start, stop=stop, enabled=enabled,
+        )  # fmt: skip
+        # diffusers takes what is given by position for a default, which it leaves out of copies.
+        self.register_to_config(_use_default_values=[])
+        self.schedule = schedules.parse(schedule)
+        self.adapter = adapter
+        self.clock: Clock | None = None
+        self._weight: float | None = None
+        self._batches: list[str] = []
+        self._off = ExitStack()
+        self._tuners: Tuners | None = None
+        if scheduler is not None:
+            self.follow(scheduler)
+
+    def follow(self, scheduler: Any) -> None:
+        """Read the step from this pipeline's scheduler, or from this scheduler."""
+        self.clock = Clock(scheduler)
+
+    def new(self, **kwargs: Any) -> Any:
+        other: Any = super().new(**kwargs)
+        if other.clock is None:
+            other.clock = self.clock
+        return other
+
+    def set_state(self, step: int, num_inference_steps: int, timestep: Any) -> None:
+        super().set_state(step, num_inference_steps, timestep)
+        self._off.close()  # a denoiser that failed left the adapters off
+        self._weight = self._weight_at(step, num_inference_steps, timestep)
+        cfg = ["", "un"] if super().num_conditions == 2 else [""]
+        kinds = ["_base"] * (self._weight < 1) + [""] * (self._weight > 0)
+        self._batches = [f"pred_{half}cond{kind}" for kind in kinds for half in cfg]
+
+    def _weight_at(self, step: int, num_inference_steps: int, timestep: Tensor) -> float:
+        if self.clock is not None:
+            return self.clock.weight(self.schedule, timestep)
+        if self.schedule.domain == "time" or step >= num_inference_steps:
+            raise ValueError(
+                f"schedule {schedules.format_name(self.schedule)!r} at step {step} of {num_inference_steps} needs the "
+                "scheduler; call guider.follow(pipe)"
+            )
+        return self.schedule(step / num_inference_steps)
+
+    @property
+    def num_conditions(self) -> int:
+        """The predictions of this step; before the first step 2 or 1, with or without unconditional inputs."""
+        return len(self._batches) or super().num_conditions
+
+    @property
+    def is_conditional(self) -> bool:
+        return 0 < self._count_prepared <= len(self._batches) and "un" not in self._batches[self._count_prepared - 1]
+
+    def prepare_inputs(self, data: dict[str, tuple[Tensor, Tensor]]) -> list[Any]:
+        return [self._prepare_batch(data, int("un" in name), name) for name in self._batches]
+
+    def prepare_inputs_from_block_state(self, data: Any, input_fields: dict[str, Any]) -> list[Any]:
+        return [
+            self._prepare_batch_from_block_state(input_fields, data, int("un" in name), name) for name in self._batches
+        ]
+
+    def prepare_models(self, denoiser: nn.Module) -> None:
+        super().prepare_models(denoiser)
+        if type(denoiser) is AnnealedDenoiser:
+            raise ValueError("the denoiser is annealed already; take that out with aig.annealed(pipe, None)")
+        if self._tuners is None or self._tuners.denoiser is not denoiser:
+            self._tuners = Tuners(denoiser)
+        layers, names, _ = self._tuners.annealed(self.adapter)
+        if self._batches[self._count_prepared - 1].endswith("_base"):
+            self._off.enter_context(without(layers, names))
+            # cleanup_models is not called after a denoiser that fails.
+            hook = denoiser.register_forward_hook(lambda *_: self._off.close(), always_call=True)
+            self._off.callback(hook.remove)
+
+    def cleanup_models(self, denoiser: nn.Module) -> None:
+        self._off.close()
+        super().cleanup_models(denoiser)
+
+    def forward(
+        self,
+        pred_cond: Tensor | None = None,
+        pred_uncond: Tensor | None = None,
+        pred_cond_base: Tensor | None = None,
+        pred_uncond_base: Tensor | None = None,
+    ) -> Any:
+        return super().forward(self._mixed(pred_cond_base, pred_cond), self._mixed(pred_uncond_base, pred_uncond))  # type: ignore[arg-type]
+
+    def _mixed(self, base: Tensor | None, tuned: Tensor | None) -> Tensor | None:
+        if base is None or tuned is None:
+            return tuned if base is None else base
+        assert self._weight is not None
+        return schedules.mix(base, tuned, self._weight)
