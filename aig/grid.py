@@ -54,7 +54,7 @@ class Grid:
     """
 
     def __init__(self, model: Model, sampling: Sampling) -> None:
-        self.scheduler = make_scheduler(model.scheduler, sampling.scheduler)
+        self.scheduler = scheduler_for(model, sampling)
         model.set_timesteps(self.scheduler, sampling.steps)
         self.times: Tensor = self.scheduler.timesteps  # (T,)
         self._times = self.times.cpu()  # a scheduler looks values up by time: no waiting for the device
@@ -63,10 +63,6 @@ class Grid:
         self.name = type(self.scheduler).__name__
         self._ddim = isinstance(self.scheduler, DDIMScheduler)
         self._multistep = isinstance(self.scheduler, DPMSolverMultistepScheduler)
-        if self.eta > 0 and not self._ddim:
-            raise ValueError(
-                f"sampling.eta = {self.eta} needs DDIM, not {self.name}: set eta to 0, or sampling.scheduler to 'ddim'"
-            )
 
     def __len__(self) -> int:
         return len(self.times)
@@ -160,6 +156,17 @@ class Grid:
         if not self._ddim:
             self.scheduler.set_begin_index(i)
             self.scheduler._step_index = i
+
+
+def scheduler_for(model: Model, sampling: Sampling) -> Any:
+    """The scheduler that a model is sampled with; ValueError where the two do not go together."""
+    scheduler = make_scheduler(model.scheduler, sampling.scheduler)
+    if sampling.eta > 0 and not isinstance(scheduler, DDIMScheduler):
+        raise ValueError(
+            f"sampling.eta = {sampling.eta} needs DDIM, not {type(scheduler).__name__}: set eta to 0, or "
+            "sampling.scheduler to 'ddim'"
+        )
+    return scheduler
 
 
 def make_scheduler(own: Any, name: str | None) -> Any:

@@ -1,4 +1,4 @@
-"""Measure sampling, the published arm set, a DRaFT step, and the Ray pipeline against the bare loop.
+"""Measure sampling, the published arm set, a DRaFT step, memory levers, and the Ray pipeline against the bare loop.
 
     python -m benchmarks                      # all
     python -m benchmarks passes arms          # some
@@ -14,9 +14,7 @@ from __future__ import annotations
 import argparse
 import platform
 import resource
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -25,8 +23,8 @@ import torch
 from aig import adapters, draft, rewards
 from aig.models import Model, Sampling, load
 from aig.sampler import Arm, sample_arms
+from benchmarks.common import compare, saved_for_backward
 
-ROUNDS = 5
 PROMPTS = ["a red star", "a blue heart", "a green cross", "a pink circle"]
 PUBLISHED = [
     Arm("base", None, 1.0, "base"),
@@ -44,34 +42,6 @@ def tuned_model(device: str) -> Model:
             parameter.add_(torch.randn_like(parameter) * 0.02)
             parameter.requires_grad_(False)
     return model
-
-
-def clock(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
-
-
-def compare(
-    title: str, unit: str, runs: dict[str, tuple[Callable[[], object], float]], device: str, rounds: int = ROUNDS
-) -> None:
-    """Time each run in turns; print units per second of its median and the median over rounds of its time over the
-    first's."""
-    for run, _ in runs.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, (run, _) in runs.items():
-            begun = clock(device)
-            run()
-            times[name].append(clock(device) - begun)
-    first = next(iter(runs))
-    print(f"\n{title}\n  {'':<34}{'seconds':>9}{unit + '/s':>12}{'time ratio':>12}")
-    for name, (_, count) in runs.items():
-        median = statistics.median(times[name])
-        ratio = statistics.median(t / f for t, f in zip(times[name], times[first], strict=True))
-        print(f"  {name:<34}{median:>9.3f}{count / median:>12.1f}{ratio:>12.3f}")
 
 
 def passes(device: str) -> None:
@@ -152,30 +122,11 @@ def draft_step(device: str) -> None:
         print(f"  {name:<34}{saved_for_backward(run(**change)):>9.0f}")
 
 
-def saved_for_backward(run: Callable[[], object]) -> float:
-    """The most MiB of distinct tensor storage that autograd holds at once during `run`: the memory that a gradient
-    costs."""
-    alive: dict[int, tuple[int, int]] = {}
-    peak = total = 0
+def levers(device: str) -> None:
+    """What each memory lever saves and costs."""
+    from benchmarks.levers import levers as measure  # here, since its pipeline is written to disk and read
 
-    class Held:
-        def __init__(self, tensor: torch.Tensor) -> None:
-            nonlocal peak, total
-            self.tensor, self.key = tensor, tensor.untyped_storage().data_ptr()
-            size, count = alive.get(self.key, (tensor.untyped_storage().nbytes(), 0))
-            total += size if count == 0 else 0
-            alive[self.key] = (size, count + 1)
-            peak = max(peak, total)
-
-        def __del__(self) -> None:
-            nonlocal total
-            size, count = alive[self.key]
-            alive[self.key] = (size, count - 1)
-            total -= size if count == 1 else 0
-
-    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
-        run()
-    return peak / 2**20
+    measure(device)
 
 
 def ray_pipeline(device: str) -> None:
@@ -185,7 +136,7 @@ def ray_pipeline(device: str) -> None:
     pipeline(device)
 
 
-BENCHMARKS = {"passes": passes, "arms": arms, "draft": draft_step, "pipeline": ray_pipeline}
+BENCHMARKS = {"passes": passes, "arms": arms, "draft": draft_step, "levers": levers, "pipeline": ray_pipeline}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from aig import adapters, memory
+from aig.grid import scheduler_for
 from aig.models import LatentModel
 from aig.models.empty import empty, parameters
 from aig.models.protocol import Condition
@@ -71,6 +72,7 @@ def make(config: Config) -> Plan:
         model = model.sized(config.model.height or height, config.model.width or width)
     settings = draft_config(config, model)
     sampling = settings.sampling
+    scheduler_for(model, sampling)
     frozen = all_parameters(model)
     adapters.attach(model.denoiser, ADAPTER, train.rank, train.alpha, train.targets, train.seed)
     trained = sum(parameter.numel() for parameter in adapters.parameters(model.denoiser, ADAPTER))
@@ -83,8 +85,8 @@ def make(config: Config) -> Plan:
     extra = with_gradient if train.kl_weight > 0 else 0
     steps = sampling.steps - train.k + (1 if train.lv > 1 else 0)
     predictions = train.batch * (steps + with_gradient + extra)
-    # A backward pass is about twice a forward one.
-    operations = train.batch / micro * (once * (steps + 3 * with_gradient + extra) + decoded * 3 * train.lv)
+    # A backward pass through frozen weights costs about what the forward one does: it needs no gradients of theirs.
+    operations = train.batch / micro * (once * (steps + 2 * with_gradient + extra) + decoded * 2 * train.lv)
     return Plan(
         config, model, here, trained, predictions * (1 if sampling.guidance == 1 else 2), predictions,
         weights=frozen * BYTES[config.model.dtype],
