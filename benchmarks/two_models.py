@@ -71,7 +71,8 @@ def fused(model: str) -> UNet2DConditionModel:
 
 def pipeline(denoiser: nn.Module) -> StableDiffusionPipeline:
     return StableDiffusionPipeline(
-        vae=None, text_encoder=None, tokenizer=None, unet=denoiser, scheduler=DDIMScheduler(clip_sample=False),
+        vae=None, text_encoder=None, tokenizer=None, unet=denoiser,
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
 
