@@ -79,8 +79,9 @@ def make(config: Config) -> Plan:
     memory.prepare(model, [part for part in train.checkpointing if part != "reward"])
     size = BYTES[config.model.dtype if train.autocast is None else train.autocast]
     micro = min(train.micro_batch, train.batch)
-    once, saved = _count(lambda: _predict(model, micro, sampling.guidance))
-    decoded, saved_decoding = _count(lambda: model.decode(torch.randn(micro, *model.latent_shape, device="meta")))
+    once, saved = _count(model, lambda: _predict(model, micro, sampling.guidance))
+    latents = torch.randn(micro, *model.latent_shape, device="meta", requires_grad=True)
+    decoded, saved_decoding = _count(model, lambda: model.decode(latents))
     with_gradient = train.k * train.lv
     extra = with_gradient if train.kl_weight > 0 else 0
     steps = sampling.steps - train.k + (1 if train.lv > 1 else 0)
@@ -105,13 +106,15 @@ def _predict(model: LatentModel, batch: int, guidance: float) -> Tensor:
     return model.predict(x, torch.zeros((), device="meta"), condition, [adapters.key(ADAPTER)] * batch, guidance)
 
 
-def _count(run: Callable[[], Tensor]) -> tuple[float, int]:
+def _count(model: LatentModel, run: Callable[[], Tensor]) -> tuple[float, int]:
     """Floating-point operations of a forward, and bytes of the distinct float32 storage that autograd holds of it."""
+    parts = [part for part in model.pipe.components.values() if isinstance(part, torch.nn.Module)]
+    weights = {tensor.untyped_storage()._cdata for part in parts for tensor in part.parameters()}
     held: dict[int, int] = {}
 
     def pack(tensor: Any) -> Any:
         storage = tensor.untyped_storage()
-        if not isinstance(tensor, torch.nn.Parameter):
+        if storage._cdata not in weights:
             held[storage._cdata] = storage.nbytes()
         return tensor
 

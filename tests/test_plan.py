@@ -70,8 +70,9 @@ def test_held_activations_are_about_what_autograd_holds():
     held = {}
 
     def pack(tensor):
-        if tensor.untyped_storage().data_ptr() not in own:
-            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            held[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     settings = training.draft_config(asked, model)
