@@ -9,7 +9,7 @@ import json
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from diffusers.loaders import (
     FluxLoraLoaderMixin,
@@ -93,15 +93,16 @@ def converted(
 def _as_diffusers(denoiser: nn.Module, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """State and network alphas, as the family's own pipeline reads them: Kohya's and others' names included."""
     loader: Any = TRANSFORMERS.get(type(denoiser).__name__)
+    state: Any = dict(tensors)
     if loader is SD3LoraLoaderMixin:
-        return loader.lora_state_dict(dict(tensors)), None
+        return cast(Any, loader).lora_state_dict(state), None
     if loader is FluxLoraLoaderMixin:
-        return loader.lora_state_dict(dict(tensors), return_alphas=True)
+        return cast(Any, loader).lora_state_dict(state, return_alphas=True)
     if getattr(denoiser.config, "addition_embed_type", None) == "text_time":
         loader = StableDiffusionXLLoraLoaderMixin
-        return loader.lora_state_dict(dict(tensors), unet_config=denoiser.config)
+        return loader.lora_state_dict(state, unet_config=denoiser.config)
     loader = StableDiffusionLoraLoaderMixin
-    return loader.lora_state_dict(dict(tensors))
+    return loader.lora_state_dict(state)
 
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
