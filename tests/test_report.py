@@ -445,6 +445,14 @@ def test_what_is_missing_is_said_and_an_earlier_report_is_replaced_whole(copy: P
     assert not list(copy.glob(".report*"))
 
 
+def test_path_lengths_of_some_prompts_say_so(copy: Path) -> None:
+    said = "Path lengths are means over the first 2 prompts."
+    assert said not in write_report(copy).read_text()
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    (copy / "config.yaml").write_text(yaml.safe_dump({**config, "evaluate": {"path_prompts": 2}}))
+    assert said in write_report(copy).read_text()
+
+
 def test_several_training_seeds_are_shown_as_their_mean_first_and_text_from_files_is_escaped(tmp_path: Path) -> None:
     root = build_run(tmp_path / "seeds", train_seeds=2, prompts=2, seeds=2)
 

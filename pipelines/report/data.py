@@ -242,6 +242,14 @@ class Run:
         """The intervals' level in words, for example 95 %."""
         return f"{100 * self.level:g} %"
 
+    @property
+    def path_note(self) -> str:
+        """On how many prompts path lengths were measured, in words, where those are not all; else empty."""
+        prompts = (self.config.get("evaluate") or {}).get("path_prompts")
+        if prompts is None or prompts >= self.prompts:
+            return ""
+        return f"Path lengths are means over the first {prompts} prompts."
+
     @cached_property
     def by_name(self) -> dict[str, Arm]:
         """All arms by name."""

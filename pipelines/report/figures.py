@@ -162,6 +162,7 @@ def reward_vs_kl(run: Run, study: Study) -> tuple[Drawing, list[Drawing]] | None
     if sum(estimate.known for estimate in gold.values()) > 1:
         values["gold"] = gold
     note = f"{sample(study.arms)}; bars: {run.percent} intervals over prompts; lines join each family's arms."
+    note = f"{note} {run.path_note}".rstrip()
     margins: dict[str, Any] = {"top": style.HEAD, "bottom": style.FOOT, "squeeze": False}
     whole, axes = style.canvas(5.8 * len(values), 5.0, 1, len(values), **margins)
     apart = style.annotate(whole, f"{study.title}: reward against KL", note, legend(study, fronts=False))

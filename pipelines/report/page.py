@@ -157,6 +157,7 @@ def _render(run: Run, sections: list[dict[str, Any]], overview: str | None) -> s
         sections=sections,
         overview=Markup(overview) if overview else None,
         caveats=words.caveats(run),
+        path_note=run.path_note,
         summary=words.summary(leading),
         elsewhere=words.summaries_elsewhere(leading),
         images=spread([arm.n for study in run.studies for arm in study.arms]),
