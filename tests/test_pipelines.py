@@ -17,7 +17,7 @@ from pipeline_toys import HERE, overrides
 from safetensors.torch import load_file
 
 from aig import adapters
-from aig.models import Sampling
+from aig.models import TinyModel
 from aig.world.tiny import build_pipeline
 from pipelines import config, front, generate, layout, measure, study, training
 from pipelines.__main__ import main
@@ -27,7 +27,7 @@ from pipelines.train import train
 # Ray's workers inherit it: they find the toys too.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
 
-DEFAULTS = Sampling(steps=10, guidance=3.0)
+DEFAULTS = TinyModel.defaults
 
 
 @pytest.fixture(scope="module")
