@@ -33,7 +33,7 @@ PROMPTS = ("a red star", "a blue cat")
 # What is asked of each case: its ratio to TRL's time, and whether memory may not be higher.
 BARS = {"K = 1": (0.88, True), "all steps": (0.8, False), "LV 2, per sample": (0.7, True)}
 OURS = {
-    "K = 1": {"k": 1, "micro_batch": 1},
+    "K = 1": {"k": 1, "micro_batch": BATCH},
     "all steps": {"k": STEPS, "micro_batch": BATCH},
     "LV 2, per sample": {"lv": 2, "micro_batch": 1},
 }
