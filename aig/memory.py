@@ -1,6 +1,6 @@
 """Levers that trade time or exactness for memory, each on its own: recompute, tile, compile, hold moments in 8 bits.
 
-What each saves is measured by `python -m benchmarks levers`, and recorded in LOG.md.
+`python -m benchmarks levers` measures what each saves and costs.
 """
 
 from __future__ import annotations

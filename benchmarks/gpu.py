@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTokenizer
 
 from aig import adapters, draft
-from aig.models import FAMILIES, Sampling
+from aig.models import Sampling, around
 from aig.models.published import PUBLISHED, SD14, SDXL
 from aig.sampler import Arm, sample_arms
 
@@ -102,13 +102,7 @@ def pipeline(name: str, tiny: bool, device: str, dtype: torch.dtype) -> Any:
 def build(name: str, tiny: bool, device: str, dtype: torch.dtype) -> Any:
     """The model as `aig.load` returns it, of a pipeline that is here instead of in a folder, with a LoRA "a"."""
     pipe = pipeline(name, tiny, device, dtype)
-    family = FAMILIES[type(pipe).__name__, "AutoencoderKL"]
-
-    class Here(family):
-        def open(self, *_: Any) -> Any:
-            return pipe
-
-    model = Here(Path(name), name, torch.device(device), dtype)
+    model = around(pipe, name, device, dtype)
     rank = 4 if tiny else RANK
     adapters.attach(model.denoiser, "a", rank, rank)
     with torch.no_grad():

@@ -21,6 +21,7 @@ from aig.models import LatentModel
 from aig.models.empty import empty, parameters
 from aig.models.protocol import Condition
 from aig.models.published import PUBLISHED
+from pipelines import study
 from pipelines.config import Config
 from pipelines.training import ADAPTER, draft_config
 
@@ -67,9 +68,7 @@ def make(config: Config) -> Plan:
     """The plan of `config.train`; ValueError where model, sizes and settings do not go together."""
     train = config.train
     model, here = empty(config.model.name, config.model.revision)
-    if config.model.height is not None or config.model.width is not None:
-        height, width = model.image_size
-        model = model.sized(config.model.height or height, config.model.width or width)
+    model = study.sized(model, config)
     settings = draft_config(config, model)
     sampling = settings.sampling
     scheduler_for(model, sampling)
@@ -148,7 +147,7 @@ def lines(plan: Plan) -> list[str]:
         f"{plan.operations / 1e12:,.3g} TFLOP without the reward",
         "all steps": f"{train.steps:,} steps, {train.steps * train.batch:,} images",
         "to end in a day": f"{train.steps * train.batch / DAY:.2f} images/s are needed",
-        "at 35 % of peak": times,
+        f"at {100 * SHARE:g} % of peak": times,
         "memory": f"about {_size(total)}: weights {_size(plan.weights)}, adapter and optimizer {_size(plan.states)}, "
         f"activations of {min(train.micro_batch, train.batch)} images {_size(plan.activations)}; the reward's are not "
         "in it",

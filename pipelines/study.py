@@ -115,6 +115,12 @@ def load_model(config: Config) -> LatentModel:
     """The model of `config.model`, for its image size, where it says."""
     wanted = config.model
     model = models.load(wanted.name, device(config), DTYPES[wanted.dtype], wanted.revision, wanted.variant)
+    return sized(model, config)
+
+
+def sized(model: LatentModel, config: Config) -> LatentModel:
+    """The model for the image size that `config.model` asks for, or for its own."""
+    wanted = config.model
     if wanted.height is None and wanted.width is None:
         return model
     height, width = model.image_size

@@ -20,7 +20,7 @@ from aig.adapters import foreign
 from aig.adapters.base import check_same_base, describe_base, tensors_of
 from aig.adapters.full import full
 from aig.adapters.lora import drop_with_gradient, several
-from aig.adapters.routing import check_base, check_known, check_new, copied_layers, forget, key, lora_layers
+from aig.adapters.routing import check_base, check_known, check_new, forget, is_copy, key, lora_layers
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 FULL_WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -39,7 +39,7 @@ def save(denoiser: nn.Module, name: str, folder: str | os.PathLike[str], record:
     with _whole(Path(folder)) as part:
         if key(name) in getattr(denoiser, "peft_config", {}):
             _save_lora(denoiser, key(name), part / WEIGHTS)
-        elif any(key(name) in layer.weights for layer in copied_layers(denoiser)[:1]):
+        elif is_copy(denoiser, name):
             denoiser.save_config(part)  # type: ignore[operator]
             _save(tensors_of(denoiser, key(name)), part / FULL_WEIGHTS, {})
         else:
@@ -93,11 +93,11 @@ def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _save_lora(denoiser: nn.Module, name: str, path: Path) -> None:
-    lead = foreign.prefix(denoiser)
+    lead, adapted = foreign.prefix(denoiser), set(lora_layers(denoiser))
     tensors = {
         f"{lead}.{layer_path}.{kind}.{k}": tensor
         for layer_path, layer in denoiser.named_modules()
-        if layer in lora_layers(denoiser)
+        if layer in adapted
         for kind in ("lora_A", "lora_B")
         if name in getattr(layer, kind)
         for k, tensor in getattr(layer, kind)[name].state_dict().items()

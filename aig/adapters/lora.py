@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aig.adapters.full import copy_parameters, scale_copy
-from aig.adapters.routing import BASE, check_known, check_new, copied_layers, key, lora_layers
+from aig.adapters.routing import BASE, check_known, check_new, is_copy, key, lora_layers
 
 # Endings of module names. UNets have the first line; the joint attention of SD3 and Flux has both.
 ATTENTION = (
@@ -60,7 +60,7 @@ def parameters(denoiser: nn.Module, name: str) -> list[nn.Parameter]:
     check_known(denoiser, name)
     denoiser.requires_grad_(False)
     found = []
-    if any(key(name) in layer.weights for layer in copied_layers(denoiser)[:1]):
+    if is_copy(denoiser, name):
         found = copy_parameters(denoiser, key(name))
     for layer in lora_layers(denoiser):
         if key(name) in layer.lora_A:
@@ -82,7 +82,7 @@ def scaled(denoiser: nn.Module, name: str, scale: float) -> str:
     if scale == 1:
         return key(name)
     alias = key(f"{name}*{scale:g}")
-    if any(key(name) in layer.weights for layer in copied_layers(denoiser)[:1]):
+    if is_copy(denoiser, name):
         scale_copy(denoiser, key(name), scale, alias)
     for layer in lora_layers(denoiser):
         if key(name) in layer.lora_A and alias not in layer.scaling:

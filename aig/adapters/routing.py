@@ -41,6 +41,11 @@ def copied_layers(denoiser: nn.Module) -> list[Copied]:
     return _adapted(denoiser)[1]
 
 
+def is_copy(denoiser: nn.Module, name: str) -> bool:
+    """Whether an adapter is a whole copy of the denoiser; every copied layer holds the same sets."""
+    return any(key(name) in layer.weights for layer in copied_layers(denoiser)[:1])
+
+
 _found: WeakKeyDictionary[nn.Module, tuple[list[Any], list[Any], list[Copied]]] = WeakKeyDictionary()
 
 

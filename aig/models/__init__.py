@@ -33,6 +33,7 @@ __all__ = [
     "StableDiffusionModel",
     "StableDiffusionXLModel",
     "TinyModel",
+    "around",
     "load",
     "resolve",
 ]
@@ -69,6 +70,22 @@ def load(
         raise ValueError(f"{folder / INDEX}: {found} is not a family that can be loaded (known: {known})")
     _check_safetensors(folder, variant)
     return family(folder, str(name), torch.device(device), dtype, variant)
+
+
+def around(pipe: Any, name: str, device: str | torch.device, dtype: torch.dtype) -> LatentModel:
+    """The model of a pipeline that is here already, and is where and in what precision it says.
+
+    Raises ValueError for a pipeline of no known family.
+    """
+    family = FAMILIES.get((type(pipe).__name__, type(pipe.vae).__name__))
+    if family is None:
+        raise ValueError(f"model {name!r}: {type(pipe).__name__} is not a family that can be loaded")
+
+    class Around(family):
+        def open(self, *_: Any) -> Any:
+            return pipe
+
+    return Around(Path(name), name, torch.device(device), dtype)
 
 
 def resolve(name: str | Path, revision: str | None = None, variant: str | None = None) -> Path:

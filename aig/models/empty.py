@@ -15,7 +15,7 @@ from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from aig.models import FAMILIES, INDEX, LatentModel, resolve
+from aig.models import INDEX, LatentModel, around, resolve
 from aig.models.published import PUBLISHED
 
 WITHOUT = ("tokenizer", "feature_extractor", "safety_checker", "image_encoder")
@@ -32,20 +32,12 @@ def empty(name: str, revision: str | None = None) -> tuple[LatentModel, bool]:
     if folder is None and name not in PUBLISHED:
         folder = _configurations(name, revision)
     kind, parts = _published(name) if folder is None else _from_folder(folder)
-    family = FAMILIES.get((kind, type(parts["vae"]).__name__))
-    if family is None:
-        raise ValueError(f"model {name!r}: {kind} is not a family that can be loaded")
     init = getattr(diffusers, kind).__init__.__code__
     expected = init.co_varnames[1 : init.co_argcount]
     settings = {"requires_safety_checker": False} if "requires_safety_checker" in expected else {}
     missing = {part: None for part in expected if part.startswith(WITHOUT) and part not in parts}
     pipe = getattr(diffusers, kind)(**parts, **missing, **settings)
-
-    class Empty(family):
-        def open(self, *_: Any) -> Any:
-            return pipe
-
-    return Empty(Path(name), name, torch.device("meta"), torch.float32), here
+    return around(pipe, name, "meta", torch.float32), here
 
 
 def parameters(module: Any) -> int:
