@@ -3,6 +3,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 ARGS ?=
+ADDRESS ?= http://127.0.0.1:8265
+RUN ?=
 
 python := $(VENV)/bin/python
 
@@ -17,14 +19,15 @@ dev_stamp := $(VENV)/.installed-dev
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint submit bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  VENV=$(VENV)  the virtual environment; made where it is missing"
 	@echo "  PYTHON=$(PYTHON)  the interpreter that makes it, 3.10 or newer"
-	@echo "  ARGS=\"...\"  passed on to demo, test and bench, as in: make test ARGS=\"-k schedules\""
+	@echo "  ARGS=\"...\"  passed on to demo, test, submit and bench, as in: make test ARGS=\"-k schedules\""
+	@echo "  ADDRESS=$(ADDRESS)  where submit finds the cluster's job server"
 
 setup: $(dev_stamp) ## Install everything: the package with its Ray, test and development extras
 
@@ -38,6 +41,11 @@ lint: $(dev_stamp) ## Check style, format and types
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(python) -m pyright --pythonpath $(python)
+
+submit: $(run_stamp) ## Run a command on a cluster: make submit RUN=name ARGS="evaluate --preset demo"
+	@test -n "$(RUN)" || { echo 'make: name the run, which is what a resubmission resumes: make submit RUN=name ARGS="..."' >&2; exit 2; }
+	@test -n "$(ARGS)" || { echo 'make: give the command: make submit RUN=$(RUN) ARGS="evaluate --preset demo"' >&2; exit 2; }
+	$(VENV)/bin/ray job submit --address "$(ADDRESS)" --working-dir . -- python -m pipelines $(ARGS) run.name=$(RUN)
 
 bench: $(run_stamp) ## Measure speed
 	$(python) -m benchmarks $(ARGS)

@@ -72,7 +72,8 @@ class Session:
             self.cluster = cluster = self.ray.enter_context(connected(self.config.ray))
             dashboard = f", dashboard at {cluster.dashboard}" if cluster.dashboard else ""
             where = "started here" if cluster.started else "running already"
-            print(f"Ray: {cluster.cpus:g} logical CPUs, {where}{dashboard}")
+            sizes = [f"{cluster.resources.get(name, 0):g} logical {name}s" for name in ("CPU", "GPU")]
+            print(f"Ray: {', '.join(size for size in sizes if not size.startswith('0 '))}, {where}{dashboard}")
         return self.cluster
 
     def disconnect(self) -> None:
@@ -89,7 +90,7 @@ def run_train(session: Session) -> None:
         from pipelines import check, study
         from pipelines.layout import RunFiles, adapter_key
         from pipelines.progress import trainings
-        from pipelines.train import train
+        from pipelines.train import room_for, train
 
         check.check_training(config, sweep=False)
     session.claim()
@@ -97,7 +98,7 @@ def run_train(session: Session) -> None:
     if study.is_finished(config):
         print(f"Finished already: {files.adapters / key}")
         return
-    session.connect()
+    room_for(config, session.connect())
     with stage("train", session.seconds), trainings(files.progress, [key]):
         folder = train(config)
     print(f"Adapter: {folder}")

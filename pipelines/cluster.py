@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.state import state as ray_state
 from ray._private.utils import read_ray_address
 
 from pipelines import config as configuration
@@ -36,15 +38,48 @@ LOCAL = {
 }
 
 
+# What an actor asks of a node's custom resource: next to nothing, so that it only says where the actor belongs.
+PLACE = 0.001
+
+
 @dataclass(frozen=True)
 class Cluster:
     """A connection to Ray."""
 
-    cpus: float
-    """Logical CPUs of the whole cluster."""
+    resources: dict[str, float]
+    """Logical resources of the whole cluster: those that it has, or, where it scales itself, may come to have."""
     started: bool
     """Whether this process started it, and so stops it."""
     dashboard: str | None
+
+    def room(self, one: Mapping[str, float], taken: Mapping[str, float], what: str, fix: str) -> int:
+        """How often `one` fits beside what is taken; ConfigError, naming what is short, where that is not even once."""
+        times = math.inf
+        for name, amount in one.items():
+            have, other = self.resources.get(name, 0.0), taken.get(name, 0.0)
+            if amount > have - other + 1e-6:
+                beside = f" beside the {other:g} of others" if other else ""
+                raise configuration.ConfigError(
+                    f"{what} needs {amount:g} {name}{beside}, and the cluster has {have:g}: {fix}"
+                )
+            times = min(times, (have - other + 1e-6) / amount)
+        return int(times)
+
+
+def needs(cpus: float, gpus: float = 0.0, node: str | None = None) -> dict[str, float]:
+    """Ray resources of one actor or worker, those of nothing left out; `node` is the custom resource of its nodes."""
+    wanted = {"CPU": cpus, "GPU": gpus, **({node: PLACE} if node else {})}
+    return {name: amount for name, amount in wanted.items() if amount > 0}
+
+
+def times(one: Mapping[str, float], count: float) -> dict[str, float]:
+    return {name: amount * count for name, amount in one.items()}
+
+
+def _resources() -> dict[str, float]:
+    found = ray.cluster_resources()
+    largest = ray_state.get_max_resources_from_cluster_config() or {}
+    return {name: max(found.get(name, 0.0), largest.get(name, 0.0)) for name in {*found, *largest}}
 
 
 @contextmanager
@@ -55,15 +90,14 @@ def connected(settings: configuration.Ray) -> Iterator[Cluster]:
     Raises ConfigError for an address where no cluster answers.
     """
     if ray.is_initialized():
-        yield Cluster(ray.cluster_resources().get("CPU", 0.0), False, None)
+        yield Cluster(_resources(), False, None)
         return
     address = _address(settings)
     quiet()
     try:
         context = _start(settings) if address is None else _join(address)
-        cpus = ray.cluster_resources().get("CPU", 0.0)
         dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else None
-        yield Cluster(cpus, address is None, dashboard)
+        yield Cluster(_resources(), address is None, dashboard)
     finally:
         # For a cluster of someone else this ends our connection, and with it our actors, and nothing more.
         with _uninterrupted():

@@ -177,6 +177,10 @@ class Train(Section):
     """Data-parallel training workers."""
     cpus_per_worker: float = number(1.0, above=0, **EXECUTION)
     """Ray CPUs that a worker holds."""
+    gpus_per_worker: float = number(0.0, 0, **EXECUTION)
+    """Ray GPUs that a worker holds; without any it runs on CPUs."""
+    node: str | None = field(default=None, metadata=EXECUTION)
+    """A custom resource of Ray (`train` in cluster.yaml) that only the workers' nodes have; null is any node."""
     threads: int = number(1, 1, **EXECUTION)
     """Torch threads of a worker."""
 
@@ -238,10 +242,16 @@ class Evaluate(Section):
     """Generator actors."""
     generator_cpus: float = number(1.0, above=0, **EXECUTION)
     """Ray CPUs that a generator holds."""
+    generator_gpus: float = number(0.0, 0, **EXECUTION)
+    """Ray GPUs that a generator holds, or a share of one; without any it runs on CPUs."""
     scorers: int = number(1, 1, **EXECUTION)
     """Scorer actors."""
     scorer_cpus: float = number(0.5, above=0, **EXECUTION)
     """Ray CPUs that a scorer holds."""
+    scorer_gpus: float = number(0.0, 0, **EXECUTION)
+    """Ray GPUs that a scorer holds, or a share of one; without any it runs on CPUs."""
+    node: str | None = field(default=None, metadata=EXECUTION)
+    """A custom resource of Ray (`spot` in cluster.yaml) that only the actors' nodes have; null is any node."""
     threads: int = number(1, 1, **EXECUTION)
     """Torch threads of an actor."""
 

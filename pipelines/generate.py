@@ -31,7 +31,7 @@ from aig import adapters, models
 from aig.sampler import sample_arms, to_uint8
 from pipelines import config as configuration
 from pipelines import study
-from pipelines.cluster import Cluster
+from pipelines.cluster import Cluster, needs, times
 from pipelines.config import Config, ConfigError
 from pipelines.layout import RunFiles
 from pipelines.scoring import Scores
@@ -120,14 +120,22 @@ def generate(config: Config, connect: Callable[[], Cluster], model_defaults: mod
 def pool_sizes(config: Config, cluster: Cluster) -> int:
     """Generators that the cluster has room for beside the scorers; ConfigError where that is none."""
     evaluate = config.evaluate
-    taken = evaluate.scorers * evaluate.scorer_cpus + SPARE_CPUS
-    room = int((cluster.cpus - taken + 1e-6) / evaluate.generator_cpus)
-    if room < 1:
-        raise ConfigError(
-            f"evaluation needs {taken + evaluate.generator_cpus:g} CPUs for one generator and the scorers, and the "
-            f"cluster has {cluster.cpus:g}: lower evaluate.generator_cpus or scorer_cpus, or raise ray.num_cpus"
-        )
+    taken = times(_scorer_needs(evaluate), evaluate.scorers)
+    taken["CPU"] += SPARE_CPUS
+    fix = (
+        "lower evaluate.generator_cpus, scorer_cpus or scorers (_gpus for GPUs), name another evaluate.node, or take a "
+        "larger cluster (ray.num_cpus for one of this machine)"
+    )
+    room = cluster.room(_generator_needs(evaluate), taken, "a generator", fix)
     return min(room, evaluate.generators)
+
+
+def _generator_needs(evaluate: configuration.Evaluate) -> dict[str, float]:
+    return needs(evaluate.generator_cpus, evaluate.generator_gpus, evaluate.node)
+
+
+def _scorer_needs(evaluate: configuration.Evaluate) -> dict[str, float]:
+    return needs(evaluate.scorer_cpus, evaluate.scorer_gpus, evaluate.node)
 
 
 def _plan(config: Config, missing: Sequence[Unit], generators: int) -> ray.data.Dataset:
@@ -144,7 +152,7 @@ def _plan(config: Config, missing: Sequence[Unit], generators: int) -> ray.data.
             Generator,
             fn_constructor_kwargs=content,
             compute=ray.data.ActorPoolStrategy(size=min(generators, len(rows)), max_tasks_in_flight_per_actor=2),
-            num_cpus=evaluate.generator_cpus,
+            **_actor(_generator_needs(evaluate)),
             batch_size=min(evaluate.groups_at_once, -(-len(rows) // generators)),
             batch_format="pyarrow",
         )
@@ -152,11 +160,17 @@ def _plan(config: Config, missing: Sequence[Unit], generators: int) -> ray.data.
             Scorer,
             fn_constructor_kwargs=content,
             compute=ray.data.ActorPoolStrategy(size=evaluate.scorers),
-            num_cpus=evaluate.scorer_cpus,
+            **_actor(_scorer_needs(evaluate)),
             batch_size=1,
             batch_format="pyarrow",
         )
     )
+
+
+def _actor(wanted: dict[str, float]) -> dict[str, Any]:
+    """Ray's arguments for an actor of so many resources."""
+    custom = {name: amount for name, amount in wanted.items() if name not in ("CPU", "GPU")}
+    return {"num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU", 0.0), "resources": custom}
 
 
 class Generator:

@@ -17,6 +17,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from pipelines import config as configuration
+from pipelines.cluster import Cluster, needs, times
 from pipelines.config import Config
 from pipelines.layout import RunFiles, adapter_key
 
@@ -32,7 +33,9 @@ def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
         worker,
         train_loop_config={"config": configuration.to_dict(config)},
         scaling_config=ScalingConfig(
-            num_workers=settings.num_workers, resources_per_worker={"CPU": settings.cpus_per_worker}
+            num_workers=settings.num_workers,
+            use_gpu=settings.gpus_per_worker > 0,
+            resources_per_worker=needs(settings.cpus_per_worker, settings.gpus_per_worker, settings.node),
         ),
         run_config=RunConfig(
             name=key,
@@ -46,6 +49,18 @@ def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
     # The adapter's record says from now on that this training is finished; its checkpoints would only take room.
     shutil.rmtree(storage / key, ignore_errors=True)
     return files.adapters / key
+
+
+def room_for(config: Config, cluster: Cluster, driver_cpus: float = 0.0) -> int:
+    """How many trainings the cluster has room for at once; ConfigError, at once, where it never could run one."""
+    settings = config.train
+    one = times(needs(settings.cpus_per_worker, settings.gpus_per_worker, settings.node), settings.num_workers)
+    one["CPU"] += driver_cpus
+    fix = (
+        "lower train.num_workers, train.cpus_per_worker or train.gpus_per_worker, name another train.node, or take a "
+        "larger cluster (ray.num_cpus for one of this machine)"
+    )
+    return cluster.room(one, {}, "a training", fix)
 
 
 def _interruptibly(function: Callable[[], Any]) -> None:

@@ -18,9 +18,9 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from pipelines import config as configuration
 from pipelines import layout, progress
 from pipelines.cluster import Cluster
-from pipelines.config import Config, ConfigError
+from pipelines.config import Config
 from pipelines.layout import RunFiles
-from pipelines.train import train
+from pipelines.train import room_for, train
 from tune.space import grid
 
 # A trial's driver only waits for its training. Tune refuses 0, and 1 would take the CPUs that workers need: a deadlock.
@@ -52,14 +52,7 @@ def sweep(config: Config, connect: Callable[[], Cluster]) -> list[dict[str, Any]
 
 def concurrency(config: Config, cluster: Cluster) -> int:
     """Trainings at once: as many as asked for, and as the cluster has room for; ConfigError where that is none."""
-    train = config.train
-    one = train.num_workers * train.cpus_per_worker
-    room = int((cluster.cpus + 1e-6) / (one + DRIVER_CPUS))
-    if room < 1:
-        raise ConfigError(
-            f"a training needs {one:g} CPUs for its workers and {DRIVER_CPUS} for its driver, and the cluster has "
-            f"{cluster.cpus:g}: lower train.num_workers or train.cpus_per_worker, or raise ray.num_cpus"
-        )
+    room = room_for(config, cluster, driver_cpus=DRIVER_CPUS)
     return min(room, config.sweep.max_concurrent)
 
 

@@ -8,7 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -25,11 +29,26 @@ def folder(name: str = "") -> Path:
 
     ValueError names a file that is missing or corrupt and the fix.
     """
-    weights = Path(__file__).parent / "weights"
+    weights = _beside_or_installed()
     if not name:
         return weights
     verify(weights, name)
     return weights / name
+
+
+def _beside_or_installed() -> Path:
+    """The weights beside this file; where a shipped copy of the code left them out, those of the installed package."""
+    beside = Path(__file__).parent / "weights"
+    if beside.is_dir():
+        return beside
+    with suppress(PackageNotFoundError):
+        package = distribution("aig")
+        url = json.loads(package.read_text("direct_url.json") or "{}").get("url", "")
+        # An editable installation keeps no files of its own and says where the source is.
+        for root in (str(package.locate_file("")), url2pathname(urlparse(url).path)):
+            if (Path(root) / "aig" / "world" / "weights").is_dir():
+                return Path(root) / "aig" / "world" / "weights"
+    return beside
 
 
 def digest(path: Path) -> str:
