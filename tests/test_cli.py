@@ -129,7 +129,8 @@ def test_a_second_process_in_the_same_run_is_refused(model, tmp_path, capsys):
 
 
 @pytest.mark.timeout(280)
-def test_ctrl_c_leaves_a_resumable_run_and_no_process(model, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_leave_a_resumable_run_and_no_process(model, tmp_path, number, code):
     arguments = overrides(model, tmp_path, train__steps=2000, ray__address="local")
     with (tmp_path / "log").open("w+") as log:
         process = subprocess.Popen(
@@ -141,8 +142,8 @@ def test_ctrl_c_leaves_a_resumable_run_and_no_process(model, tmp_path):
             wait_for(lambda: any(checkpoints.glob("*/checkpoint_*/state.pt")), process, log)
             family = psutil.Process(process.pid).children(recursive=True)
             assert any("raylet" in child.name() for child in family)
-            process.send_signal(signal.SIGINT)
-            assert process.wait(60) == 130
+            process.send_signal(number)
+            assert process.wait(60) == code
         finally:
             process.kill()
         log.seek(0)
