@@ -37,7 +37,7 @@ class ClipReward(LibraryReward):
 
 def sources(spec: RewardSpec) -> list[Source]:
     """What is read: a folder of `CLIPModel` with its processor, or, with an architecture, an open_clip checkpoint."""
-    return clip_sources(spec.weights or WEIGHTS, spec.architecture, spec.processor, f"reward {spec.column!r}")
+    return clip_sources(spec.weights or WEIGHTS, spec.architecture, spec.processor, spec.user)
 
 
 def load(spec: RewardSpec, device: torch.device, dtype: torch.dtype) -> ClipReward:

@@ -73,6 +73,11 @@ class RewardSpec:
     def column(self) -> str:
         return self.label or self.name
 
+    @property
+    def user(self) -> str:
+        """How messages call it."""
+        return f"reward {self.column!r}"
+
 
 Spec = str | Mapping[str, Any] | RewardSpec | Sequence[Any]
 

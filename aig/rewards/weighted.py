@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
-from aig.rewards.base import LibraryReward, Reward
+from aig.rewards.base import LibraryReward, Reward, check_images
 from aig.vision import Views
 
 Statistics = Mapping[str, Sequence[float]]  # component: (mean, standard deviation)
@@ -51,9 +52,11 @@ class WeightedSum(LibraryReward):
     def score(self, views: Views, prompts: list[str]) -> Tensor:
         return self.combine(self._columns(views, prompts))
 
-    def columns(self, images: Tensor | Views, prompts: list[str]) -> dict[str, Tensor]:
+    def columns(self, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
         """The components' own scores (B,) by name; images as for a call (float) or for `report` (uint8)."""
-        return self._columns(images if isinstance(images, Views) else Views(images), prompts)
+        if images.dtype != torch.uint8:
+            check_images(self.name, images)
+        return self._columns(Views(images), prompts)
 
     def _columns(self, views: Views, prompts: list[str]) -> dict[str, Tensor]:
         return {

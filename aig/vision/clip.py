@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aig.vision.preprocess import Preprocess, Views
-from aig.vision.weights import CLIP_FILES, PROCESSOR_FILES, Source, fetch
+from aig.vision.shared import ByPrompt, shared
+from aig.vision.weights import Source, fetch
 
-CACHED_PROMPTS = 8192  # 32 MiB of 1024 float32 each
+CLIP_FILES = ("config.json", "model.safetensors|model.safetensors.index.json|pytorch_model.bin")
+PROCESSOR_FILES = ("preprocessor_config.json|processor_config.json", "tokenizer.json|vocab.json")
+OPEN_CLIP_FILES = ("open_clip_model.safetensors|open_clip_pytorch_model.bin",)
 
 
 class Clip:
     """A frozen CLIP. Embeddings are unit vectors (B, d), in float32 (float64 where the towers are).
 
-    Text embeddings are cached by prompt, at most `CACHED_PROMPTS` of them, the least recently used leaving first.
+    Text embeddings are cached by prompt, a bounded number of them.
     """
 
     def __init__(
@@ -40,12 +41,12 @@ class Clip:
         self._image_features, self._text_features, self._tokenize = image_features, text_features, tokenize
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
-        self._texts: OrderedDict[str, Tensor] = OrderedDict()
+        self.texts: ByPrompt[Tensor] = ByPrompt()
 
     @property
     def logit_scale(self) -> Tensor:
         """`exp` of the learned log temperature, a scalar (100 in most checkpoints)."""
-        return self._wide(self.model.logit_scale).exp()  # type: ignore[arg-type]
+        return wide(self.model.logit_scale).exp()  # type: ignore[arg-type]
 
     def embed_images(self, images: Views | Tensor, preprocess: Preprocess | None = None) -> Tensor:
         """Unit embeddings (B, d) of images (B, 3, H, W): floats in [0, 1], or uint8 for the report path."""
@@ -56,34 +57,27 @@ class Clip:
     def _embed(self, pixels: Tensor) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):
             features = self._image_features(pixels.to(self.device, self.dtype))
-        return F.normalize(self._wide(features), dim=-1)  # (B, d)
+        return F.normalize(wide(features), dim=-1)  # (B, d)
 
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
         """Unit embeddings (B, d) of prompts, without gradient.
 
         Prompts longer than the context (77 tokens) are truncated, with one warning that counts them.
         """
-        known = {prompt: self._texts[prompt] for prompt in prompts if prompt in self._texts}
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
-        if new:
-            known |= dict(zip(new, self._embed_new(new), strict=True))
-        for prompt, embedding in known.items():
-            self._texts[prompt] = embedding
-            self._texts.move_to_end(prompt)
-        while len(self._texts) > CACHED_PROMPTS:
-            self._texts.popitem(last=False)
-        return torch.stack([known[prompt] for prompt in prompts])  # (B, d)
+        return torch.stack(self.texts.get(prompts, self._embed_new))  # (B, d)
 
     def _embed_new(self, prompts: list[str]) -> list[Tensor]:
         tokens, lengths = self._tokenize(prompts)
         warn_of_truncation(lengths, tokens.shape[1])
         # Whoever calls first may be in inference mode, whose tensors a later backward pass could not use.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            features = self._wide(self._text_features(tokens.to(self.device)))
+            features = wide(self._text_features(tokens.to(self.device)))
             return [row.clone() for row in F.normalize(features, dim=-1)]
 
-    def _wide(self, values: Tensor) -> Tensor:
-        return values.to(torch.promote_types(values.dtype, torch.float32))
+
+def wide(values: Tensor) -> Tensor:
+    """The values in float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def warn_of_truncation(lengths: Sequence[int], limit: int) -> None:
@@ -97,20 +91,25 @@ def warn_of_truncation(lengths: Sequence[int], limit: int) -> None:
         )
 
 
-_LOADED: WeakValueDictionary[tuple[object, ...], Clip] = WeakValueDictionary()
-
-
 def clip_sources(
-    weights: str, architecture: str | None = None, processor: str | None = None, user: str = "CLIP"
+    weights: str,
+    architecture: str | None = None,
+    processor: str | None = None,
+    user: str = "CLIP",
+    key: str = "weights",
 ) -> list[Source]:
-    """What `load_clip` reads, for `missing`."""
-    if architecture is None:
-        extras = ("*.json", "merges.txt")
-        return [
-            Source(user, weights, CLIP_FILES, extras),
-            Source(user, processor or weights, PROCESSOR_FILES, extras, key="processor"),
-        ]
-    return [Source(user, weights, ("open_clip_model.safetensors|open_clip_pytorch_model.bin",), ("*.json",))]
+    """What `load_clip` reads: a hub id or folder of transformers' `CLIPModel` and that of its processor (by default the
+    same), or, with an open_clip architecture, a checkpoint file or a hub id or folder that holds one.
+
+    `user` is who asks and `key` the key that names the weights, as messages say them.
+    """
+    if architecture is not None:
+        return [Source(user, weights, OPEN_CLIP_FILES, key=key)]
+    extras = ("*.json", "merges.txt")
+    return [
+        Source(user, weights, CLIP_FILES, extras, key),
+        Source(user, processor or weights, PROCESSOR_FILES, extras, "processor" if processor else key),
+    ]
 
 
 def load_clip(
@@ -126,16 +125,16 @@ def load_clip(
     Raises ValueError where files are not to be had, or do not fit.
     """
     paths = [fetch(source) for source in sources]
-    device = torch.device(device)
-    key = (architecture, *paths, device, dtype)
-    clip = _LOADED.get(key)
-    if clip is None:
-        clip = _LOADED[key] = _load(architecture, paths, device, dtype, sources[0].user)
-    return clip
+    if architecture is not None:
+        paths = [sources[0].file(paths[0])]
+    device, user = torch.device(device), sources[0].user
+    return shared(
+        ("clip", architecture, *paths, device, dtype), lambda: _load(architecture, paths, device, dtype, user)
+    )
 
 
 def _load(architecture: str | None, paths: list[Path], device: torch.device, dtype: torch.dtype, user: str) -> Clip:
     # Imported when first used: each of the two libraries takes seconds.
     if architecture is None:
-        return import_module("aig.vision.clip_transformers").load(paths[0], paths[-1], device, dtype, user)
+        return import_module("aig.vision.clip_transformers").load(paths[0], paths[1], device, dtype, user)
     return import_module("aig.vision.clip_open").load(architecture, paths[0], device, dtype, user)

@@ -28,12 +28,11 @@ def load(architecture: str, weights: Path, device: torch.device, dtype: torch.dt
     """
     config, preprocessing = configuration(architecture, user)
     model = build(config)
-    file = checkpoint_file(weights)
     try:
-        open_clip.load_checkpoint(model, str(file), strict=True, weights_only=True)
+        open_clip.load_checkpoint(model, str(weights), strict=True, weights_only=True)
     except (RuntimeError, UnpicklingError, KeyError, OSError) as error:
         raise ValueError(
-            f"{user}: the checkpoint {file} does not fit the architecture {architecture!r} "
+            f"{user}: the checkpoint {weights} does not fit the architecture {architecture!r} "
             f"({str(error).strip().splitlines()[0]}); give the architecture that it was trained with"
         ) from error
     model = model.to(device, dtype).eval().requires_grad_(False)
@@ -77,14 +76,6 @@ def build(config: dict[str, Any]) -> Any:
         config["text_cfg"]["hf_model_pretrained"] = False
     model_class: type[nn.Module] = open_clip.CustomTextCLIP if custom else open_clip.CLIP
     return model_class(**config)
-
-
-def checkpoint_file(weights: Path) -> Path:
-    """The checkpoint file itself, or the one in a folder of the hub's format."""
-    if weights.is_file():
-        return weights
-    names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-    return next(weights / name for name in names if (weights / name).exists())
 
 
 def tokenizer_of(architecture: str, config: dict[str, Any]) -> Any:

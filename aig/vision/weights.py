@@ -12,8 +12,6 @@ import torch
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, snapshot_download, try_to_load_from_cache
 
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".json", ".ckpt")
-CLIP_FILES = ("config.json", "model.safetensors|model.safetensors.index.json|pytorch_model.bin")
-PROCESSOR_FILES = ("preprocessor_config.json|processor_config.json", "tokenizer.json|vocab.json")
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,12 @@ class Source:
     @property
     def path(self) -> Path:
         return Path(self.place).expanduser()
+
+    def file(self, path: Path) -> Path:
+        """The one file that is meant, of the path that `fetch` gave: itself, or the first alternative in a folder."""
+        if path.is_file():
+            return path
+        return next(path / name for name in self.files[0].split("|") if (path / name).exists())
 
     @property
     def downloaded(self) -> Path:
