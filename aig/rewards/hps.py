@@ -20,13 +20,13 @@ VERSIONS = {
 
 def sources(spec: RewardSpec) -> list[Source]:
     """A checkpoint file with the weights under `state_dict`."""
+    if spec.processor is not None:
+        raise ValueError(f"{spec.user}: HPSv2 goes through open_clip and takes no processor; leave it out")
     return [Source(spec.user, spec.weights or REPOSITORY, (VERSIONS[spec.name][0],))]
 
 
 def load(spec: RewardSpec, device: torch.device, dtype: torch.dtype) -> ClipReward:
     """100 cosines of image and prompt; the image's longest side is resized to the tower's 224 px, black around it."""
-    if spec.processor is not None:
-        raise ValueError(f"{spec.user}: HPSv2 goes through open_clip and takes no processor; leave it out")
     clip = load_clip(spec.architecture or ARCHITECTURE, sources(spec), device, dtype)
     padded = replace(clip.preprocess, fit="pad", shortest=None, own=None)
     return ClipReward(spec.column, clip, preprocess=padded, range=VERSIONS[spec.name][1])
