@@ -196,7 +196,7 @@ def test_a_checkpoint_that_holds_code_is_not_unpickled(hps, tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "trace"), "w"))
 
-    (tmp_path / "bad.pt").write_bytes(pickle.dumps({"state_dict": Code()}))
+    (tmp_path / "bad.pt").write_bytes(pickle.dumps({"state_dict": Code()}, protocol=2))
     with pytest.raises(ValueError, match="does not fit"):
         vision.load_clip(str(hps[0]), vision.clip_sources(str(tmp_path / "bad.pt"), str(hps[0])))
     assert not (tmp_path / "trace").exists()

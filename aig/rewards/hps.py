@@ -1,4 +1,9 @@
-"""HPSv2 and v2.1: the human preference score (Wu et al. 2023, arXiv 2306.09341). Their scores are not comparable."""
+"""HPSv2 and v2.1: the human preference score (Wu et al. 2023, arXiv 2306.09341). Their scores are not comparable.
+
+Reports follow open_clip's transform with `image_resize_mode='longest'`: PIL's bicubic resize, black padding before the
+normalization, float32. The authors' package pads the same way, but resizes the float tensor (antialiased since
+torchvision 0.17, before that not) and runs under autocast: its figures differ by as much as those two do.
+"""
 
 from __future__ import annotations
 
