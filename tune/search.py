@@ -85,7 +85,8 @@ class Work:
             images = len(unit.curves) * len(unit.prompt_ids) * seeds
             drawn += images
             self.bar.update(images)
-        self.bar.update(len(schedules) * prompts * seeds - drawn)
+        if spared := len(schedules) * prompts * seeds - drawn:
+            self.bar.update(spared)
         return self.store.table(which, prompts, curves)
 
     def cost(self) -> dict[str, int]:
