@@ -394,7 +394,7 @@ def test_a_schedule_file_stands_in_the_configuration_as_its_content_and_in_the_a
         config.load("smoke", None, [f"evaluate.schedules=['file:{file}']"])
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(580)
 def test_the_command_searches_validates_and_leaves_schedules_that_can_be_used(ray_cluster, trained, capsys):
     assert main(["search", *trained]) == 0
     said = capsys.readouterr().out

@@ -7,7 +7,7 @@ to resume a search is to propose again and to tell it the values that are known.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, product
 from typing import Protocol
@@ -27,6 +27,11 @@ PLACES = ((0.05, 0.45), (0.5, 0.95))
 # end with the tuned model alone, and a step at 0 or 1 takes one prediction where others take two.
 WEIGHTS = (-0.25, 1.25)
 POWERS = (0.25, 16.0)
+NUMBERS: dict[str, Callable[[optuna.Trial], float]] = {
+    "power": lambda trial: trial.suggest_float("p", *POWERS, log=True),
+    "step": lambda trial: trial.suggest_float("f", 0, 1, step=0.02),
+    "constant": lambda trial: trial.suggest_float("w", 0, 1, step=0.02),
+}
 
 
 @dataclass(frozen=True)
@@ -93,19 +98,18 @@ class Optuna:
 
     def _candidate(self, trial: optuna.Trial) -> Candidate:
         family = str(trial.suggest_categorical("family", self.families))
-        numbers = {
-            "power": lambda: trial.suggest_float("p", *POWERS, log=True),
-            "step": lambda: trial.suggest_float("f", 0, 1, step=0.02),
-            "constant": lambda: trial.suggest_float("w", 0, 1, step=0.02),
-        }
-        suggested = {name: number() for name, number in numbers.items() if name in self.families}
-        if family in suggested and not {"monotone", "free"} & set(self.families):
-            return Candidate(family, _with_number(family, suggested[family]))
-        places = self.places or [0, *(trial.suggest_float(f"u{i}", *r, step=0.05) for i, r in enumerate(PLACES, 1)), 1]
+        numbers = {name: suggest(trial) for name, suggest in NUMBERS.items() if name in self.families}
+        curve = self._knots(trial) if set(self.families) - set(NUMBERS) else ([], [])
+        if family in numbers:
+            return Candidate(family, _with_number(family, numbers[family]))
+        return Candidate(family, _curve(family, *curve))
+
+    def _knots(self, trial: optuna.Trial) -> tuple[list[float], list[float]]:
+        """Places and weights of a curve's knots."""
+        asked = () if self.places else enumerate(PLACES, 1)
+        inner = [trial.suggest_float(f"u{i}", *bounds, step=0.05) for i, bounds in asked]
         weights = [trial.suggest_float(f"w{i}", *WEIGHTS, step=0.05) for i in range(KNOTS)]
-        return Candidate(
-            family, _with_number(family, suggested[family]) if family in suggested else _curve(family, places, weights)
-        )
+        return list(self.places or [0, *inner, 1]), weights
 
 
 def _optuna_sampler(name: str, population: int, seed: int) -> optuna.samplers.BaseSampler:

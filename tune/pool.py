@@ -47,7 +47,7 @@ class Evaluator:
         adapters.load(self.model.denoiser, RunFiles(self.config.directory).adapters / adapter, ADAPTER)
         self.sampling = sampling_of(self.config, self.model.defaults)
         evaluate = self.config.evaluate
-        self.scores = Scores(scored(self.config, reward), evaluate.gold, evaluate.features)
+        self.scores = Scores(scored(self.config, reward), evaluate.gold, evaluate.features, self.model.device)
 
     @torch.no_grad()
     def draw(self, unit: Unit) -> Measured:
@@ -64,9 +64,8 @@ class Evaluator:
 
     def _measure(self, latents: torch.Tensor, texts: list[str], prompts: int) -> dict[str, list[float]]:
         """Metric -> (prompts,) of one curve's latents (prompts · seeds, C, H, W)."""
-        scores = {
-            name: value.cpu().numpy() for name, value in self.scores(rounded(self.model.decode(latents)), texts).items()
-        }
+        images = rounded(self.model.decode(latents))
+        scores = {name: value.cpu().numpy() for name, value in self.scores(images, texts).items()}
         features = scores.pop("features").reshape(prompts, len(texts) // prompts, -1)
         found = {name: column.astype(np.float64).reshape(prompts, -1).mean(axis=1) for name, column in scores.items()}
         if ACCURACIES[0] in found:

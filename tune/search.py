@@ -49,10 +49,10 @@ def search(plan: Plan, draw: Draw) -> Path:
     work = Work(plan, store, draw)
     with work.bar:
         trials, volumes = run(work)
-        chosen = findings.choose(plan, trials, work.measure(SEARCH, REFERENCES))
-        held_out = work.measure(HELD_OUT, [*REFERENCES, *(trial.candidate.schedule for trial in chosen)])
-    searched = work.measure(SEARCH, [*REFERENCES, *(trial.candidate.schedule for trial in chosen)])
-    result = findings.conclude(plan, trials, chosen, searched, held_out)
+        chosen = findings.choose(plan, trials, work.table(SEARCH, REFERENCES))
+        compared = [*REFERENCES, *(trial.candidate.schedule for trial in chosen)]
+        held_out = work.measure(HELD_OUT, compared)
+    result = findings.conclude(plan, trials, chosen, work.table(SEARCH, compared), held_out)
     result |= {"request": request, "cost": work.cost(), "hypervolume_by_generation": volumes}
     findings.write_candidates(plan, trials, plan.folder / CANDIDATES)
     findings.write_schedules(plan, result, path)
@@ -87,7 +87,12 @@ class Work:
             self.bar.update(images)
         if spared := len(schedules) * prompts * seeds - drawn:
             self.bar.update(spared)
-        return self.store.table(which, prompts, curves)
+        return self.table(which, schedules)
+
+    def table(self, which: str, schedules: Sequence[str]) -> dict[str, np.ndarray]:
+        """The same of what has been measured."""
+        curves = [self.plan.curve(schedule) for schedule in schedules]
+        return self.store.table(which, len(self.plan.prompts[which]), curves)
 
     def cost(self) -> dict[str, int]:
         """Predictions made and what a loop a curve would have made, over all images of the search."""
