@@ -18,6 +18,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def piecewise(knots: Sequence[tuple[float, float]]) -> Schedule:
     if outside:
         raise ValueError(f"schedule piecewise: knot ({outside[0]:g}, {outside[1]:g}): u and w must be in [0, 1]")
     places, weights = [float(u) for u, _ in knots], [float(w) for _, w in knots]
-    if any(a >= b for a, b in zip(places, places[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(places)):
         raise ValueError(f"schedule piecewise: knots {shown}: u must increase from each knot to the next")
 
     def weight(u: float) -> float:

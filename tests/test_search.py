@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ import aig
 from aig import adapters, schedules
 from aig.metrics import vendi_score
 from aig.models import Sampling, load
-from aig.pareto import hypervolume
+from aig.pareto import hypervolume, optimal_mask
 from aig.sampler import to_uint8
 from pipelines import config
 from pipelines.__main__ import main
@@ -34,6 +35,7 @@ from tune.store import EVALUATIONS, Measured, Store, Unit
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
 
 T = 10
+METRICS = ("fragile", "vendi", "gold")
 KEY = "pipeline_toys-red-k1-kl0-s0"
 
 
@@ -75,8 +77,7 @@ class ToyDraw:
             values = np.array([self.objectives(np.array(StepGrid().weights(text))) for text in unit.schedules])
             offset = np.array([len(unit.set) + p for p in unit.prompt_ids])
             columns = {
-                name: (column[:, None] + offset).tolist()
-                for name, column in zip(("fragile", "vendi"), values.T, strict=True)
+                name: (column[:, None] + offset).tolist() for name, column in zip(METRICS, values.T, strict=False)
             }
             yield unit, Measured(columns, 3, 4)
 
@@ -215,6 +216,18 @@ def test_a_finished_search_draws_nothing_and_more_trials_go_on_from_it(tmp_path,
     assert [row["schedule"] for row in more[:8]] == [row["schedule"] for row in rows]
     curves = [curve for unit in again.units if unit.set == SEARCH for curve in unit.curves]
     assert len(more) == 16 and not {row["curve"] for row in rows} & set(curves)
+
+
+@pytest.mark.parametrize("objectives", [METRICS[:2], METRICS])
+def test_gold_is_always_told_and_counts_as_an_objective_only_where_it_is_asked_for(objectives, tmp_path):
+    made = replace(toy_plan(tmp_path, "search.trials=32", "search.sampler=random"), objectives=objectives)
+    path = search(made, ToyDraw(lambda w: (*knapsack(w), -abs(w.mean() - 0.3))))
+    rows = pq.read_table(path.with_name(CANDIDATES)).to_pylist()
+    at = {count: np.array([[row[name] for name in METRICS[:count]] for row in rows]) for count in (2, 3)}
+    assert [row["on_front"] for row in rows] == optimal_mask(at[len(objectives)]).tolist()
+    assert optimal_mask(at[2]).tolist() != optimal_mask(at[3]).tolist()
+    assert all("gold" in row[HELD_OUT] for row in json.loads(path.read_text())["schedules"])
+    assert "gold" in findings.summary(path)
 
 
 def test_two_texts_of_one_curve_are_drawn_once(tmp_path):
