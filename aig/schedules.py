@@ -5,17 +5,22 @@ Annealed importance guidance (arXiv 2409.06493) mixes the predictions of the bas
     eps = (1 - w) eps_base(x_t, c) + w eps_tuned(x_t, c),    w = schedule(u),
 
 with progress u = i/T at step i of T (i = 0 is pure noise), so that sampling explores like the base model first and
-converges like the
-tuned model last. A schedule in the `time` domain is given u = 1 - t/t_max instead, which differs on every non-uniform
-grid.
+converges like the tuned model last. A schedule in the `time` domain is given u = 1 - t/t_max instead, which differs on
+every non-uniform grid.
 """
 
 from __future__ import annotations
 
+import bisect
 import difflib
+import json
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,12 +33,14 @@ class Schedule:
     """A pure function from progress u in [0, 1] to the weight of the tuned model in [0, 1], with the name that `parse`
     reads.
 
-    `domain` says what progress is: "step" (u = i/T, the published form) or "time" (u = 1 - t/t_max).
+    `domain` says what progress is: "step" (u = i/T, the published form) or "time" (u = 1 - t/t_max). `label` is what a
+    person calls the curve, if anything; it decides nothing.
     """
 
     name: str
     weight: Callable[[float], float]
     domain: str = "step"
+    label: str | None = None
 
     def __call__(self, u: float) -> float:
         if not 0.0 <= u <= 1.0:
@@ -52,7 +59,7 @@ def mix(base: Tensor, tuned: Tensor, w: float) -> Tensor:
 def constant(level: float) -> Schedule:
     """w(u) = level: the fixed mix of DeRaDiff (arXiv 2601.20198)."""
     _check("constant", "level", level, 0 <= level <= 1, "in [0, 1]")
-    return Schedule(f"constant:{level:g}", lambda u: level)
+    return Schedule(f"constant:{_text(level)}", lambda u: level)
 
 
 def base() -> Schedule:
@@ -73,13 +80,39 @@ def linear() -> Schedule:
 def power(p: float) -> Schedule:
     """w(u) = u^p with p > 0; a larger p stays longer with the base model. The published defaults are p = 2 and 4."""
     _check("power", "p", p, 0 < p < math.inf, "positive and finite")
-    return Schedule(f"power:{p:g}", lambda u: u**p)
+    return Schedule(f"power:{_text(p)}", lambda u: u**p)
 
 
 def step(f: float) -> Schedule:
     """w(u) = 1 if u >= f else 0: the combined generation of ImageReFL (arXiv 2505.22569)."""
     _check("step", "f", f, 0 <= f <= 1, "in [0, 1]")
-    return Schedule(f"step:{f:g}", lambda u: 1.0 if u >= f else 0.0)
+    return Schedule(f"step:{_text(f)}", lambda u: 1.0 if u >= f else 0.0)
+
+
+def piecewise(knots: Sequence[tuple[float, float]]) -> Schedule:
+    """Straight lines between knots (u, w), held level before the first and after the last; it may fall as well as rise.
+
+    At least two knots; u increases strictly, u and w lie in [0, 1].
+    """
+    shown = ", ".join(f"({u:g}, {w:g})" for u, w in knots)
+    if len(knots) < 2:
+        raise ValueError(f"schedule piecewise: knots {shown or 'none'}: give at least two, as in piecewise:0=0|1=1")
+    outside = next(((u, w) for u, w in knots if not (0 <= u <= 1 and 0 <= w <= 1)), None)
+    if outside:
+        raise ValueError(f"schedule piecewise: knot ({outside[0]:g}, {outside[1]:g}): u and w must be in [0, 1]")
+    places, weights = [float(u) for u, _ in knots], [float(w) for _, w in knots]
+    if any(a >= b for a, b in pairwise(places)):
+        raise ValueError(f"schedule piecewise: knots {shown}: u must increase from each knot to the next")
+
+    def weight(u: float) -> float:
+        i = bisect.bisect_right(places, u)
+        if i in (0, len(places)):
+            return weights[min(i, len(places) - 1)]
+        a, b = weights[i - 1], weights[i]
+        mixed = a + (b - a) * (u - places[i - 1]) / (places[i] - places[i - 1])
+        return min(max(mixed, min(a, b)), max(a, b))  # rounding may not leave the line's own range
+
+    return Schedule("piecewise:" + "|".join(f"{_text(u)}={_text(w)}" for u, w in knots), weight)
 
 
 def join(schedules: Sequence[Schedule], boundaries: Sequence[float]) -> Schedule:
@@ -99,7 +132,7 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[float]) -> Schedule
         raise ValueError(
             "join needs schedules of one domain; got " + ", ".join(f"{s.name} ({s.domain})" for s in schedules)
         )
-    parts = [schedules[0].name] + [f"{b:g}|{s.name}" for b, s in zip(boundaries, schedules[1:], strict=True)]
+    parts = [schedules[0].name] + [f"{_text(b)}|{s.name}" for b, s in zip(boundaries, schedules[1:], strict=True)]
 
     def weight(u: float) -> float:
         return schedules[sum(u >= b for b in boundaries)](u)
@@ -116,33 +149,119 @@ def in_domain(schedule: Schedule, domain: str) -> Schedule:
 
 PLAIN = {"base": base, "tuned": tuned, "linear": linear}
 WITH_NUMBER = {"power": power, "step": step, "constant": constant}
+WITH_TEXT = {
+    "piecewise": "piecewise:U=W|U=W",
+    "join": "join:A|BOUNDARY|B",
+    "file": "file:PATH",
+}
+_LABEL = re.compile(r"([\w.+-]+)=(.*)", re.S)
 
 
 def parse(text: str) -> Schedule:
-    """Read `base`, `tuned`, `linear`, `power:P`, `step:F`, `constant:W` or `join:A|BOUNDARY|B...`, with `@time` at the
-    end for the time domain.
+    """Read `base`, `tuned`, `linear`, `power:P`, `step:F`, `constant:W`, `piecewise:U=W|U=W...`, `join:A|BOUNDARY|B...`
+    or `file:PATH` (see `read`), with `@time` at the end for the time domain, and `LABEL=` before it for a label.
 
     Raises ValueError that names the text, what is wrong and the known forms.
     """
-    known = ", ".join([*PLAIN, *(f"{name}:NUMBER" for name in WITH_NUMBER), "join:A|BOUNDARY|B"])
-    body, at, domain = text.partition("@")
-    if at:
+    labelled = _LABEL.fullmatch(text)
+    if labelled:
+        return replace(parse(labelled[2]), label=labelled[1])
+    body, at, domain = text.rpartition("@")
+    # A file's path may hold an @ of its own.
+    if at and (domain in DOMAINS or not text.startswith("file:")):
         return in_domain(parse(body), domain)
-    name, colon, argument = body.partition(":")
+    name, colon, argument = text.partition(":")
     if name in PLAIN and not colon:
         return PLAIN[name]()
+    if name == "file" and colon:
+        return read(argument)
+    if name == "piecewise" and colon:
+        pairs = [part.partition("=") for part in argument.split("|")]
+        return piecewise([(_number(text, u), _number(text, w)) for u, _, w in pairs])
     if name == "join" and colon:
-        parts = argument.split("|")
+        # A part that is only U=W goes on with the piecewise curve before it.
+        parts = re.split(r"\|(?![^|:]+=)", argument)
         return join([parse(part) for part in parts[::2]], [_number(text, part) for part in parts[1::2]])
     if name in WITH_NUMBER:
         return WITH_NUMBER[name](_number(text, argument))
-    close = difflib.get_close_matches(name, [*PLAIN, *WITH_NUMBER, "join"], n=1)
+    known = ", ".join([*PLAIN, *(f"{name}:NUMBER" for name in WITH_NUMBER), *WITH_TEXT.values()])
+    close = difflib.get_close_matches(name, [*PLAIN, *WITH_NUMBER, *WITH_TEXT], n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise ValueError(f"schedule {text!r} is not known{hint} (known: {known})")
 
 
+def read(path: str | Path) -> Schedule:
+    """A schedule from a JSON file: {"schedule": TEXT} or {"knots": [[u, w], ...]}, with "domain", "name" and "about" as
+    one likes.
+
+    The schedule is the file's content: its name is a text that says the same without the file, "name" its label. Raises
+    ValueError that names the file, what is wrong in it and what is wanted.
+    """
+    path = Path(path).expanduser()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"schedule file {path} cannot be read ({reason}): check the path") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"schedule file {path} is not valid JSON ({error}): correct the file") from error
+    try:
+        return _from_content(content)
+    except ValueError as error:
+        raise ValueError(f"schedule file {path}: {error}") from error
+
+
+def write(path: Path, schedule: Schedule, about: Mapping[str, Any] | None = None) -> None:
+    """The file that `read` reads, whole or not at all; `about` is whatever JSON holds that one wants to know later."""
+    content: dict[str, Any] = {"name": schedule.label} if schedule.label else {}
+    content["schedule"] = format_name(schedule)
+    if about:
+        content["about"] = dict(about)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+_KEYS = ("name", "schedule", "knots", "domain", "about")
+
+
+def _from_content(content: Any) -> Schedule:
+    wanted = 'give {"schedule": "power:2"} or {"knots": [[0, 0], [0.5, 1], [1, 0.4]]}'
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}: {wanted}")
+    unknown = next((key for key in content if key not in _KEYS), None)
+    if unknown is not None:
+        close = difflib.get_close_matches(unknown, _KEYS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"unknown key {unknown!r}{hint} (known: {', '.join(_KEYS)})")
+    if ("schedule" in content) == ("knots" in content):
+        raise ValueError(f"it needs one of 'schedule' and 'knots': {wanted}")
+    label = content.get("name")
+    if label is not None and not (isinstance(label, str) and _LABEL.fullmatch(f"{label}=")):
+        raise ValueError(f"name is {label!r}: give letters, digits and any of _ . + - without spaces")
+    if "knots" in content:
+        found = piecewise(_knots(content["knots"]))
+    elif not isinstance(content["schedule"], str) or content["schedule"].startswith("file:"):
+        raise ValueError(f'schedule is {content["schedule"]!r}: give the text of a curve, as in "power:2"')
+    else:
+        found = parse(content["schedule"])
+    if "domain" in content:
+        found = in_domain(found, content["domain"])
+    return replace(found, label=label or found.label)
+
+
+def _knots(given: Any) -> list[tuple[float, float]]:
+    def is_knot(knot: Any) -> bool:
+        return isinstance(knot, list) and len(knot) == 2 and all(type(x) in (int, float) for x in knot)
+
+    if not isinstance(given, list) or not all(map(is_knot, given)):
+        raise ValueError(f"knots is {given!r}: give a list of pairs of numbers, as in [[0, 0], [0.5, 1], [1, 0.4]]")
+    return [(u, w) for u, w in given]
+
+
 def format_name(schedule: Schedule) -> str:
-    """The text that `parse` reads back into this schedule."""
+    """The text that `parse` reads back into this schedule, without its label."""
     return schedule.name if schedule.domain == "step" else f"{schedule.name}@{schedule.domain}"
 
 
@@ -158,7 +277,14 @@ def _number(text: str, argument: str) -> float:
     try:
         return float(argument)
     except ValueError:
-        raise ValueError(f"schedule {text!r} needs a number after the colon, as in power:2; got {argument!r}") from None
+        form = "numbers U=W" if "piecewise:" in text else "a number"
+        example = "piecewise:0=0|1=1" if "piecewise:" in text else "power:2"
+        raise ValueError(f"schedule {text!r} needs {form} after the colon, as in {example}; got {argument!r}") from None
+
+
+def _text(value: float) -> str:
+    """The shortest text that reads back as this number."""
+    return repr(float(value)).removesuffix(".0")
 
 
 def _check(name: str, parameter: str, value: float, ok: bool, allowed: str) -> None:

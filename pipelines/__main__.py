@@ -189,6 +189,23 @@ def do_report(session: Session) -> None:
     print(f"Report: {path}")
 
 
+def run_search(session: Session) -> None:
+    with stage("check", session.seconds):
+        from pipelines import check
+        from tune import plan
+
+        made = plan.make(session.config, check.check_evaluation(session.config, trained=False))
+    session.claim()
+    with stage("search", session.seconds):
+        from tune import findings
+        from tune.pool import Pool
+        from tune.search import search
+
+        path = search(made, Pool(made, session.connect))
+    print(findings.summary(path))
+    print(f"Search: {path}, found schedules in {session.config.directory / 'schedules'}")
+
+
 def run_demo(session: Session) -> None:
     with stage("check", session.seconds):
         from pipelines import check
@@ -236,6 +253,12 @@ COMMANDS = {
         run_report, "write the report",
         "Write report/index.html, one page that works offline, and PNGs of its figures.",
     ),
+    "search": Command(
+        run_search, "search schedules for an adapter, and validate them",
+        "Search the schedules of one trained adapter (search.adapter) for reward and diversity, at the cost of "
+        "inference, and validate the best on prompts that the search has not seen. They are kept as "
+        "schedules/NAME.json, for evaluate.schedules=['file:PATH'] and aig.annealed(pipe, 'file:PATH').",
+    ),
     "demo": Command(
         run_demo, "sweep, evaluate, front and report, in one go",
         "Everything from training to the report. The preset is demo unless you name another.", "demo",
@@ -249,6 +272,8 @@ EXAMPLES = """examples:
   python -m pipelines train --preset sd14 --dry-run            what that would take, without a download
   python -m pipelines sweep run.name=mine sweep.kl_weights='[0, 1, 10]'
   python -m pipelines evaluate run.name=mine sweep.kl_weights='[0, 1, 10]'
+  python -m pipelines status demo                              what that run has and lacks
+  python -m pipelines search --preset demo search.trials=192   better schedules for the demo's adapter
 
 The same command resumes what was interrupted and does nothing again that is done.
 A run lives in run.storage/run.name (by default under ~/aig-runs); a run keeps its configuration.
@@ -260,6 +285,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+STATUS = "what a run has, what is under way, failed or missing, and the next command; from its folder alone"
+
+
+def print_status(run: str) -> None:
+    from pipelines import status
+
+    print(status.report(status.find(run)))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -282,6 +316,10 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--dry-run", action="store_true", help="print the plan: sizes, work, memory, downloads")
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         sub.add_argument("overrides", nargs="*", metavar="section.key=value", help="then single keys, values as YAML")
+    sub = commands.add_parser("status", help="what a run has and lacks", description=f"Print {STATUS}.")
+    sub.add_argument("run", metavar="RUN", help="a run's folder, or its name in the default storage")
+    sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    sub.set_defaults(overrides=[])
     return top
 
 
@@ -292,6 +330,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]} (see python -m pipelines {arguments.command} --help)")
     # argparse takes one unbroken run of positional arguments, and leaves what stands after a later option.
+    if rest and arguments.command == "status":
+        raise ConfigError(f"status takes one run, and {rest[0]!r} is one more (see python -m pipelines status --help)")
     arguments.overrides += rest
     return arguments
 
@@ -312,6 +352,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug, begun = "--debug" in argv, time.monotonic()
     try:
         arguments = parse(argv)
+        if arguments.command == "status":
+            print_status(arguments.run)
+            return 0
         config = configuration.load(arguments.preset, arguments.config, arguments.overrides)
         if getattr(arguments, "dry_run", False):
             print_plan(config)

@@ -273,6 +273,64 @@ class Front(Section):
 
 
 @dataclass(frozen=True)
+class Search(Section):
+    name: str | None = field(default=None, metadata=EXECUTION)
+    """The search's name, of its folder and its schedules; null takes the adapter's. It keeps its settings."""
+    adapter: str | None = field(default=None, metadata=EXECUTION)
+    """The adapter to search schedules for, one of the run's; null takes the sweep's first unregularized one."""
+    families: tuple[str, ...] = choice(
+        ("power", "step", "constant", "monotone", "free"), "power", "step", "constant", "monotone", "free", **EXECUTION
+    )
+    """Families of schedules; monotone and free are piecewise linear with four knots, free ones may fall again."""
+    places: tuple[float, ...] | None = number(None, 0, 1, **EXECUTION)
+    """The four knots' progress u, as in [0, 0.3, 0.7, 1]; null searches the inner two."""
+    sampler: str = choice("tpe", "nsga2", "tpe", "random", "grid", **EXECUTION)
+    """Who proposes candidates: Optuna's NSGA-II, multi-objective TPE or random sampler, or evenly spaced curves."""
+    trials: int = number(96, 1, **EXECUTION)
+    """Candidates; with a greater number the same command goes on."""
+    generation: int = number(16, 2, **EXECUTION)
+    """Candidates that are proposed, and drawn together, before the sampler learns what they came to."""
+    objectives: tuple[str, ...] = choice(
+        ("reward", "diversity"), "reward", "held_out", "gold", "diversity", **EXECUTION
+    )
+    """What to maximize, at least two: the adapter's reward, the held-out one, gold, front.diversity. Gold is reported
+    in any case and steers the search only where it is named here."""
+    prompts: int | str | tuple[str, ...] = number(8, 2, **EXECUTION)
+    """The search set: a list of prompts, a text file, or how many of the embedded world's captions."""
+    held_out: int | str | tuple[str, ...] = number(16, 2, **EXECUTION)
+    """The held-out set, which validates what was found; a number takes captions that are not in the search set."""
+    seeds: int = number(4, 2, **EXECUTION)
+    """Images a prompt and candidate."""
+    held_out_seeds: int = number(8, 2, **EXECUTION)
+    """Images a held-out prompt and schedule."""
+    keep: int = number(4, 1, **EXECUTION)
+    """Schedules to validate and to keep, at most: those that add most hypervolume on the search set."""
+    seed: int = number(0, 0, **EXECUTION)
+    """Seed of the sampler."""
+    prompts_at_once: int = number(2, 1, **EXECUTION)
+    """Prompts that a worker draws together, for a whole generation."""
+    workers: int = number(2, 1, **EXECUTION)
+    """Workers, each with the model and the scores; fewer where the cluster has less room."""
+    worker_cpus: float = number(1.0, above=0, **EXECUTION)
+    """Ray CPUs that a worker holds."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _distinct("search", self, ("families", "objectives", "prompts", "held_out"))
+        if len(self.objectives) < 2 or not self.families:
+            raise ConfigError(
+                f"search.objectives is {list(self.objectives)} and search.families {list(self.families)}: give at "
+                "least two objectives and one family"
+            )
+        if self.places is not None and (len(self.places) != 4 or list(self.places) != sorted(set(self.places))):
+            raise ConfigError(
+                f"search.places is {list(self.places)}: give four rising numbers from 0 to 1, as in [0, 0.3, 0.7, 1]"
+            )
+        if self.name is not None and (self.name != Path(self.name).name or self.name.startswith(".")):
+            raise ConfigError(f"search.name is {self.name!r}: give a plain name without slashes")
+
+
+@dataclass(frozen=True)
 class Ray(Section):
     address: str | None = field(default=None, metadata=EXECUTION)
     """A cluster's address, `local` for a new one; null takes RAY_ADDRESS or this machine's cluster, or starts one."""
@@ -285,7 +343,8 @@ class Ray(Section):
 
 
 SECTIONS: dict[str, type[Section]] = {
-    "run": Run, "model": Model, "train": Train, "sweep": Sweep, "evaluate": Evaluate, "front": Front, "ray": Ray,
+    "run": Run, "model": Model, "train": Train, "sweep": Sweep, "evaluate": Evaluate, "front": Front, "search": Search,
+    "ray": Ray,
 }  # fmt: skip
 
 
@@ -299,6 +358,7 @@ class Config:
     sweep: Sweep = field(default_factory=Sweep)
     evaluate: Evaluate = field(default_factory=Evaluate)
     front: Front = field(default_factory=Front)
+    search: Search = field(default_factory=Search)
     ray: Ray = field(default_factory=Ray)
 
     @property
@@ -319,7 +379,26 @@ def load(preset: str | None = None, file: str | Path | None = None, overrides: S
         _merge(values, _read_yaml(Path(file).expanduser()), str(file))
     for text in overrides:
         _merge(values, _parse_override(text), text)
+    for key in SCHEDULES:
+        if key in values["evaluate"]:
+            values["evaluate"][key] = tuple(_without_file(key, text) for text in values["evaluate"][key])
     return Config(**{name: SECTIONS[name](**given) for name, given in values.items()})  # type: ignore[arg-type]
+
+
+SCHEDULES = ("schedules", "kl_schedules")  # of `evaluate`
+
+
+def _without_file(key: str, text: str) -> str:
+    """A schedule from a file as its content, LABEL=CURVE: workers elsewhere and a later day need no file."""
+    if not text.startswith("file:"):
+        return text
+    from aig import schedules  # with torch, which most configurations need not wait for
+
+    try:
+        found = schedules.parse(text)
+    except ValueError as error:
+        raise ConfigError(f"evaluate.{key}: {error}") from error
+    return f"{found.label}={schedules.format_name(found)}" if found.label else schedules.format_name(found)
 
 
 def presets() -> list[str]:

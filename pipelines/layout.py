@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import Config, Train
+from pipelines.config import Config, ConfigError, Train
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,16 @@ class RunFiles:
         return self.root / "front.json"
 
     @property
+    def searches(self) -> Path:
+        """A folder a search for schedules."""
+        return self.root / "search"
+
+    @property
+    def schedules(self) -> Path:
+        """The schedules that searches have found, a file each."""
+        return self.root / "schedules"
+
+    @property
     def ray(self) -> Path:
         """Checkpoints and state of Ray Train and Ray Tune."""
         return self.root / "ray"
@@ -81,6 +91,21 @@ def adapter_folders(config: Config) -> list[tuple[str, int]]:
     """Names and steps of the folders that the training `config.train` leaves: snapshots, then the adapter itself."""
     key = adapter_key(config.train)
     return [*((f"{key}@{step}", step) for step in snapshot_steps(config)), (key, config.train.steps)]
+
+
+def read_prompts(path: str, key: str) -> list[str]:
+    """The distinct lines of a text file; ConfigError where it cannot be read or has fewer than two."""
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{key}: {path} cannot be read ({getattr(error, 'strerror', None) or error}): give a text file with one "
+            "prompt a line, a list, or a number"
+        ) from error
+    prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if len(prompts) < 2:
+        raise ConfigError(f"{key}: {path} has {len(prompts)} prompts: give one a line, at least two")
+    return prompts
 
 
 def write_json(path: Path, content: Any) -> None:

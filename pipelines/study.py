@@ -18,7 +18,7 @@ from aig.models import LatentModel
 from aig.sampler import Arm, Sampling
 from aig.world.scenes import all_prompts
 from pipelines.config import Config, ConfigError, Train
-from pipelines.layout import RunFiles, adapter_folders, adapter_key, slug, snapshot_steps
+from pipelines.layout import RunFiles, adapter_folders, adapter_key, read_prompts, slug, snapshot_steps
 
 FAMILIES = ("base", "tuned", "kl", "lora", "aig", "early", "mix")
 
@@ -73,7 +73,7 @@ def early_stops(config: Config) -> list[int]:
 def resolve_prompts(wanted: int | str | tuple[str, ...], key: str) -> list[str]:
     """A list of prompts as given, a file's lines, or so many of the embedded world's captions."""
     if isinstance(wanted, str):
-        return _read_prompts(wanted, key)
+        return read_prompts(wanted, key)
     if not isinstance(wanted, int):
         return list(wanted)
     known = all_prompts()
@@ -82,20 +82,6 @@ def resolve_prompts(wanted: int | str | tuple[str, ...], key: str) -> list[str]:
             f"{key} is {wanted}: the embedded world has {len(known)} captions; give fewer, or a list of prompts"
         )
     return known[:wanted]
-
-
-def _read_prompts(path: str, key: str) -> list[str]:
-    try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{key}: {path} cannot be read ({getattr(error, 'strerror', None) or error}): give a text file with one "
-            "prompt a line, a list, or a number"
-        ) from error
-    prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if len(prompts) < 2:
-        raise ConfigError(f"{key}: {path} has {len(prompts)} prompts: give one a line, at least two")
-    return prompts
 
 
 def held_out(config: Config, reward: str) -> str | None:
@@ -197,9 +183,11 @@ def _study_arms(config: Config, reward: str, k: int, seed: int) -> Iterator[Stud
         label = "tuned" if tuned else f"KL {weight:g}"
         yield StudyArm(Arm(key, key), "tuned" if tuned else "kl", label, **common, step=steps)
         for text in evaluate.schedules if tuned else evaluate.kl_schedules:
-            name = schedules.format_name(schedules.parse(text))
+            schedule = schedules.parse(text)
+            name = schedule.label or schedules.format_name(schedule)
             mixed = f"AIG {name}" if tuned else f"{label} + AIG {name}"
-            yield StudyArm(Arm(f"{key}+{name}", key, 1.0, name), "aig" if tuned else "mix", mixed, **common, step=steps)
+            arm = Arm(f"{key}+{name}", key, 1.0, schedules.format_name(schedule))
+            yield StudyArm(arm, "aig" if tuned else "mix", mixed, **common, step=steps)
         if not tuned:
             continue
         for scale in evaluate.lora_scales:

@@ -69,6 +69,15 @@ def test_a_schedule_equals_the_loop_written_by_hand(family, passes):
     assert off(latents(annealed(tuned(family, "a"), "linear", passes=passes)), latents(expected)) < 1e-5
 
 
+def test_a_schedule_from_a_file_anneals_as_its_text_does(tmp_path):
+    path = tmp_path / "schedule.json"
+    path.write_text('{"name": "fading", "knots": [[0, 0], [0.5, 1], [1, 0.4]]}')
+    expected = latents(annealed(tuned("sd", "a"), "piecewise:0=0|0.5=1|1=0.4"))
+    assert torch.equal(latents(annealed(tuned("sd", "a"), f"file:{path}")), expected)
+    by_hand(denoiser(other := tuned("sd", "a")), [0, 0.5, 1, 0.7])
+    assert off(latents(other), expected) < 1e-5
+
+
 CONTROLNET_PIPELINES = {
     "sd": StableDiffusionControlNetPipeline,
     "sdxl": StableDiffusionXLControlNetPipeline,

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -20,6 +22,8 @@ ALL = [
     "step:0.6",
     "constant:0.5",
     "join:base|0.3|power:2|0.8|tuned",
+    "piecewise:0=0|0.3=0.1|0.7=0.8|1=1",
+    "join:base|0.3|piecewise:0=0|1=1|0.8|tuned",
 ]
 unit = st.floats(0, 1, exclude_max=True)
 
@@ -62,6 +66,105 @@ def test_a_schedules_name_parses_back_to_the_same_curve(text):
     assert all(first(i / 50) == second(i / 50) for i in range(50))
 
 
+# u rises strictly, w is anything in [0, 1].
+knots = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=6, unique_by=lambda k: k[0]).map(
+    sorted
+)
+
+
+@given(knots=knots, u=unit)
+def test_a_piecewise_curve_is_linear_interpolation_and_passes_its_knots_exactly(knots, u):
+    curve = schedules.piecewise(knots)
+    places, levels = zip(*knots, strict=True)
+    assert curve(u) == pytest.approx(np.interp(u, places, levels), abs=1e-9)
+    assert [curve(place) for place in places] == list(levels)
+
+
+@given(knots=knots, u=unit)
+def test_a_piecewise_curve_stays_within_the_knots_beside_it(knots, u):
+    beside = [w for v, w in knots if v <= u][-1:] + [w for v, w in knots if v >= u][:1]
+    assert min(beside) <= schedules.piecewise(knots)(u) <= max(beside)
+
+
+texts = st.one_of(
+    st.floats(1e-3, 1e3).map(schedules.power),
+    st.floats(0, 1).map(schedules.step),
+    st.floats(0, 1).map(schedules.constant),
+    knots.map(schedules.piecewise),
+    st.tuples(knots, st.floats(0.01, 0.99)).map(
+        lambda pair: schedules.join([schedules.piecewise(pair[0]), schedules.power(3)], [pair[1]])
+    ),
+)
+
+
+@given(schedule=texts, u=unit)
+def test_a_name_says_every_digit_of_its_curve(schedule, u):
+    again = parse(format_name(schedule))
+    assert format_name(again) == format_name(schedule)
+    assert again(u) == schedule(u)
+
+
+@given(schedule=texts, domain=st.sampled_from(schedules.DOMAINS), label=st.sampled_from([None, "mine-1"]), u=unit)
+def test_a_file_gives_back_the_schedule_its_domain_and_its_label(tmp_path_factory, schedule, domain, label, u):
+    path = tmp_path_factory.getbasetemp() / "curves@16" / "schedule.json"
+    schedules.write(path, replace(schedules.in_domain(schedule, domain), label=label), {"why": "a test"})
+    again = parse(f"file:{path}")
+    assert (again.domain, again.label, format_name(again)) == (
+        domain,
+        label,
+        format_name(replace(schedule, domain=domain)),
+    )
+    assert again(u) == schedule(u)
+    assert parse(f"file:{path}@time").domain == "time"
+
+
+def test_a_file_may_list_knots(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text('{"name": "mine", "knots": [[0, 0], [0.5, 1], [1, 0.4]], "domain": "time"}')
+    found = parse(f"file:{path}")
+    assert (format_name(found), found.label) == ("piecewise:0=0|0.5=1|1=0.4@time", "mine")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "is not valid JSON"),
+        ("[1, 2]", "it holds a list"),
+        ("{}", "needs one of 'schedule' and 'knots'"),
+        ('{"schedule": "linear", "knots": [[0, 0], [1, 1]]}', "needs one of"),
+        ('{"knotts": [[0, 0], [1, 1]]}', "did you mean 'knots'"),
+        ('{"schedule": "powr:2"}', "did you mean 'power'"),
+        ('{"schedule": "file:other.json"}', "give the text of a curve"),
+        ('{"schedule": 2}', "give the text of a curve"),
+        ('{"knots": [[0, 0]]}', "at least two"),
+        ('{"knots": [[0, 0], [0.5, 1], [0.5, 0]]}', "u must increase"),
+        ('{"knots": [[0, 0], [0.7, 1], [0.5, 0]]}', "u must increase"),
+        ('{"knots": [[0, 0], [1, 1.5]]}', r"knot \(1, 1.5\): u and w must be in \[0, 1\]"),
+        ('{"knots": [[-0.1, 0], [1, 1]]}', r"u and w must be in \[0, 1\]"),
+        ('{"knots": [[0, NaN], [1, 1]]}', r"u and w must be in \[0, 1\]"),
+        ('{"knots": [[0, "a"], [1, 1]]}', "a list of pairs of numbers"),
+        ('{"knots": [[0, true], [1, 1]]}', "a list of pairs of numbers"),
+        ('{"schedule": "linear", "domain": "clock"}', "not one of step, time"),
+        ('{"schedule": "linear", "name": "my curve"}', "without spaces"),
+    ],
+)
+def test_a_malformed_file_is_named_with_what_is_wrong_in_it(content, said, tmp_path):
+    path = tmp_path / "wrong.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"wrong\.json.*{said}"):
+        parse(f"file:{path}")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere\.json cannot be read \(No such file"):
+        parse(f"file:{tmp_path}/nowhere.json")
+
+
+def test_a_label_names_a_schedule_and_does_not_change_it():
+    labelled = parse("mine-1=power:2@time")
+    assert (labelled.label, format_name(labelled), parse("power:2@time").label) == ("mine-1", "power:2@time", None)
+
+
 def test_step_domain_counts_steps_and_time_domain_reads_the_clock():
     times = [999, 899, 500, 100]
     assert schedules.weights(parse("linear"), times, 1000) == [0, 0.25, 0.5, 0.75]
@@ -99,6 +202,11 @@ def test_mix_at_zero_and_one_is_exact():
         ("linear:3", "not known"),
         ("linear@clock", "domain"),
         ("join:base|0.8|linear|0.2|tuned", "increasing"),
+        ("piecewise:0=0", "at least two"),
+        ("piecewise:0=0|0.5", "numbers U=W"),
+        ("piecewise:0=0|0.6=1|0.4=1", "u must increase"),
+        ("piecewise:0=0|1=1.2", r"in \[0, 1\]"),
+        ("picewise:0=0|1=1", "did you mean 'piecewise'"),
         ("", "not known"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Sweeps of training runs with Ray Tune."""
+"""Sweeps of training runs with Ray Tune, and the search for schedules."""

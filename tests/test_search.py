@@ -1,0 +1,428 @@
+"""The search for schedules: it finds known optima, resumes as if never stopped, and says what it did not find."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from models import add_random_adapter
+from pipeline_toys import HERE, bright, overrides, pixels, red
+
+import aig
+from aig import adapters, schedules
+from aig.metrics import vendi_score
+from aig.models import Sampling, load
+from aig.pareto import hypervolume, optimal_mask
+from aig.sampler import to_uint8
+from pipelines import config
+from pipelines.__main__ import main
+from pipelines.config import ConfigError
+from pipelines.layout import RunFiles
+from tune import candidates, findings, plan, pool
+from tune.candidates import FAMILIES, KNOTS
+from tune.plan import HELD_OUT, REFERENCES, SEARCH
+from tune.search import CANDIDATES, PICTURE, RESULT, Work, run, search
+from tune.store import EVALUATIONS, Measured, Store, Unit
+
+# Ray's workers inherit it: they find the toys too.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+
+T = 10
+METRICS = ("fragile", "vendi", "gold")
+KEY = "pipeline_toys-red-k1-kl0-s0"
+
+
+class StepGrid:
+    """Progress u = i/T, as a sampler of T steps counts it."""
+
+    def __len__(self):
+        return T
+
+    def weights(self, text):
+        return schedules.weights(schedules.parse(text), list(range(T)), 1000)
+
+
+def toy_plan(folder, *asked):
+    """A search without a model: two prompts to search on, four held out."""
+    wanted = config.load(
+        None,
+        None,
+        [f"run.storage={folder}", "search.keep=3", "front.bootstrap=200", "search.prompts_at_once=1", *asked],
+    )
+    prompts = {SEARCH: ("a", "b"), HELD_OUT: ("c", "d", "e", "f")}
+    return plan.Plan(
+        wanted, "toy", "toy", "fragile", prompts, {SEARCH: 2, HELD_OUT: 2}, ("fragile", "vendi"), 0,
+        Sampling(steps=T, guidance=1.0), StepGrid(), "0",
+    )  # fmt: skip
+
+
+class ToyDraw:
+    """Draws in closed form: `objectives` of a curve's weights (T,), plus what a prompt adds to every curve."""
+
+    def __init__(self, objectives, stop_after=None):
+        self.objectives, self.stop_after, self.units = objectives, stop_after, []
+
+    def __call__(self, units):
+        for unit in units:
+            if len(self.units) == self.stop_after:
+                raise KeyboardInterrupt
+            self.units.append(unit)
+            values = np.array([self.objectives(np.array(StepGrid().weights(text))) for text in unit.schedules])
+            offset = np.array([len(unit.set) + p for p in unit.prompt_ids])
+            columns = {
+                name: (column[:, None] + offset).tolist() for name, column in zip(METRICS, values.T, strict=False)
+            }
+            yield unit, Measured(columns, 3, 4)
+
+
+# A step's tuned model earns GAIN and costs LOSS; their ratio rises with u. By the fractional knapsack (Dantzig 1957)
+# the optima are then the curves that turn from base to tuned at once: the step family.
+GAIN = np.linspace(1, 10, T) / np.linspace(1, 10, T).sum()
+LOSS = GAIN[::-1]
+
+
+def knapsack(w):
+    return GAIN @ w, 1 - LOSS @ w
+
+
+def volume(points):
+    return hypervolume(np.array(points), [0, 0])
+
+
+def best_volume():
+    return volume([knapsack(np.arange(T) >= k) for k in range(T + 1)])
+
+
+def found_volume(trials):
+    return volume([knapsack(np.array(StepGrid().weights(trial.candidate.schedule))) for trial in trials])
+
+
+def searched(folder, draw, *asked):
+    made = toy_plan(folder, *asked)
+    return run(Work(made, Store(made.folder, made.identity()), draw))
+
+
+def test_an_even_grid_of_steps_finds_the_known_front_exactly(tmp_path):
+    trials, volumes = searched(
+        tmp_path, ToyDraw(knapsack), "search.sampler=grid", "search.families=[step]", "search.trials=101"
+    )
+    assert found_volume(trials) == pytest.approx(best_volume(), abs=1e-12)
+    assert volumes == sorted(volumes)
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "tpe", "random"])
+def test_every_sampler_comes_near_the_known_front_where_published_schedules_do_not(sampler, tmp_path):
+    trials, _ = searched(tmp_path, ToyDraw(knapsack), f"search.sampler={sampler}", "search.trials=48")
+    published = volume([knapsack(np.array(StepGrid().weights(text))) for text in REFERENCES])
+    assert published < 0.9 * best_volume() < found_volume(trials) <= best_volume() + 0.02
+
+
+def test_a_curve_that_fades_the_tuned_model_out_is_found_where_it_is_best(tmp_path):
+    target = np.array(StepGrid().weights("piecewise:0=0|0.3=1|0.7=1|1=0"))
+
+    def objectives(w):
+        return -np.square(w - target).mean(), -np.abs(w - target).max()
+
+    asked = [
+        "search.families=[monotone, free]",
+        "search.places=[0, 0.3, 0.7, 1]",
+        "search.trials=160",
+        "search.sampler=nsga2",
+    ]
+    trials, _ = searched(tmp_path, ToyDraw(objectives), *asked)
+    errors = {family: [-t.values["fragile"] for t in trials if t.candidate.family == family] for family in FAMILIES}
+    closest_monotone = np.square(target[7:] - target[7:].mean()).sum() / T  # isotonic regression of its fall
+    assert min(errors["free"]) + plan_offset() < 0.5 * closest_monotone
+
+
+def plan_offset():
+    """What the toy's two search prompts add to every value, on average."""
+    return len(SEARCH) + 0.5
+
+
+@pytest.mark.parametrize("sampler", candidates.SAMPLERS)
+@pytest.mark.parametrize("places", [None, (0.0, 0.2, 0.5, 0.9)])
+def test_every_candidate_is_of_its_family(sampler, places):
+    proposed = candidates.sampler(sampler, FAMILIES, places, 2, 40, 100, 0).ask(40)
+    assert len(proposed) == 40
+    u = np.linspace(0, 1, 50).tolist()
+    for candidate in proposed:
+        curve = schedules.parse(candidate.schedule)
+        assert schedules.format_name(curve) == candidate.schedule
+        if candidate.family in ("monotone", "free"):
+            knots = [pair.split("=") for pair in candidate.schedule.removeprefix("piecewise:").split("|")]
+            assert len(knots) == KNOTS
+            assert places is None or tuple(float(place) for place, _ in knots) == places
+        else:
+            assert candidate.schedule.startswith(f"{candidate.family}:")
+        if candidate.family != "free":
+            values = [curve(x) for x in u]
+            assert values == sorted(values)
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "tpe", "random"])
+def test_a_sampler_that_is_told_the_same_proposes_the_same(sampler):
+    def proposals():
+        one = candidates.sampler(sampler, FAMILIES, None, 2, 8, 24, 5)
+        asked = []
+        for _ in range(3):
+            asked.append(one.ask(8))
+            one.tell(np.array([knapsack(np.array(StepGrid().weights(c.schedule))) for c in asked[-1]]))
+        return asked
+
+    assert proposals() == proposals()
+
+
+def contents(made):
+    """Everything that a finished search leaves, its picture and the order of its measurements apart."""
+    files = RunFiles(made.config.directory)
+    result = json.loads((made.folder / RESULT).read_text())
+    rows = pq.read_table(made.folder / CANDIDATES).to_pylist()
+    return result, rows, {path.name: path.read_text() for path in files.schedules.iterdir()}
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 9])
+def test_an_interrupted_search_ends_as_an_uninterrupted_one_and_draws_nothing_twice(stop_after, tmp_path):
+    asked = ["search.trials=24", "search.generation=8"]
+    whole, whole_draw = toy_plan(tmp_path / "whole", *asked), ToyDraw(knapsack)
+    search(whole, whole_draw)
+    halved, first, second = toy_plan(tmp_path / "halved", *asked), ToyDraw(knapsack, stop_after), ToyDraw(knapsack)
+    with pytest.raises(KeyboardInterrupt):
+        search(halved, first)
+    assert not (halved.folder / RESULT).exists()
+    search(halved, second)
+    assert contents(halved) == contents(whole)
+    assert first.units + second.units == whole_draw.units
+    assert (halved.folder / PICTURE).stat().st_size > 10_000
+
+
+def test_a_finished_search_draws_nothing_and_more_trials_go_on_from_it(tmp_path, capsys):
+    asked = ["search.trials=8", "search.generation=8"]
+    path = search(toy_plan(tmp_path, *asked), ToyDraw(knapsack))
+    before, again = path.read_bytes(), ToyDraw(knapsack)
+    search(toy_plan(tmp_path, *asked), again)
+    assert again.units == [] and path.read_bytes() == before
+    assert "Finished already" in capsys.readouterr().out
+    rows = pq.read_table(path.with_name(CANDIDATES)).to_pylist()
+    search(toy_plan(tmp_path, "search.trials=16", "search.generation=8"), again)
+    more = pq.read_table(path.with_name(CANDIDATES)).to_pylist()
+    assert [row["schedule"] for row in more[:8]] == [row["schedule"] for row in rows]
+    curves = [curve for unit in again.units if unit.set == SEARCH for curve in unit.curves]
+    assert len(more) == 16 and not {row["curve"] for row in rows} & set(curves)
+
+
+@pytest.mark.parametrize("objectives", [METRICS[:2], METRICS])
+def test_gold_is_always_told_and_counts_as_an_objective_only_where_it_is_asked_for(objectives, tmp_path):
+    made = replace(toy_plan(tmp_path, "search.trials=32", "search.sampler=random"), objectives=objectives)
+    path = search(made, ToyDraw(lambda w: (*knapsack(w), -abs(w.mean() - 0.3))))
+    rows = pq.read_table(path.with_name(CANDIDATES)).to_pylist()
+    at = {count: np.array([[row[name] for name in METRICS[:count]] for row in rows]) for count in (2, 3)}
+    assert [row["on_front"] for row in rows] == optimal_mask(at[len(objectives)]).tolist()
+    assert optimal_mask(at[2]).tolist() != optimal_mask(at[3]).tolist()
+    assert all("gold" in row[HELD_OUT] for row in json.loads(path.read_text())["schedules"])
+    assert "gold" in findings.summary(path)
+
+
+def test_two_texts_of_one_curve_are_drawn_once(tmp_path):
+    draw = ToyDraw(knapsack)
+    made = toy_plan(tmp_path)
+    table = Work(made, Store(made.folder, made.identity()), draw).measure(
+        SEARCH, ["step:0.55", "step:0.6", "tuned", "step:0"]
+    )
+    assert [len(unit.curves) for unit in draw.units] == [2, 2]
+    assert np.array_equal(table["fragile"][0], table["fragile"][1])
+
+
+def test_a_line_whose_writer_was_killed_is_cut_off_and_drawn_again(tmp_path):
+    made = toy_plan(tmp_path)
+    Work(made, Store(made.folder, made.identity()), ToyDraw(knapsack)).measure(SEARCH, ["linear"])
+    path = made.folder / EVALUATIONS
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    draw = ToyDraw(knapsack)
+    Work(made, Store(made.folder, made.identity()), draw).measure(SEARCH, ["linear"])
+    assert [unit.prompt_ids for unit in draw.units] == [(1,)]
+    assert path.read_bytes() == whole
+
+
+def test_a_search_with_other_settings_under_the_same_name_is_refused_and_the_difference_shown(tmp_path):
+    made = toy_plan(tmp_path)
+    Store(made.folder, made.identity())
+    with pytest.raises(ConfigError, match=r"was made with seed = 0, not 1: choose another search\.name"):
+        Store(made.folder, toy_plan(tmp_path, "search.seed=1").identity())
+
+
+def flat(table, curves, prompts, noise):
+    rng = np.random.default_rng(0)
+    return {name: column[:, None] + noise * rng.normal(size=(curves, prompts)) for name, column in table.items()}
+
+
+def concluded(tmp_path, held_out_gain, noise=0.01):
+    """A result whose one found schedule gains 1 on the search set, and something else on held-out prompts."""
+    made = toy_plan(tmp_path)
+    trial = SimpleNamespace(
+        generation=0, candidate=candidates.Candidate("free", "piecewise:0=1|1=0"), curve="c",
+        values={"fragile": 1.0, "vendi": 2.0},
+    )  # fmt: skip
+    x, y = np.array([0, 1, 0.2, 0.4, 0.6, 0.8]), np.array([2, 1, 1.8, 1.6, 1.4, 1.2])
+
+    def table(gain, prompts):
+        return flat({"fragile": np.append(x, gain), "vendi": np.append(y, 1 + gain)}, 7, prompts, noise)
+
+    return findings.conclude(made, [trial], [trial], table(1, 2), table(held_out_gain, 16))
+
+
+@pytest.mark.parametrize(("gain", "said"), [(1.0, "hold:"), (0.68, "not confirmed:"), (0.1, "are worse:")])
+def test_the_statement_follows_the_held_out_interval(gain, said, tmp_path):
+    result = concluded(tmp_path, gain, noise=0.2 if said.startswith("not") else 0.01)
+    assert said in result["statement"]
+    value, low, high = result["hypervolume_difference"][HELD_OUT]
+    assert low <= value <= high
+    assert (low > 0, high < 0) == (said == "hold:", said == "are worse:")
+
+
+def test_the_kept_schedules_are_few_distinct_new_and_each_adds_to_the_front(tmp_path):
+    made = toy_plan(tmp_path, "search.keep=3", "search.sampler=random", "search.trials=64")
+    draw = ToyDraw(knapsack)
+    work = Work(made, Store(made.folder, made.identity()), draw)
+    trials, _ = run(work)
+    references = work.measure(SEARCH, REFERENCES)
+    kept = findings.choose(made, trials, references)
+    curves = [trial.curve for trial in kept]
+    assert len(kept) == 3 == len(set(curves))
+    assert not set(curves) & {made.curve(text) for text in REFERENCES}
+    box = findings.Box.around(findings.points(made, references))
+    at = np.array([[trial.values[name] for name in made.objectives] for trial in kept])
+    ends = findings.points(made, references)[:2]
+    whole = box.volume(np.vstack([ends, at]))
+    assert all(box.volume(np.vstack([ends, np.delete(at, i, axis=0)])) < whole for i in range(3))
+
+
+# With a model.
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load("tiny")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run with an adapter, as if trained on the toy reward; returns the arguments of its commands."""
+    storage = tmp_path_factory.mktemp("runs")
+    arguments = ["--preset", "smoke", *overrides(Path("tiny"), storage, search__prompts=3, search__held_out=2)]
+    arguments += [
+        "search.trials=4", "search.generation=2", "search.seeds=2", "search.held_out_seeds=2", "search.workers=1",
+    ]  # fmt: skip
+    config.claim_directory(config.load("smoke", None, arguments[2:]))
+    model = load("tiny")
+    add_random_adapter(model, "tuned", size=0.1)
+    folder = RunFiles(config.load("smoke", None, arguments[2:]).directory).adapters / KEY
+    record = {"train": {"reward": "pipeline_toys:red", "prompts": ["a red circle"]}, "step": 4}
+    adapters.save(model.denoiser, "tuned", folder, record)
+    return arguments
+
+
+def loaded(arguments, *more):
+    return config.load("smoke", None, [*arguments[2:], *more])
+
+
+def test_a_unit_holds_what_separate_sampling_gives(trained, model):
+    made = plan.make(loaded(trained), model)
+    evaluator = pool.Evaluator(config.to_dict(made.config), made.adapter, made.reward, made.prompts, made.seeds)
+    texts = ("base", "tuned", "piecewise:0=0|0.5=1|1=0.4")
+    measured = evaluator.draw(Unit(SEARCH, (0, 2), ("x", "y", "z"), texts))
+    prompts = [made.prompts[SEARCH][p] for p in (0, 0, 2, 2)]
+    for c, text in enumerate(texts):
+        arm = aig.Arm(text, None if text == "base" else pool.ADAPTER, schedule=text)
+        latents = aig.sample_arms(evaluator.model, prompts, [0, 1, 0, 1], [arm], 0, made.sampling).latents[text]
+        with torch.no_grad():
+            images = to_uint8(evaluator.model.decode(latents)).permute(0, 3, 1, 2).float() / 255
+        for name, reward in (("pipeline_toys-red", red), ("gold", bright)):
+            expected = reward(images, prompts).reshape(2, 2).mean(1).tolist()
+            assert measured.values[name][c] == pytest.approx(expected, abs=1e-3)
+        expected = [vendi_score(rows) for rows in pixels(images).reshape(2, 2, -1).numpy()]
+        assert measured.values["vendi"][c] == pytest.approx(expected, abs=1e-3)
+    assert 0 < measured.predictions < measured.naive
+
+
+def test_a_held_out_set_has_no_prompt_of_the_search_and_those_trained_on_are_counted(trained, model):
+    made = plan.make(loaded(trained, "search.prompts=['a green star', 'a yellow cross']", "search.held_out=4"), model)
+    assert not set(made.prompts[SEARCH]) & set(made.prompts[HELD_OUT])
+    assert "a red circle" in made.prompts[HELD_OUT] and made.trained_on == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["search.adapter=pipeline_toys-red-k1-kl0-s1"], f"did you mean '{KEY}'"),
+        (["search.prompts=[a red star, a blue heart]", "search.held_out=[a blue heart, a pink square]"],
+         r"share 1 prompts \('a blue heart'"),
+        (["search.held_out=47"], "has 45 captions left"),
+        (["search.held_out=[a beige dodecahedron, a red star]"], "search.held_out: "),
+        (["search.objectives=[reward, gold]", "evaluate.gold=null"], "evaluate.gold names none"),
+    ],
+)  # fmt: skip
+def test_a_search_that_cannot_be_is_refused_with_the_fix(wrong, said, trained, model):
+    with pytest.raises(ConfigError, match=said):
+        plan.make(loaded(trained, *wrong), model)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("search.objectives=[reward]", "at least two objectives"),
+        ("search.families=[cubic]", "give one of power, step"),
+        ("search.places=[0, 0.5, 0.4, 1]", "four rising numbers"),
+        ("search.sampler=nsga3", "give one of nsga2"),
+        ("search.trails=3", "did you mean 'search.trials'"),
+    ],
+)
+def test_a_wrong_search_setting_is_refused(wrong, said):
+    with pytest.raises(ConfigError, match=said):
+        config.load(None, None, [wrong])
+
+
+def test_a_schedule_file_stands_in_the_configuration_as_its_content_and_in_the_arms_by_its_name(tmp_path):
+    from pipelines import study
+
+    file = tmp_path / "mine.json"
+    file.write_text('{"name": "mine", "knots": [[0, 0], [0.5, 1], [1, 0.4]]}')
+    text = "piecewise:0=0|0.5=1|1=0.4"
+    asked = config.load("smoke", None, [f"evaluate.schedules=[linear, 'file:{file}']"])
+    assert asked.evaluate.schedules == ("linear", f"mine={text}")
+    file.unlink()
+    again = config.from_dict(config.to_dict(asked))
+    arm = next(arm for arm in study.all_arms(again) if arm.label == "AIG mine")
+    assert (arm.arm.schedule, arm.arm.name) == (text, "fragile-k1-kl0-s0+mine")
+    file.write_text('{"knots": [[0, 0], [0.5, 2]]}')
+    with pytest.raises(ConfigError, match=r"evaluate\.schedules: .*mine\.json: .*\(0\.5, 2\): u and w must be in"):
+        config.load("smoke", None, [f"evaluate.schedules=['file:{file}']"])
+
+
+@pytest.mark.timeout(580)
+def test_the_command_searches_validates_and_leaves_schedules_that_can_be_used(ray_cluster, trained, capsys):
+    assert main(["search", *trained]) == 0
+    said = capsys.readouterr().out
+    made = loaded(trained)
+    folder = RunFiles(made.directory).searches / KEY
+    result = json.loads((folder / RESULT).read_text())
+    assert result["statement"] in said
+    rows = [row for row in result["schedules"] if row["found"]]
+    for row in rows:
+        schedule = schedules.parse(f"file:{RunFiles(made.directory).schedules / row['name']}.json")
+        assert (schedule.label, schedules.format_name(schedule)) == (row["name"], row["schedule"])
+        low, high = row[HELD_OUT]["vendi"][1:]
+        assert low <= row[HELD_OUT]["vendi"][0] <= high
+    assert len(pq.read_table(folder / CANDIDATES)) == 4 and (folder / PICTURE).exists()
+    written = (folder / RESULT).read_bytes()
+    assert main(["search", *trained]) == 0
+    assert "Finished already" in capsys.readouterr().out
+    assert (folder / RESULT).read_bytes() == written

@@ -1,0 +1,163 @@
+"""The status of a run, read from folders that are written here by hand."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import config, layout, status
+from pipelines.__main__ import main
+from pipelines.layout import RunFiles
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run that has only begun: trainings fragile-k1-kl0-s0 and fragile-k1-kl10-s0 of 4 steps, a snapshot at 2."""
+    made = config.load("smoke", None, [f"run.storage={tmp_path}"])
+    config.claim_directory(made)
+    return made
+
+
+def train(run, weight):
+    """Leave what a finished training leaves."""
+    single = replace(run, train=replace(run.train, kl_weight=weight))
+    files = RunFiles(run.directory)
+    for name, step in layout.adapter_folders(single):
+        layout.write_json(files.adapters / name / "adapter.json", {"step": step})
+    layout.write_json(files.curves / f"{layout.adapter_key(single.train)}.jsonl", {})
+
+
+def draw(run, count):
+    for i in range(count):
+        path = RunFiles(run.directory).images / f"part-{i}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"arm": ["base"]}), path)
+
+
+def told(run):
+    return status.report(run.directory)
+
+
+def line(run, start):
+    return next(line.split(maxsplit=1)[1] for line in told(run).splitlines() if line.strip().startswith(start))
+
+
+def next_command(run):
+    return told(run).rpartition("next: ")[2]
+
+
+def test_a_run_that_has_only_begun_is_told_to_sweep(run):
+    assert line(run, "trainings") == "2 missing"
+    assert line(run, "images") == "0 of 2 units (6 arms, 24 images)"
+    assert next_command(run) == f"python -m pipelines sweep --config {run.directory}/config.yaml"
+
+
+def test_the_command_that_it_names_loads_the_runs_own_configuration(run):
+    file = next_command(run).split("--config ")[1]
+    assert config.load(None, file) == run
+
+
+def test_trainings_are_done_failed_interrupted_or_under_way(run):
+    files, key = RunFiles(run.directory), "fragile-k1-kl10-s0"
+    train(run, 0)
+    assert line(run, "fragile-k1-kl0-s0").split() == ["done", "4", "steps"]
+    layout.write_json(files.progress / f"{key}.json", {"step": 3, "steps": 4, "rate": 1.5, "loss": -2.0})
+    assert line(run, key).startswith("interrupted  3/4  1.50 s/step  0:02 left")
+    with (run.directory / config.LOCK_FILE).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert line(run, key).startswith("under way    3/4")
+        assert "a process is working in it" in told(run)
+    error = files.ray / "tune" / key / "error.txt"
+    error.parent.mkdir(parents=True)
+    error.write_text("Traceback (most recent call last):\n  File x\nValueError: the reward is NaN\n")
+    assert line(run, key) == "failed       ValueError: the reward is NaN"
+    assert line(run, "trainings") == "1 done, 1 failed"
+    train(run, 10)
+    assert line(run, "trainings") == "2 done"
+
+
+def test_an_adapter_without_its_snapshot_is_not_done(run):
+    train(run, 0)
+    shutil.rmtree(RunFiles(run.directory).adapters / "fragile-k1-kl0-s0@2")
+    assert line(run, "fragile-k1-kl0-s0").startswith("missing")
+
+
+def test_the_next_command_follows_what_is_there(run):
+    files = RunFiles(run.directory)
+    train(run, 0)
+    train(run, 10)
+    assert next_command(run).startswith("python -m pipelines evaluate ")
+    draw(run, 2)
+    (files.images / "part-1.parquet").write_bytes(b"half")
+    assert line(run, "images").startswith("1 of 2 units")
+    draw(run, 2)
+    assert next_command(run).startswith("python -m pipelines evaluate ")
+    for path, then in ((files.metrics, "front"), (files.front, "report")):
+        path.touch()
+        assert next_command(run).startswith(f"python -m pipelines {then} ")
+    layout.write_json(files.root / "report" / "index.html", {})
+    assert next_command(run).startswith("nothing is missing; open ")
+
+
+def test_a_run_that_was_moved_is_found_under_its_new_storage_and_a_renamed_one_is_said_to_be(run, tmp_path):
+    moved = tmp_path / "elsewhere" / "smoke"
+    shutil.copytree(run.directory, moved)
+    assert status.report(moved).endswith(f"--config {moved}/config.yaml run.storage={moved.parent}")
+    assert "name the folder 'smoke' again" in status.report(moved.rename(moved.with_name("other")))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        [],
+        ["sweep.kl_weights=[0, 1, 3]", "evaluate.kl_schedules=[linear, 'power:2']", "sweep.train_seeds=[0, 1]"],
+        ["evaluate.early_stops=[]", "sweep.rewards=[fragile, robust]", "sweep.ks=[1, 2]", "evaluate.lora_scales=[]"],
+        ["train.steps=7", "evaluate.schedules=[linear, 'step:0.5', 'mine=piecewise:0=0|1=1']"],
+    ],
+)
+def test_arms_and_units_are_as_many_as_the_evaluation_draws(asked):
+    from pipelines import study
+
+    made = config.load("smoke", None, ["evaluate.prompts=5", "evaluate.seeds=7", "evaluate.group=3", *asked])
+    assert status.arm_count(made) == len(study.all_arms(made))
+    assert status.expected_units(made) == 5 * 3
+
+
+def test_a_search_shows_what_it_came_to(run):
+    folder = RunFiles(run.directory).searches / "mine"
+    layout.write_json(folder / "settings.json", {})
+    (folder / "evaluations.jsonl").write_text("{}\n{}\n")
+    assert line(run, "search") == "mine: under way or interrupted, 2 units drawn"
+    layout.write_json(folder / "search.json", {"statement": "It holds."})
+    assert line(run, "search") == "mine: done: It holds."
+
+
+def test_an_unknown_run_is_one_line_that_names_the_nearest(run, capsys):
+    assert main(["status", str(run.directory.with_name("smokey"))]) == 2
+    err = capsys.readouterr().err
+    assert "did you mean 'smoke'?" in err and err.count("\n") == 1
+    assert main(["status", str(run.directory), "train.steps=3"]) == 2
+    assert "status takes one run, and 'train.steps=3' is one more" in capsys.readouterr().err
+
+
+def test_the_command_reads_storage_alone_without_torch_and_ray_and_writes_nothing(run):
+    before = {path: path.stat().st_mtime_ns for path in run.directory.rglob("*")}
+    probe = (
+        "import sys, pipelines.__main__ as m\n"
+        f"assert m.main(['status', {str(run.directory)!r}]) == 0\n"
+        "assert not {'torch', 'ray'} & set(sys.modules), 'heavy'"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "2 missing" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in run.directory.rglob("*")} == before

@@ -1,0 +1,184 @@
+"""What a search for schedules is about, settled and checked before any Ray process starts."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from aig import adapters
+from aig.grid import Grid
+from aig.models import Model, Sampling
+from aig.world.scenes import all_prompts
+from pipelines import layout, study
+from pipelines.config import Config, ConfigError
+from pipelines.layout import RunFiles
+from pipelines.scoring import GOLD
+
+SEARCH, HELD_OUT = "search", "held_out"
+# What everyone has without a search: the ends, and the paper's schedules.
+ENDS = ("base", "tuned")
+PUBLISHED = ("linear", "power:2", "power:4", "step:0.6")
+REFERENCES = (*ENDS, *PUBLISHED)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search, resolved."""
+
+    config: Config
+    name: str
+    adapter: str
+    reward: str
+    """The reward that the adapter was trained on."""
+    prompts: dict[str, tuple[str, ...]]
+    """Of the search set and of the held-out set."""
+    seeds: dict[str, int]
+    objectives: tuple[str, ...]
+    """Names of metrics, as they are measured."""
+    trained_on: int
+    """Held-out prompts that the adapter was trained on: held out from the search, not from the training."""
+    sampling: Sampling
+    grid: Grid
+    digest: str
+    """Of the adapter's weights."""
+
+    @property
+    def folder(self) -> Path:
+        return RunFiles(self.config.directory).searches / self.name
+
+    def curve(self, schedule: str) -> str:
+        """A name for what a schedule does on this sampler's grid: two texts of one curve draw the same images."""
+        return hashlib.blake2b(repr(self.grid.weights(schedule)).encode(), digest_size=8).hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        """What the search's measurements and proposals depend on, as JSON holds it; more trials only go on."""
+        search, config = self.config.search, self.config
+        model = {key: value for key, value in asdict(config.model).items() if key != "device"}
+        model["fingerprint"] = study.fingerprint(config.model.name, config.model.revision, config.model.variant)
+        return {
+            "adapter": self.adapter, "weights": self.digest, "reward": self.reward, "run_seed": config.run.seed,
+            "objectives": list(self.objectives), "families": list(search.families),
+            "places": list(search.places) if search.places else None, "sampler": search.sampler,
+            "generation": search.generation, "seed": search.seed,
+            # An even grid is spread over all its trials.
+            "trials": search.trials if search.sampler == "grid" else None,
+            "prompts": {name: list(prompts) for name, prompts in self.prompts.items()}, "seeds": self.seeds,
+            "prompts_at_once": search.prompts_at_once, "model": model, "steps": len(self.grid),
+            "block": config.evaluate.block, "rewards": scored(config, self.reward), "gold": config.evaluate.gold,
+            "features": config.evaluate.features,
+        }  # fmt: skip
+
+
+def make(config: Config, model: Model) -> Plan:
+    """The search that `config.search` asks for; ConfigError where it cannot be."""
+    search, files = config.search, RunFiles(config.directory)
+    adapter = search.adapter or layout.adapter_key(layout.trainings(config)[0])
+    digest = _digest(files, adapter)
+    record = _record(files.adapters / adapter)
+    _check_model(config, record, files.adapters / adapter)
+    reward = str(record.get("train", {}).get("reward", config.train.reward))
+    prompts = {SEARCH: study.resolve_prompts(search.prompts, "search.prompts")}
+    prompts[HELD_OUT] = _held_out(config, prompts[SEARCH])
+    for key, name in (("search.prompts", SEARCH), ("search.held_out", HELD_OUT)):
+        try:
+            model.encode(prompts[name])
+        except ValueError as error:
+            raise ConfigError(f"{key}: {error}") from error
+    sampling = sampling_of(config, model.defaults)
+    return Plan(
+        config=config,
+        name=search.name or adapter,
+        adapter=adapter,
+        reward=reward,
+        prompts={name: tuple(texts) for name, texts in prompts.items()},
+        seeds={SEARCH: search.seeds, HELD_OUT: search.held_out_seeds},
+        objectives=_objectives(config, reward),
+        trained_on=len(set(prompts[HELD_OUT]) & set(record.get("train", {}).get("prompts", ()))),
+        sampling=sampling,
+        grid=Grid(model, sampling),
+        digest=digest,
+    )
+
+
+def sampling_of(config: Config, defaults: Sampling) -> Sampling:
+    sampling = study.resolve_sampling(config, defaults)
+    return replace(sampling, max_rows=config.evaluate.max_rows or sampling.max_rows)
+
+
+def scored(config: Config, reward: str) -> list[str]:
+    """The rewards that score the images: the adapter's own, and those of the evaluation."""
+    return list(dict.fromkeys([reward, *study.scored_rewards(config)]))
+
+
+def _digest(files: RunFiles, adapter: str) -> str:
+    folder = files.adapters / adapter
+    weights = folder / adapters.WEIGHTS
+    if weights.exists():
+        return hashlib.blake2b(weights.read_bytes(), digest_size=8).hexdigest()
+    there = sorted(path.parent.name for path in files.adapters.glob(f"*/{adapters.WEIGHTS}"))
+    if not there:
+        raise ConfigError(
+            f"search.adapter: {files.root} has no adapters: run `python -m pipelines sweep` (or train) with the same "
+            "configuration first"
+        )
+    close = difflib.get_close_matches(adapter, there, n=1, cutoff=0.0)[0]
+    raise ConfigError(
+        f"search.adapter: there is no adapter {adapter!r} in {files.adapters}; did you mean {close!r}? "
+        f"(there are {', '.join(there)})"
+    )
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What made the adapter; an adapter from elsewhere has none."""
+    return adapters.read_record(folder) if (folder / adapters.RECORD).exists() else {}
+
+
+def _check_model(config: Config, record: dict[str, Any], folder: Path) -> None:
+    wanted = study.fingerprint(config.model.name, config.model.revision, config.model.variant)
+    found = record.get("model", {}).get("fingerprint", wanted)
+    if found != wanted:
+        raise ConfigError(
+            f"search.adapter: {folder} was made for other weights than those of model.name={config.model.name}: give "
+            "the model that it was trained with"
+        )
+
+
+def _held_out(config: Config, searched: Sequence[str]) -> list[str]:
+    """A number takes the embedded world's captions that the search does not see."""
+    wanted = config.search.held_out
+    if not isinstance(wanted, int):
+        prompts = study.resolve_prompts(wanted, "search.held_out")
+        shared = [prompt for prompt in prompts if prompt in set(searched)]
+        if shared:
+            raise ConfigError(
+                f"search.prompts and search.held_out share {len(shared)} prompts ({shared[0]!r}, ...): what the search "
+                "has seen cannot validate it; give other prompts"
+            )
+        return prompts
+    free = [prompt for prompt in all_prompts() if prompt not in set(searched)]
+    if wanted > len(free):
+        raise ConfigError(
+            f"search.held_out is {wanted}: beside search.prompts the embedded world has {len(free)} captions left; "
+            "give fewer, or a list of prompts"
+        )
+    return free[:wanted]
+
+
+def _objectives(config: Config, reward: str) -> tuple[str, ...]:
+    other = study.held_out(config, reward)
+    metrics = {
+        "reward": layout.slug(reward),
+        "held_out": layout.slug(other) if other else None,
+        "gold": GOLD if config.evaluate.gold else None,
+        "diversity": config.front.diversity,
+    }
+    found = [metrics[name] for name in config.search.objectives]
+    if None in found:
+        missing = config.search.objectives[found.index(None)]
+        key = "evaluate.gold" if missing == "gold" else "evaluate.rewards"
+        raise ConfigError(f"search.objectives has {missing!r}, and {key} names none: set it, or leave {missing!r} out")
+    return tuple(name for name in found if name)

@@ -1,0 +1,127 @@
+"""The workers of a search: Ray actors that hold the model, an adapter and the scores, and draw whole generations.
+
+They live as long as the search, not as long as a candidate: loading a model costs more than drawing one. And they get a
+generation at once, since its candidates share noise, texts and the steps on which their weights agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from aig import adapters
+from aig.metrics import mean_pairwise_cosine_distance, vendi_score
+from aig.sampler import Arm, sample_arms
+from pipelines import config as configuration
+from pipelines import study
+from pipelines.cluster import Cluster
+from pipelines.config import Config, ConfigError
+from pipelines.layout import RunFiles
+from pipelines.scoring import ACCURACIES, Scores, rounded
+from tune.plan import Plan, sampling_of, scored
+from tune.store import Measured, Unit
+
+ADAPTER = "searched"
+RETRIES = 3  # of a unit whose worker died
+
+
+class Evaluator:
+    """Draws and scores units in one process."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        adapter: str,
+        reward: str,
+        prompts: dict[str, tuple[str, ...]],
+        seeds: dict[str, int],
+    ) -> None:
+        self.config = configuration.from_dict(config)
+        torch.set_num_threads(self.config.evaluate.threads)
+        self.prompts, self.seeds = prompts, seeds
+        self.model = study.load_model(self.config)
+        adapters.load(self.model.denoiser, RunFiles(self.config.directory).adapters / adapter, ADAPTER)
+        self.sampling = sampling_of(self.config, self.model.defaults)
+        evaluate = self.config.evaluate
+        self.scores = Scores(scored(self.config, reward), evaluate.gold, evaluate.features, self.model.device)
+
+    @torch.no_grad()
+    def draw(self, unit: Unit) -> Measured:
+        """Every curve on the unit's prompts and seeds, from common noise, scored as 8 bits hold the images."""
+        seeds = self.seeds[unit.set]
+        texts = [self.prompts[unit.set][p] for p in unit.prompt_ids for _ in range(seeds)]
+        indices = [seed for _ in unit.prompt_ids for seed in range(seeds)]
+        arms = [arm_of(text) for text in unit.schedules]
+        samples = sample_arms(self.model, texts, indices, arms, self.config.run.seed, self.sampling)
+        rows = [self._measure(samples.latents[arm.name], texts, len(unit.prompt_ids)) for arm in arms]
+        values = {name: [row[name] for row in rows] for name in rows[0]}
+        cost = samples.cost
+        return Measured(values, cost.predictions * len(texts), cost.naive * len(texts))
+
+    def _measure(self, latents: torch.Tensor, texts: list[str], prompts: int) -> dict[str, list[float]]:
+        """Metric -> (prompts,) of one curve's latents (prompts · seeds, C, H, W)."""
+        images = rounded(self.model.decode(latents))
+        scores = {name: value.cpu().numpy() for name, value in self.scores(images, texts).items()}
+        features = scores.pop("features").reshape(prompts, len(texts) // prompts, -1)
+        found = {name: column.astype(np.float64).reshape(prompts, -1).mean(axis=1) for name, column in scores.items()}
+        if ACCURACIES[0] in found:
+            found["accuracy"] = (found[ACCURACIES[0]] + found[ACCURACIES[1]]) / 2
+        found["vendi"] = np.array([vendi_score(rows) for rows in features])
+        found["pairwise"] = np.array([mean_pairwise_cosine_distance(rows) for rows in features])
+        bad = next((name for name, values in found.items() if not np.isfinite(values).all()), None)
+        if bad is not None:
+            raise ValueError(f"{bad} is not finite on images of {texts[0]!r}: a search cannot rank such schedules")
+        return {name: values.tolist() for name, values in found.items()}
+
+
+def arm_of(schedule: str) -> Arm:
+    """The base model's own arm needs no adapter, and shares its states with every curve that begins with the base."""
+    return Arm(schedule, None if schedule == "base" else ADAPTER, 1.0, schedule)
+
+
+def size(config: Config, cluster: Cluster) -> int:
+    """Workers that the cluster has room for; ConfigError where that is none."""
+    search = config.search
+    room = int((cluster.cpus + 1e-6) / search.worker_cpus)
+    if room < 1:
+        raise ConfigError(
+            f"a search's worker needs {search.worker_cpus:g} CPUs and the cluster has {cluster.cpus:g}: lower "
+            "search.worker_cpus, or raise ray.num_cpus"
+        )
+    return min(room, search.workers)
+
+
+class Pool:
+    """Draws units with workers on a cluster; `connect` connects to it when the first unit is to be drawn."""
+
+    def __init__(self, plan: Plan, connect: Callable[[], Cluster]) -> None:
+        self.plan, self.connect = plan, connect
+        self.workers: list[Any] = []
+
+    def __call__(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Measured]]:
+        """Each unit with what it came to, in the order in which they are done."""
+        if not self.workers:
+            self._start()
+        left, idle = list(units), list(self.workers)
+        running: dict[Any, tuple[Unit, Any]] = {}
+        while left or running:
+            while left and idle:
+                unit, worker = left.pop(0), idle.pop()
+                running[worker.draw.remote(unit)] = unit, worker
+            done, _ = ray.wait(list(running), num_returns=1)
+            unit, worker = running.pop(done[0])
+            idle.append(worker)
+            yield unit, ray.get(done[0])
+
+    def _start(self) -> None:
+        config, plan = self.plan.config, self.plan
+        count = size(config, self.connect())
+        remote = ray.remote(num_cpus=config.search.worker_cpus, max_restarts=-1, max_task_retries=RETRIES)(Evaluator)
+        self.workers = [
+            remote.remote(configuration.to_dict(config), plan.adapter, plan.reward, plan.prompts, plan.seeds)
+            for _ in range(count)
+        ]
