@@ -18,8 +18,8 @@ from aig.metrics import mean_pairwise_cosine_distance, vendi_score
 from aig.sampler import Arm, sample_arms
 from pipelines import config as configuration
 from pipelines import study
-from pipelines.cluster import Cluster
-from pipelines.config import Config, ConfigError
+from pipelines.cluster import Cluster, needs
+from pipelines.config import Config
 from pipelines.layout import RunFiles
 from pipelines.scoring import ACCURACIES, Scores, rounded
 from tune.plan import Plan, sampling_of, scored
@@ -86,12 +86,8 @@ def arm_of(schedule: str) -> Arm:
 def size(config: Config, cluster: Cluster) -> int:
     """Workers that the cluster has room for; ConfigError where that is none."""
     search = config.search
-    room = int((cluster.cpus + 1e-6) / search.worker_cpus)
-    if room < 1:
-        raise ConfigError(
-            f"a search's worker needs {search.worker_cpus:g} CPUs and the cluster has {cluster.cpus:g}: lower "
-            "search.worker_cpus, or raise ray.num_cpus"
-        )
+    fix = "lower search.worker_cpus, or take a larger cluster (ray.num_cpus for one of this machine)"
+    room = cluster.room(needs(search.worker_cpus), {}, "a search's worker", fix)
     return min(room, search.workers)
 
 
