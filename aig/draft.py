@@ -13,6 +13,7 @@ noise of the last step n times at the sample's x_0 and averages, which lowers th
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,7 +25,9 @@ from aig.models.protocol import Condition, Model, Sampling
 from aig.sampler import Arm, Grid, Noise, State, advance, encode
 
 Reward = Callable[[Tensor, list[str]], Tensor]
+Rows = slice | list[int]
 KL_FORMS = ("eps_mse", "path")
+ON_NAN = ("stop", "skip")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class DraftConfig:
     """Images that carry gradient at once."""
     autocast: str | None = None
     """bfloat16: forward passes in that precision where torch holds it safe, with float32 weights; None: as they are."""
+    on_nan: str = "stop"
+    """What an image does whose pixels, score or KL term are not finite: stop raises, naming it; skip leaves it out."""
 
     def __post_init__(self) -> None:
         checks = {
@@ -54,6 +59,7 @@ class DraftConfig:
             "kl": (self.kl in KL_FORMS, f"one of {', '.join(KL_FORMS)}"),
             "micro_batch": (self.micro_batch >= 1, "at least 1"),
             "autocast": (self.autocast in (None, "bfloat16"), "bfloat16 or None"),
+            "on_nan": (self.on_nan in ON_NAN, f"one of {', '.join(ON_NAN)}"),
         }
         for name, (ok, allowed) in checks.items():
             if not ok:
@@ -95,14 +101,14 @@ def train_step(
     seed: int = 0,
     total: int | None = None,
 ) -> dict[str, float]:
-    """Accumulate the gradient of one step's loss in the adapter's parameters; returns the sums' means {loss, reward,
-    kl}.
+    """Accumulate the gradient of one step's loss in the adapter's parameters; returns {loss, reward, kl, skipped}.
 
-    `prompts` and `seeds` are this worker's share of a global batch of `total` images (default: all of it): every
-    image weighs 1/total,
-    so that gradients of several workers add up to the whole batch's. The caller owns the optimizer. Raises
-    FloatingPointError, naming the
-    prompts, where the loss is not finite.
+    `prompts` and `seeds` are this worker's share of a global batch of `total` images (default: all of it): every image
+    weighs 1/total, so that gradients and sums of several workers add up to the whole batch's. The caller owns the
+    optimizer.
+
+    An image whose pixels, score or KL term are not finite raises FloatingPointError with its prompt and noise seed;
+    with `config.on_nan` = skip it weighs 0 and is counted in `skipped`, and `over_kept` makes means of the rest.
     """
     total = total or len(prompts)
     grid = Grid(model, config.sampling)
@@ -112,16 +118,35 @@ def train_step(
     with _autocast(model, config):
         x = rollout(model, condition, noise, arm, config, grid)
     if config.lv > 1:
-        return _train_lv(model, reward, arm, prompts, condition, noise, x, config, grid, total)
-    sums = {"loss": 0.0, "reward": 0.0, "kl": 0.0}
+        return _train_lv(model, reward, arm, prompts, seeds, condition, noise, x, config, grid, total)
+    sums = dict.fromkeys(SUMS, 0.0)
     step_noise = {i: noise.at_step(i) for i in range(len(grid) - config.k, len(grid))} if grid.stochastic else {}
+
+    def last(rows: Rows) -> tuple[Tensor, Tensor]:
+        return last_steps(model, condition[rows], x[rows], arm, config, grid, lambda i: step_noise[i][rows])
+
     for rows in _micro_batches(len(prompts), config.micro_batch):
-        with _autocast(model, config):
-            final, kl = last_steps(
-                model, condition[rows], x[rows], arm, config, grid, lambda i, rows=rows: step_noise[i][rows]
-            )
-        _backward(model, reward, final, kl, prompts[rows], config, total, sums)
+        _accumulate(model, reward, last, rows, prompts, seeds, config, total, sums)
     return sums
+
+
+SUMS: tuple[str, ...] = ("loss", "reward", "kl", "skipped")
+
+
+def over_kept(parameters: Sequence[torch.nn.Parameter], sums: dict[str, float], total: int) -> dict[str, float]:
+    """Gradients, in place, and sums of a batch of `total` images as means over those that were not skipped.
+
+    For the whole batch: where it was shared out, after its parts are added up. NaN where every image was skipped.
+    """
+    kept = 1 - sums["skipped"] / total
+    if kept == 1:
+        return sums
+    if kept <= 0:
+        return {name: sums[name] if name == "skipped" else math.nan for name in sums}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.div_(kept)
+    return {name: value if name == "skipped" else value / kept for name, value in sums.items()}
 
 
 def last_steps(
@@ -161,6 +186,7 @@ def _train_lv(
     reward: Reward,
     arm: Arm,
     prompts: list[str],
+    seeds: list[int],
     condition: Condition,
     noise: Noise,
     x: State,
@@ -173,42 +199,67 @@ def _train_lv(
     with torch.no_grad(), _autocast(model, config):
         variance_noise = noise.at_step if grid.stochastic else None
         x_0 = advance(model, condition, x, [arm], config.sampling, grid=grid, first=last, noise=variance_noise)[0].x
-    sums = {"loss": 0.0, "reward": 0.0, "kl": 0.0}
+    sums = dict.fromkeys(SUMS, 0.0)
     for n in range(config.lv):
         fresh = noise.draw(f"lv {n}").to(x_0)
         noisy = grid.add_noise(last, x_0, fresh)
         step_noise = noise.draw(f"lv step {n}") if grid.stochastic else None
+
+        def one_step(rows: Rows, noisy: Tensor = noisy, z: Tensor | None = step_noise) -> tuple[Tensor, Tensor]:
+            at = (lambda i: z[rows]) if z is not None else None
+            return last_steps(model, condition[rows], noisy[rows], arm, config, grid, at)
+
         for rows in _micro_batches(len(prompts), config.micro_batch):
-            at = (lambda i, rows=rows, z=step_noise: z[rows]) if step_noise is not None else None
-            with _autocast(model, config):
-                final, kl = last_steps(model, condition[rows], noisy[rows], arm, config, grid, at)
-            _backward(model, reward, final, kl, prompts[rows], config, total * config.lv, sums)
-    return sums
+            _accumulate(model, reward, one_step, rows, prompts, seeds, config, total * config.lv, sums)
+    return {**sums, "skipped": sums["skipped"] / config.lv}
 
 
-def _backward(
+def _accumulate(
     model: Model,
     reward: Reward,
-    final: Tensor,
-    kl: Tensor,
+    last: Callable[[Rows], tuple[Tensor, Tensor]],
+    rows: slice,
     prompts: list[str],
+    seeds: list[int],
     config: DraftConfig,
     total: int,
     sums: dict[str, float],
 ) -> None:
-    with _autocast(model, config):
-        scores = reward(model.decode(final), prompts)  # (B,)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    loss = (config.kl_weight * kl - scores).sum() / total
-    if not torch.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss is {loss.item()} for the prompts {sorted(set(prompts))}; lower the learning rate or raise the "
-            "KL weight"
-        )
-    loss.backward()
-    sums["loss"] += loss.item()
-    sums["reward"] += scores.sum().item() / total
-    sums["kl"] += kl.sum().item() / total
+    """Add one micro-batch's gradient and sums; `last` makes the final latents and KL terms of some rows."""
+    images = list(range(len(prompts)))[rows]
+    kept: Rows = rows
+    while images:
+        texts = [prompts[i] for i in images]
+        with _autocast(model, config):
+            final, kl = last(kept)
+            scores = _scores(reward, model.decode(final), texts)  # (B,)
+        sound = (scores.isfinite() & kl.isfinite()).tolist()
+        if all(sound):
+            loss = (config.kl_weight * kl - scores).sum() / total
+            loss.backward()
+            sums["loss"] += loss.item()
+            sums["reward"] += scores.sum().item() / total
+            sums["kl"] += kl.sum().item() / total
+            return
+        lost = sound.index(False)
+        if config.on_nan == "stop":
+            raise FloatingPointError(
+                f"the reward is {scores[lost].item()} and the KL term {kl[lost].item()} for the image of "
+                f"{texts[lost]!r} with noise seed {seeds[images[lost]]}; lower the learning rate or raise the KL "
+                "weight, or leave such images out with on_nan = 'skip'"
+            )
+        # Made again without them: in the graph of the whole batch, 0 times their NaN would be NaN in every gradient.
+        sums["skipped"] += sound.count(False)
+        images = kept = [image for image, ok in zip(images, sound, strict=True) if ok]
+
+
+def _scores(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
+    """Scores (B,) in at least float32; where some images have pixels that are not finite, NaN for those, else 0."""
+    broken = ~images.isfinite().flatten(1).all(dim=1)  # (B,)
+    if broken.any():  # rewards refuse such images
+        return torch.where(broken, math.nan, 0.0)
+    scores = reward(images, prompts)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 def _autocast(model: Model, config: DraftConfig) -> torch.autocast:

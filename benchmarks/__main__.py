@@ -1,4 +1,4 @@
-"""Measure sampling, the published arm set, a DRaFT step, memory levers, and the Ray pipeline against the bare loop.
+"""Measure sampling, the published arm set, a DRaFT step, memory levers, and the Ray pipelines against bare loops.
 
     python -m benchmarks                      # all
     python -m benchmarks passes arms          # some
@@ -136,7 +136,16 @@ def ray_pipeline(device: str) -> None:
     pipeline(device)
 
 
-BENCHMARKS = {"passes": passes, "arms": arms, "draft": draft_step, "levers": levers, "pipeline": ray_pipeline}
+def score(device: str) -> None:
+    """The `score` command against a plain loop over the same model."""
+    from benchmarks.score import score as measure
+
+    measure(device)
+
+
+BENCHMARKS = {
+    "passes": passes, "arms": arms, "draft": draft_step, "levers": levers, "pipeline": ray_pipeline, "score": score,
+}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:

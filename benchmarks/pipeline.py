@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from aig import adapters, models
-from pipelines import cluster, config, generate, layout, study
+from pipelines import cluster, config, generate, layout, scoring, study
 from pipelines.layout import RunFiles
 
 OVERRIDES = [
@@ -42,7 +42,8 @@ def run_configuration(storage: Path, generators: int) -> config.Config:
 def bare_loop(found: config.Config) -> list[float]:
     """Times at which each unit's file was written."""
     defaults = models.load(found.model.name).defaults
-    generator, scorer = (actor(config.to_dict(found)) for actor in (generate.Generator, generate.Scorer))
+    content = config.to_dict(found)
+    generator, scorer = generate.Generator(content), scoring.Scorer(generate.Evaluation(content))
     times = []
     for unit in generate.units(found, defaults):
         row = {key: value for key, value in asdict(unit).items() if key != "name"}

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from pipelines import config as configuration
@@ -39,8 +40,9 @@ class Session:
     What it holds, the run's directory and Ray, it lets go at its end.
     """
 
-    def __init__(self, config: Config, command: str) -> None:
-        self.config, self.command = config, command
+    def __init__(self, config: Config, command: str, arguments: argparse.Namespace) -> None:
+        self.config, self.command, self.arguments = config, command, arguments
+        self.result = f"Run directory: {config.directory}"
         self.seconds: dict[str, float] = {}
         self.held, self.ray = ExitStack(), ExitStack()
         self.cluster: Cluster | None = None
@@ -107,6 +109,7 @@ def run_train(session: Session) -> None:
         print(f"Finished already: {files.adapters / key}")
         return
     room_for(config, session.connect())
+    normalize(session)
     with stage("train", session.seconds), trainings(files.progress, [key]):
         folder = train(config)
     print(f"Adapter: {folder}")
@@ -127,8 +130,16 @@ def run_sweep(session: Session) -> None:
     do_sweep(session)
 
 
+def normalize(session: Session) -> None:
+    """The statistics of weighted sums, measured where they are missing; most runs have no sum and need none."""
+    from pipelines.normalization import ensure
+
+    ensure(session.config, session.connect)
+
+
 def do_sweep(session: Session) -> None:
     with stage("sweep", session.seconds):
+        normalize(session)
         from tune.sweep import sweep, table
 
         print(table(sweep(session.config, session.connect)))
@@ -148,6 +159,7 @@ def do_generate(session: Session, model: Model) -> None:
     with stage("generate", session.seconds):
         from pipelines.generate import generate
 
+        normalize(session)
         generate(session.config, session.connect, model.defaults)
 
 
@@ -221,6 +233,49 @@ def run_demo(session: Session) -> None:
     do_report(session)
 
 
+def run_score(session: Session) -> None:
+    given = session.arguments
+    with stage("check", session.seconds):
+        from pipelines import listing, score
+
+        names = listing.Names(given.file_column, given.prompt_column, given.group_column)
+        request = score.Request(given.source, tuple(dict.fromkeys(given.reward)), given.prompts, names, given.out)
+        found, columns, files = score.check(session.config, request)
+        print(f"{len(found.images)} images with prompts in {given.source}.")
+        if found.unlisted:
+            print(f"{found.unlisted} other image files there have no prompt in the metadata, and are left out.")
+    session.result = f"Scores: {files.out}"
+    with stage("score", session.seconds):
+        table, now = score.score(session.config, found, columns, files, session.connect)
+    if not now:
+        print("All of them were scored already.")
+    from pipelines.summary import means, summary
+
+    front = session.config.front
+    print(summary(means(table, [*columns.parts, *columns.sums], front), front.level))
+    if columns.sums:
+        print(f"{', '.join(columns.sums)}: the raw weighted sum, since there is no base model here to z-score by.")
+    failed = score.failures(table)
+    if failed:
+        print(session.result)
+        more = f"; and {len(failed) - 5} more, see the column error" if len(failed) > 5 else ""
+        raise score.ScoreError(f"{len(failed)} of {len(table)} images have no score: {'; '.join(failed[:5])}{more}")
+
+
+def score_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="FOLDER", type=Path, help="of images, or a metadata or parquet file")
+    parser.add_argument(
+        "--reward", metavar="NAME", action="append", required=True,
+        help="pickscore, hpsv2.1, ..., package.module:callable, a name of rewards.define, or a sum as "
+        "'0.5*pickscore + 0.5*hpsv2.1'; give it again for another",
+    )  # fmt: skip
+    parser.add_argument("--prompts", metavar="FILE", type=Path, help="a .jsonl, .csv or .parquet with file_name, text")
+    parser.add_argument("--prompt-column", metavar="NAME", help="its column of prompts: prompt, text or caption")
+    parser.add_argument("--file-column", metavar="NAME", help="its column of paths: file_name, file, path or image")
+    parser.add_argument("--group-column", metavar="NAME", help="its column of groups, as HPSv2's styles: group")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="the scores' parquet file: under run.storage/scores")
+
+
 @dataclass(frozen=True)
 class Command:
     """A command: what it does, in a line for the list and in a paragraph for its own help."""
@@ -229,6 +284,10 @@ class Command:
     short: str
     long: str
     preset: str | None = None
+    options: Callable[[argparse.ArgumentParser], None] | None = None
+    """Adds arguments of its own."""
+    in_run: bool = True
+    """Whether it works in a run's directory."""
 
 
 COMMANDS = {
@@ -263,6 +322,14 @@ COMMANDS = {
         run_demo, "sweep, evaluate, front and report, in one go",
         "Everything from training to the report. The preset is demo unless you name another.", "demo",
     ),
+    "score": Command(
+        run_score, "score any folder of images with prompts",
+        "Score the images of FOLDER by one or more rewards. Their prompts stand in its metadata.jsonl, .csv or "
+        ".parquet (columns file_name and text, as Hugging Face's imagefolder has them), or beside the images in "
+        "parquet files, as in a run's images/. Writes a parquet file with a row an image, and prints each reward's "
+        "mean over the prompts with its interval. The same command goes on after an interruption.",
+        options=score_options, in_run=False,
+    ),
 }  # fmt: skip
 
 EXAMPLES = """examples:
@@ -274,6 +341,7 @@ EXAMPLES = """examples:
   python -m pipelines evaluate run.name=mine sweep.kl_weights='[0, 1, 10]'
   python -m pipelines status demo                              what that run has and lacks
   python -m pipelines search --preset demo search.trials=192   better schedules for the demo's adapter
+  python -m pipelines score my-images --reward hpsv2.1         any images with prompts
 
 The same command resumes what was interrupted and does nothing again that is done.
 A run lives in run.storage/run.name (by default under ~/aig-runs); a run keeps its configuration.
@@ -310,6 +378,8 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         known = ", ".join(configuration.presets())
+        if command.options is not None:
+            command.options(sub)
         sub.add_argument("--preset", metavar="NAME", default=command.preset, help=f"start from a preset: {known}")
         sub.add_argument("--config", metavar="FILE", help="then take what a YAML file sets, {train: {steps: 50}, ...}")
         if name == "train":
@@ -359,11 +429,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(arguments, "dry_run", False):
             print_plan(config)
             return 0
-        configuration.check_directory(config)
-        with Session(config, command) as session:
+        if COMMANDS[arguments.command].in_run:
+            configuration.check_directory(config)
+        with Session(config, command, arguments) as session:
             COMMANDS[arguments.command].run(session)
         stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in session.seconds.items())
-        print(f"Done in {time.monotonic() - begun:.0f} s: {stages}. Run directory: {config.directory}")
+        print(f"Done in {time.monotonic() - begun:.0f} s: {stages}. {session.result}")
         return 0
     except KeyboardInterrupt as interruption:
         print(f"\ninterrupted: nothing is lost but the last minutes; resume with: {command}", file=sys.stderr)

@@ -11,10 +11,10 @@ import diffusers
 import transformers
 from safetensors import SafetensorError, safe_open
 
-from aig import adapters, rewards, schedules
+from aig import adapters, schedules
 from aig.metrics import features
 from aig.models import Model
-from pipelines import layout, study
+from pipelines import layout, rewarding, study
 from pipelines.config import Config, ConfigError
 from pipelines.generate import adapter_digest
 from pipelines.layout import RunFiles
@@ -31,7 +31,7 @@ def check_training(config: Config, *, sweep: bool) -> Model:
     for train in wanted:
         key = "sweep.rewards" if sweep else "train.reward"
         with _named(key):
-            rewards.check_trainable(_reward(train.reward))
+            rewarding.check(config, train.reward, trained=True)
         with _named("train"):
             draft_config(replace(config, train=train), model)
     if config.train.num_workers > config.train.batch:
@@ -95,21 +95,16 @@ def _model(config: Config) -> Model:
     return model
 
 
-def _reward(name: str) -> rewards.Reward:
-    reward = rewards.load(name)
-    if not reward.higher_is_better:
-        raise ConfigError(f"reward {name!r} is better when lower: wrap it in a callable that returns its negative")
-    return reward
-
-
 def _check_scores(config: Config) -> None:
     evaluate = config.evaluate
     with _named("evaluate.rewards"):
         for name in study.scored_rewards(config):
-            _reward(name)
+            rewarding.check(config, name)
+        rewarding.columns(config, study.scored_rewards(config))
     if evaluate.gold is not None:
         with _named("evaluate.gold"):
-            _reward(evaluate.gold)
+            rewarding.check(config, evaluate.gold)
+            rewarding.gold(config)
     with _named("evaluate.features"):
         features.load(evaluate.features)
 

@@ -76,6 +76,12 @@ def times(one: Mapping[str, float], count: float) -> dict[str, float]:
     return {name: amount * count for name, amount in one.items()}
 
 
+def actor(wanted: Mapping[str, float]) -> dict[str, Any]:
+    """Ray Data's arguments for an actor of so many resources."""
+    custom = {name: amount for name, amount in wanted.items() if name not in ("CPU", "GPU")}
+    return {"num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU") or None, "resources": custom}
+
+
 def _resources() -> dict[str, float]:
     found = ray.cluster_resources()
     largest = ray_state.get_max_resources_from_cluster_config() or {}

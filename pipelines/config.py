@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -116,9 +117,37 @@ class Model(Section):
 
 
 @dataclass(frozen=True)
+class Rewards(Section):
+    define: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Names of your own for rewards, usable wherever one is named: {my-hps: {name: hpsv2.1, weights: FILE}}, or a
+    weighted sum in words or as a list of such mappings."""
+    dtype: str = choice("float32", "float32", "bfloat16")
+    """What the trained reward computes in; scores that are reported are always computed in float32."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, meant in self.define.items():
+            if not isinstance(name, str) or re.search(r"[*+:]", name) or not name.strip() or name in RESERVED:
+                raise ConfigError(
+                    f"rewards.define: {name!r} cannot be a name: give a text without '*', '+' and ':' that is none of "
+                    f"{', '.join(RESERVED)}"
+                )
+            if not isinstance(meant, (str, dict, list)) or not meant:
+                raise ConfigError(
+                    f"rewards.define: {name} is {meant!r}: give a mapping as in {{name: hpsv2.1, weights: FILE}}, or a "
+                    "weighted sum as in '0.5*pickscore + 0.5*hpsv2.1'"
+                )
+
+
+# Columns of these names hold the embedded world's judges.
+RESERVED = ("gold", "gold_a", "gold_b")
+
+
+@dataclass(frozen=True)
 class Train(Section):
     reward: str = field(default="fragile", metadata=IN_KEY)
-    """The reward to ascend, by name or as `package.module:callable`."""
+    """The reward to ascend: a name, `package.module:callable`, or a weighted sum as `0.5*pickscore + 0.5*hpsv2.1`,
+    whose terms are z-scored by the base model's images."""
     kl_weight: float = number(0.0, 0, **IN_KEY)
     """Weight of the KL penalty, in units of the reward."""
     k: int = number(1, 1, **IN_KEY)
@@ -155,6 +184,8 @@ class Train(Section):
     """Compile the denoiser's repeated blocks with torch.compile: worth its minute in long trainings on a GPU."""
     clip: float = number(1.0, above=0)
     """The gradient's largest norm."""
+    on_nan: str = choice("stop", "stop", "skip", **EXECUTION)
+    """What happens where an image's score is NaN: stop, naming the image, or skip it and count it."""
     rank: int = number(8, 1)
     """LoRA rank."""
     alpha: float = number(8.0, above=0)
@@ -214,7 +245,8 @@ class Evaluate(Section):
     seeds: int = number(8, 2)
     """Images a prompt and arm; every arm has the same noise."""
     rewards: tuple[str, ...] = ("fragile", "robust")
-    """Rewards that score every image; the first that was not trained on is the held-out one."""
+    """Rewards that score every image, and the terms of weighted sums; the first that was not trained on is the held-out
+    one."""
     gold: str | None = "gold"
     """The reward that stands for the truth, never trained on, or null."""
     features: str = "world"
@@ -252,6 +284,8 @@ class Evaluate(Section):
     """Ray GPUs that a scorer holds, or a share of one; without any it runs on CPUs."""
     node: str | None = field(default=None, metadata=EXECUTION)
     """A custom resource of Ray (`spot` in cluster.yaml) that only the actors' nodes have; null is any node."""
+    score_batch: int = number(32, 1, **EXECUTION)
+    """Images that a scorer scores at once, at most."""
     threads: int = number(1, 1, **EXECUTION)
     """Torch threads of an actor."""
 
@@ -343,8 +377,8 @@ class Ray(Section):
 
 
 SECTIONS: dict[str, type[Section]] = {
-    "run": Run, "model": Model, "train": Train, "sweep": Sweep, "evaluate": Evaluate, "front": Front, "search": Search,
-    "ray": Ray,
+    "run": Run, "model": Model, "rewards": Rewards, "train": Train, "sweep": Sweep, "evaluate": Evaluate,
+    "front": Front, "search": Search, "ray": Ray,
 }  # fmt: skip
 
 
@@ -354,6 +388,7 @@ class Config:
 
     run: Run = field(default_factory=Run)
     model: Model = field(default_factory=Model)
+    rewards: Rewards = field(default_factory=Rewards)
     train: Train = field(default_factory=Train)
     sweep: Sweep = field(default_factory=Sweep)
     evaluate: Evaluate = field(default_factory=Evaluate)
@@ -600,6 +635,8 @@ def _as_type(value: Any, wanted: Any) -> Any:
         if not isinstance(value, (list, tuple)):
             raise TypeError
         return tuple(_as_type(single, typing.get_args(wanted)[0]) for single in value)
+    if typing.get_origin(wanted) is dict:
+        wanted = dict
     if wanted is float or wanted is int:
         return _as_number(value, wanted)
     if not isinstance(value, wanted):
@@ -624,6 +661,8 @@ def _type_name(wanted: Any) -> str:
     if typing.get_origin(wanted) is tuple:
         inner = {int: "whole numbers", float: "numbers", str: "texts"}[typing.get_args(wanted)[0]]
         return f"a list of {inner}, as in [a, b]" if inner == "texts" else f"a list of {inner}, as in [1, 2]"
+    if typing.get_origin(wanted) is dict:
+        return "a mapping, as in {name: ...}"
     return {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}[wanted]
 
 

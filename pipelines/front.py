@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from aig.pareto import Bootstrap, bootstrap, optimal_mask
-from pipelines import layout, study
+from pipelines import layout, rewarding, study
 from pipelines.config import Config
 from pipelines.layout import RunFiles
 from pipelines.measure import Table, read_table
@@ -72,7 +72,7 @@ def _interval(row: dict[str, float | None]) -> str:
 def _study(config: Config, single: Study, table: Table, measured: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
     names = [arm.arm.name for arm in single.arms]
     proxy, y = layout.slug(single.reward), config.front.diversity
-    other = study.held_out(config, single.reward)
+    other = rewarding.held_out(config, single.reward)
     held_out = layout.slug(other) if other else None
     result = _bootstrap(config, single, table, proxy)
     planes = [x for x in (held_out, GOLD) if x is not None and x in table.values]

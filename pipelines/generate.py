@@ -9,36 +9,30 @@ record exists that could disagree with them.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
-import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 import torch
-from PIL import Image
-from tqdm import tqdm
 
 from aig import adapters, models
 from aig.sampler import sample_arms, to_uint8
 from pipelines import config as configuration
-from pipelines import study
-from pipelines.cluster import Cluster, needs, times
+from pipelines import normalization, rewarding, streaming, study
+from pipelines.cluster import Cluster, actor, needs, times
 from pipelines.config import Config, ConfigError
 from pipelines.layout import RunFiles
-from pipelines.scoring import Scores
+from pipelines.scoring import PART, Pictures, Scores, scoring_device, to_png
+from pipelines.scoring import commit as commit  # for who writes tables beside the images
 from pipelines.study import StudyArm
 
 FORMAT = 1  # of the files; part of their names
-PART = "part-{unit}.parquet"
 # Beside the pools, a task has to find room to hand out the groups.
 SPARE_CPUS = 0.25
 
@@ -66,6 +60,9 @@ def units(config: Config, model_defaults: models.Sampling) -> list[Unit]:
         "arms": [(arm.arm.name, arm.arm.id, adapter_digest(config, arm.arm.adapter)) for arm in study.all_arms(config)],
         "scores": [study.scored_rewards(config), evaluate.gold, evaluate.features],
     }
+    columns = rewarding.columns(config, study.scored_rewards(config))
+    if columns.sums or config.rewards.define:  # else the names say it all
+        shared["columns"] = [columns.to_json(), normalization.of_sums(config)]
     found = []
     for prompt_id, prompt in enumerate(study.resolve_prompts(evaluate.prompts, "evaluate.prompts")):
         for first in range(0, evaluate.seeds, evaluate.group):
@@ -109,18 +106,14 @@ def generate(config: Config, connect: Callable[[], Cluster], model_defaults: mod
         print(f"{len(wanted) - len(missing)} of {len(wanted)} groups of images are there already.")
     if missing:
         generators = pool_sizes(config, connect())
-        # In a log, a line now and then.
-        every = 0.5 if sys.stderr.isatty() else 15.0
-        with tqdm(total=len(missing), unit="group", desc=f"images of {images} arms", mininterval=every) as bar:
-            for batch in _plan(config, missing, generators).iter_batches(batch_size=1, prefetch_batches=0):
-                bar.update(len(batch["unit"]))
+        streaming.run(_plan(config, missing, generators), len(missing), "group", f"images of {images} arms")
     return len(missing)
 
 
 def pool_sizes(config: Config, cluster: Cluster) -> int:
     """Generators that the cluster has room for beside the scorers; ConfigError where that is none."""
     evaluate = config.evaluate
-    taken = times(_scorer_needs(evaluate), evaluate.scorers)
+    taken = times(streaming.scorer_needs(config), evaluate.scorers)
     taken["CPU"] += SPARE_CPUS
     fix = (
         "lower evaluate.generator_cpus, scorer_cpus or scorers (_gpus for GPUs), name another evaluate.node, or take a "
@@ -134,43 +127,20 @@ def _generator_needs(evaluate: configuration.Evaluate) -> dict[str, float]:
     return needs(evaluate.generator_cpus, evaluate.generator_gpus, evaluate.node)
 
 
-def _scorer_needs(evaluate: configuration.Evaluate) -> dict[str, float]:
-    return needs(evaluate.scorer_cpus, evaluate.scorer_gpus, evaluate.node)
-
-
 def _plan(config: Config, missing: Sequence[Unit], generators: int) -> ray.data.Dataset:
     evaluate = config.evaluate
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = False
+    streaming.quiet_data()
     content = {"config": configuration.to_dict(config)}
     rows = [{"unit": u.name, "prompt_id": u.prompt_id, "prompt": u.prompt, "seeds": list(u.seeds)} for u in missing]
-    # One block a unit, or a single one would hold them all and nothing would stream.
-    return (
-        ray.data.from_items(rows, override_num_blocks=len(rows))
-        .map_batches(
-            Generator,
-            fn_constructor_kwargs=content,
-            compute=ray.data.ActorPoolStrategy(size=min(generators, len(rows)), max_tasks_in_flight_per_actor=2),
-            **_actor(_generator_needs(evaluate)),
-            batch_size=min(evaluate.groups_at_once, -(-len(rows) // generators)),
-            batch_format="pyarrow",
-        )
-        .map_batches(
-            Scorer,
-            fn_constructor_kwargs=content,
-            compute=ray.data.ActorPoolStrategy(size=evaluate.scorers),
-            **_actor(_scorer_needs(evaluate)),
-            batch_size=1,
-            batch_format="pyarrow",
-        )
+    drawn = streaming.rows(rows).map_batches(
+        Generator,
+        fn_constructor_kwargs=content,
+        compute=ray.data.ActorPoolStrategy(size=min(generators, len(rows)), max_tasks_in_flight_per_actor=2),
+        **actor(_generator_needs(evaluate)),
+        batch_size=min(evaluate.groups_at_once, -(-len(rows) // generators)),
+        batch_format="pyarrow",
     )
-
-
-def _actor(wanted: dict[str, float]) -> dict[str, Any]:
-    """Ray's arguments for an actor of so many resources."""
-    custom = {name: amount for name, amount in wanted.items() if name not in ("CPU", "GPU")}
-    return {"num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU", 0.0), "resources": custom}
+    return streaming.scored(drawn, Evaluation(**content), config, evaluate.scorers)
 
 
 class Generator:
@@ -222,40 +192,30 @@ UNIT_SCHEMA = pa.schema({
 })  # fmt: skip
 
 
-class Scorer:
-    """Scores a unit's images as they are saved, and commits the unit: its file appears whole, or not at all."""
+class Evaluation:
+    """The scorers' job in an evaluation: a unit's images as the generators drew them; each must have its scores."""
+
+    strict = True
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = configuration.from_dict(config)
-        torch.set_num_threads(self.config.evaluate.threads)
-        self.arms = study.all_arms(self.config)
         evaluate = self.config.evaluate
-        self.scores = Scores(study.scored_rewards(self.config), evaluate.gold, evaluate.features)
+        self.folder = RunFiles(self.config.directory).images
+        self.threads, self.batch = evaluate.threads, evaluate.score_batch
+        self.arms = study.all_arms(self.config)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        folder = RunFiles(self.config.directory).images
-        for row in batch.to_pylist():
-            commit(self.table(row), folder / PART.format(unit=row["unit"]))
-        return batch.select(["unit"])
+    def scores(self) -> Scores:
+        evaluate = self.config.evaluate
+        columns = rewarding.columns(self.config, study.scored_rewards(self.config))
+        statistics = normalization.of_sums(self.config)
+        return Scores(columns, statistics, rewarding.gold(self.config), evaluate.features, scoring_device())
 
-    def table(self, row: dict[str, Any]) -> pa.Table:
-        """One row an image."""
-        seeds = row["seeds"]
-        arms = [arm for arm in self.arms for _ in seeds]
-        pixels = np.stack([from_png(image) for image in row["image"]])  # (N, H, W, 3)
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-        scores = {name: value.numpy() for name, value in self.scores(images, [row["prompt"]] * len(arms)).items()}
-        features = scores.pop("features")
-        columns = identity_columns(arms, row["prompt_id"], row["prompt"], [*seeds] * len(self.arms))
-        columns |= {
-            "image": pa.array(row["image"], pa.binary()),
-            "height": pa.array([pixels.shape[1]] * len(arms), pa.int32()),
-            "width": pa.array([pixels.shape[2]] * len(arms), pa.int32()),
-            **{name: pa.array(value, pa.float32()) for name, value in scores.items()},
-            "path": pa.array(row["path"], pa.float32()),
-            "features": pa.FixedSizeListArray.from_arrays(pa.array(features.ravel(), pa.float32()), features.shape[1]),
-        }
-        return pa.table(columns).replace_schema_metadata({"cost": row["cost"]})
+    def pictures(self, row: Mapping[str, Any]) -> Pictures:
+        arms = [arm for arm in self.arms for _ in row["seeds"]]
+        columns = identity_columns(arms, row["prompt_id"], row["prompt"], [*row["seeds"]] * len(self.arms))
+        columns |= {"image": pa.array(row["image"], pa.binary()), "path": pa.array(row["path"], pa.float32())}
+        prompts = [row["prompt"]] * len(arms)
+        return Pictures(columns["id"].to_pylist(), row["image"], prompts, columns, {"cost": row["cost"]})
 
 
 def identity_columns(
@@ -271,32 +231,6 @@ def identity_columns(
         "prompt": pa.array([prompt] * len(arms)),
         "seed_index": pa.array(seeds, pa.int32()),
     }
-
-
-def commit(table: pa.Table, path: Path) -> None:
-    """Write beside, flush to disk, move into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def to_png(pixels: np.ndarray) -> bytes:
-    """Pixels (H, W, 3) uint8 as a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def from_png(content: bytes) -> np.ndarray:
-    """A PNG file's pixels (H, W, 3) uint8."""
-    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
 @dataclass(frozen=True)

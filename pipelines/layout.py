@@ -44,6 +44,11 @@ class RunFiles:
         return self.root / "metrics.parquet"
 
     @property
+    def reward_statistics(self) -> Path:
+        """The base model's scores, by which the terms of weighted sums are z-scored."""
+        return self.root / "reward_statistics.json"
+
+    @property
     def front(self) -> Path:
         return self.root / "front.json"
 

@@ -1,48 +1,253 @@
-"""Every score of an image that the pipeline knows: rewards, the judges' gold and accuracy, features."""
+"""Every score of an image that the pipeline knows, and the Ray Data actor that scores the images of a unit of work."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from PIL import Image
 from torch import Tensor
 
 from aig import rewards
 from aig.metrics import features
-from pipelines.layout import slug
+from aig.rewards import RewardSpec
+from pipelines.rewarding import Columns, Statistics
 
 GOLD = "gold"
 JUDGES = ("gold_a", "gold_b")
 ACCURACIES = ("accuracy_a", "accuracy_b", "colour_ok", "shape_ok")
+PART = "part-{unit}.parquet"
 
 
 class Scores:
-    """Loads rewards, the gold one with its judges, and a feature extractor once; scores any images with them."""
+    """Loads rewards, the gold one with its judges, and a feature extractor once; scores any images with them.
+
+    A weighted sum is z-scored by the base model's `statistics` of its terms; without them it is the raw sum.
+    """
 
     def __init__(
-        self, names: Sequence[str], gold: str | None, extractor: str, device: str | torch.device = "cpu"
+        self,
+        columns: Columns,
+        statistics: Statistics | None = None,
+        gold: RewardSpec | None = None,
+        extractor: str | None = None,
+        device: str | torch.device = "cpu",
     ) -> None:
-        self.rewards = {slug(name): rewards.load(name, device) for name in names}
+        self.device = torch.device(device)
+        self.rewards: dict[str, Any] = {name: rewards.load(spec, device) for name, spec in columns.parts.items()}
+        self.sums = {
+            name: rewards.WeightedSum(
+                {part: self.rewards[part] for part in weights},
+                weights,
+                None if statistics is None else {part: statistics[part] for part in weights},
+            )
+            for name, weights in columns.sums.items()
+        }
         if gold is not None:
             self.rewards[GOLD] = rewards.load(gold, device)
-        self.judges = {name: rewards.load(name, device) for name in JUDGES} if gold == GOLD else {}
-        self.features = features.load(extractor, device)
+        judged = gold is not None and gold.name == GOLD
+        self.judges: dict[str, Any] = {name: rewards.load(name, device) for name in JUDGES} if judged else {}
+        self.features = None if extractor is None else features.load(extractor, device)
 
     @property
     def columns(self) -> list[str]:
         """The names of the float columns."""
-        return [*self.rewards, *self.judges, *(ACCURACIES if self.judges else ())]
+        return [*self.rewards, *self.sums, *self.judges, *(ACCURACIES if self.judges else ())]
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Float columns (B,) and `features` (B, d) of images (B, 3, H, W) in [0, 1]."""
-        texts = list(prompts)
-        columns = {name: reward(images, texts) for name, reward in (self.rewards | self.judges).items()}
+        """Float columns (B,) and, with an extractor, `features` (B, d) of images (B, 3, H, W) uint8, as saved."""
+        images, texts = images.to(self.device), list(prompts)
+        columns = rewards.report_all(self.rewards | self.judges, images, texts)
+        columns |= {name: added.combine(columns) for name, added in self.sums.items()}
         if self.judges:
-            columns |= rewards.accuracies(self.judges, images, texts)  # type: ignore[arg-type]
-        return {**{name: value.float() for name, value in columns.items()}, "features": self.features(images)}
+            columns |= rewards.accuracies(self.judges, images.float() / 255, texts)
+        found = {name: columns[name].float().cpu() for name in self.columns}
+        return found if self.features is None else {**found, "features": self.features(images.float() / 255).cpu()}
 
 
-def rounded(images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] as 8 bits hold them."""
-    return (images.float().clamp(0, 1) * 255).round() / 255
+@dataclass(frozen=True)
+class Pictures:
+    """The images of a unit of work, as files' bytes, or why one could not be read; and what else its table holds."""
+
+    ids: list[str]
+    contents: list[bytes | OSError]
+    prompts: list[str]
+    columns: dict[str, pa.Array]
+    """What stands before the scores, in the table's order."""
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+class Job(Protocol):
+    """What a scorer is started with: where images come from and where their scores go; it travels to the actors."""
+
+    folder: Path
+    threads: int
+    batch: int
+    strict: bool
+    """Whether an image without a score is an error; else it is recorded with its reason in a column `error`."""
+
+    def scores(self) -> Scores:
+        """What scores the images, loaded."""
+        ...
+
+    def pictures(self, row: Mapping[str, Any]) -> Pictures:
+        """The images of a row of the dataset."""
+        ...
+
+
+class Scorer:
+    """Scores a unit's images as they are saved, and commits the unit: its file appears whole, or not at all."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        torch.set_num_threads(job.threads)
+        self.scores = job.scores()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """The units' names, their numbers of images, and what was warned of on the way."""
+        rows = batch.to_pylist()
+        counts, said = [], []
+        for row in rows:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("default")
+                table = self.table(row)
+            commit(table, self.job.folder / PART.format(unit=row["unit"]))
+            counts.append(len(table))
+            said.append([str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)])
+        numbers, texts = pa.array(counts, pa.int32()), pa.array(said, pa.list_(pa.string()))
+        return pa.table({"unit": batch["unit"], "images": numbers, "said": texts})
+
+    def table(self, row: Mapping[str, Any]) -> pa.Table:
+        """One row an image."""
+        pictures = self.job.pictures(row)
+        decoded, errors = decode(pictures.contents)
+        columns, vectors = self._score(decoded, pictures.prompts, errors)
+        if errors and self.job.strict:
+            first = min(errors)
+            raise FloatingPointError(
+                f"image {pictures.ids[first]} of the prompt {pictures.prompts[first]!r}: {errors[first]}; no file of "
+                f"its group was written{f' ({len(errors)} such images)' if len(errors) > 1 else ''}"
+            )
+        sizes = [(None, None) if image is None else image.shape[:2] for image in decoded]
+        found = dict(pictures.columns)
+        found |= {
+            name: pa.array([size[side] for size in sizes], pa.int32()) for side, name in enumerate(("height", "width"))
+        }
+        found |= {name: pa.array(values, pa.float32(), mask=np.isnan(values)) for name, values in columns.items()}
+        if vectors is not None:
+            found["features"] = pa.FixedSizeListArray.from_arrays(
+                pa.array(vectors.ravel(), pa.float32()), vectors.shape[1]
+            )
+        if not self.job.strict:
+            found["error"] = pa.array([errors.get(place) for place in range(len(decoded))], pa.string())
+        return pa.table(found).replace_schema_metadata(pictures.metadata)
+
+    def _score(
+        self, images: Sequence[np.ndarray | None], prompts: Sequence[str], errors: dict[int, str]
+    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        """Columns (N,), NaN where there is no score, and features (N, d); why there is none is added to `errors`."""
+        columns = {name: np.full(len(images), np.nan, np.float32) for name in self.scores.columns}
+        vectors: np.ndarray | None = None
+        for places in batches(images, self.job.batch):
+            stack = np.stack([images[place] for place in places])  # type: ignore[arg-type]  # (B, H, W, 3)
+            pixels = torch.from_numpy(stack).permute(0, 3, 1, 2)
+            found = self.scores(pixels, [prompts[place] for place in places])
+            drawn = found.pop("features", None)
+            if drawn is not None:
+                vectors = np.full((len(images), drawn.shape[1]), np.nan, np.float32) if vectors is None else vectors
+                vectors[places] = drawn.numpy()
+            for name, values in found.items():
+                columns[name][places] = np.where(np.isfinite(values), values, np.nan)
+                for place, value in zip(places, values.tolist(), strict=True):
+                    if not np.isfinite(value):
+                        errors[place] = f"the score of {name} is {value}"
+        return columns, vectors
+
+
+def scoring_device() -> torch.device:
+    """Where a scorer scores: Ray shows it the GPUs that it holds, and no other."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def batches(images: Sequence[np.ndarray | None], size: int) -> list[list[int]]:
+    """Places of images of equal height and width, at most `size` together, in order of first appearance."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for place, image in enumerate(images):
+        if image is not None:
+            groups.setdefault(image.shape, []).append(place)
+    return [group[begin : begin + size] for group in groups.values() for begin in range(0, len(group), size)]
+
+
+def decode(contents: Sequence[bytes | OSError]) -> tuple[list[np.ndarray | None], dict[int, str]]:
+    """Pixels (H, W, 3) uint8 of each image file, None where it is none, and why, by place."""
+    images: list[np.ndarray | None] = []
+    errors: dict[int, str] = {}
+    for place, content in enumerate(contents):
+        try:
+            if isinstance(content, OSError):
+                raise content
+            images.append(from_png(content))
+        # SyntaxError is what Pillow raises for a broken PNG.
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            images.append(None)
+            reason = getattr(error, "strerror", None) or str(error).partition(" <_io")[0]
+            errors[place] = f"not an image that can be read ({reason})"
+    return images, errors
+
+
+def commit(table: pa.Table, path: Path) -> None:
+    """Write beside, flush to disk, move into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            pq.write_table(table, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def to_png(pixels: np.ndarray) -> bytes:
+    """Pixels (H, W, 3) uint8 as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def from_png(content: bytes) -> np.ndarray:
+    """Pixels (H, W, 3) uint8 of a PNG, or of any other image file that Pillow reads, without its transparency."""
+    image = Image.open(io.BytesIO(content))
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"its mode is {image.mode}: save it with 8 bits a channel")
+    return np.asarray(image.convert("RGB"))
+
+
+@dataclass
+class Said:
+    """Warnings of many actors, told once each: those that differ in numbers alone are one."""
+
+    first: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, messages: Sequence[str]) -> None:
+        for message in messages:
+            kind = "".join(c for c in message if not c.isdigit())
+            self.first.setdefault(kind, message)
+            self.counts[kind] = self.counts.get(kind, 0) + 1
+
+    def tell(self, write: Callable[[str], Any]) -> None:
+        for kind, message in self.first.items():
+            more = self.counts[kind] - 1
+            write(f"warning: {message}{f' (and {more} more such warnings)' if more else ''}")

@@ -17,6 +17,7 @@ from aig import adapters, models, schedules
 from aig.models import LatentModel
 from aig.sampler import Arm, Sampling
 from aig.world.scenes import all_prompts
+from pipelines import rewarding
 from pipelines.config import Config, ConfigError, Train
 from pipelines.layout import RunFiles, adapter_folders, adapter_key, read_prompts, slug, snapshot_steps
 
@@ -82,11 +83,6 @@ def resolve_prompts(wanted: int | str | tuple[str, ...], key: str) -> list[str]:
             f"{key} is {wanted}: the embedded world has {len(known)} captions; give fewer, or a list of prompts"
         )
     return known[:wanted]
-
-
-def held_out(config: Config, reward: str) -> str | None:
-    """The first scored reward that is not the trained one."""
-    return next((name for name in config.evaluate.rewards if name != reward), None)
 
 
 def scored_rewards(config: Config) -> list[str]:
@@ -201,6 +197,11 @@ def training_record(config: Config, train: Train, step: int) -> dict[str, Any]:
     """What made an adapter, as JSON holds it: it decides whether one that is there is the one that is wanted."""
     settings: dict[str, Any] = {key: getattr(train, key) for key in RECORDED}
     settings["prompts"] = resolve_prompts(train.prompts, "train.prompts")
+    # Only where they say more than the name does: records are compared, and older ones have no such keys.
+    if config.rewards.define:
+        settings["terms"] = [asdict(term) for term in rewarding.terms(config, train.reward)]
+    if config.rewards.dtype != "float32":
+        settings["reward_dtype"] = config.rewards.dtype
     model = {key: value for key, value in asdict(config.model).items() if key != "device"}
     model["fingerprint"] = fingerprint(config.model.name, config.model.revision, config.model.variant)
     return json.loads(json.dumps({"step": step, "train": settings, "model": model}))

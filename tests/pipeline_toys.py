@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -17,6 +18,21 @@ def red(images: Tensor, prompts: list[str]) -> Tensor:
 
 def bright(images: Tensor, prompts: list[str]) -> Tensor:
     return images.flatten(1).mean(1)
+
+
+def spoiled(images: Tensor, prompts: list[str]) -> Tensor:
+    """How red an image is, but NaN for prompts of a heart."""
+    factor = [float("nan") if "heart" in prompt else 1.0 for prompt in prompts]
+    return red(images, prompts) * images.new_tensor(factor)
+
+
+def constant(images: Tensor, prompts: list[str]) -> Tensor:
+    return 0 * bright(images, prompts) + 3
+
+
+def warning(images: Tensor, prompts: list[str]) -> Tensor:
+    warnings.warn(f"{len(prompts)} prompts were truncated", stacklevel=2)
+    return bright(images, prompts)
 
 
 def pixels(images: Tensor) -> Tensor:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, score
 
 
 def test_the_gpu_benchmark_runs_at_tiny_size_and_writes_what_it_prints(tmp_path, capsys):
@@ -48,3 +49,32 @@ def test_the_real_sizes_have_the_published_numbers_of_parameters():
         assert sum(p.numel() for p in pipe.unet.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
         assert sum(p.numel() for p in pipe.vae.parameters()) / 1e6 == pytest.approx(83.65, abs=0.01)
     assert sum(p.numel() for p in pipe.text_encoder_2.parameters()) / 1e6 == pytest.approx(694.7, abs=0.1)
+
+
+WORK = """
+import multiprocessing, pathlib, sys, time
+def burn(seconds):
+    begun = time.process_time()
+    while time.process_time() < begun + seconds: pass
+if __name__ == "__main__":
+    folder = pathlib.Path(sys.argv[1])
+    folder.mkdir()
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        for i in range(4):
+            burn(0.2)
+            pool.map(burn, [0.3])
+            (folder / f"part-{i}").touch()
+"""
+
+
+def test_cpu_time_is_counted_of_all_processes_and_an_image_from_the_first_batch_to_the_last(tmp_path):
+    (tmp_path / "work.py").write_text(WORK)
+    command = [sys.executable, str(tmp_path / "work.py"), str(tmp_path / "parts")]
+    used = score.watch(command, tmp_path, "parts/part-*", 8, 2)
+    assert used.steady == pytest.approx(0.25, rel=0.25)  # half a second a batch of two
+    assert used.whole >= 1.9
+
+
+def test_a_watched_command_that_fails_is_an_error_with_what_it_said(tmp_path):
+    with pytest.raises(RuntimeError, match="No module named nowhere"):
+        score.watch([sys.executable, "-m", "nowhere"], tmp_path, "part-*", 8, 2)

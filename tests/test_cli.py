@@ -64,6 +64,8 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, expected, tmp_path, ca
         ("evaluate.schedules=[power:-1]", "evaluate.schedules: schedule power: p = -1"),
         ("sweep.rewards=[fragille]", "sweep.rewards: reward 'fragille' is not known; did you mean 'fragile'?"),
         ("sweep.rewards=['nowhere:to_be_found']", "cannot be imported"),
+        ("sweep.rewards=['0.5*fragile + 0.5*gold']", "sweep.rewards: reward 'gold' exists to judge"),
+        ("sweep.rewards=[pickscore]", "sweep.rewards: reward 'pickscore' needs"),
         ("evaluate.features=inception", "evaluate.features: features 'inception' are not known"),
         ("model.name=nowhere", "model.name: "),
         ("sweep.ks=[99]", "train: draft.k = 99"),

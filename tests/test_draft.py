@@ -177,22 +177,67 @@ def test_a_step_replayed_gives_the_same_bits(model):
     assert torch.equal(first, again)
 
 
-def test_a_loss_that_is_not_finite_names_its_prompts(model):
-    with pytest.raises(FloatingPointError, match="a red star"):
-        train_step(
-            model,
-            lambda images, prompts: images.sum(dim=(1, 2, 3)) * float("nan"),
-            "a",
-            ["a red star"],
-            [0],
-            DraftConfig(FEW),
-        )
+def spoiled_for(spoiled: str):
+    """The smooth reward, but NaN, in value and gradient, for the images of one prompt."""
+
+    def reward(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        factor = torch.tensor([float("nan") if prompt == spoiled else 1.0 for prompt in prompts])
+        return smooth_reward(images, prompts) * factor.to(images)
+
+    return reward
+
+
+def test_a_score_that_is_not_finite_stops_with_its_prompt_and_seed(model):
+    with pytest.raises(FloatingPointError, match=r"the reward is nan .* 'a green cross' with noise seed 7"):
+        train_step(model, spoiled_for("a green cross"), "a", PROMPTS, SEEDS, DraftConfig(FEW))
+
+
+@pytest.mark.parametrize("change", [{"k": 2, "kl_weight": 1.0}, {"lv": 2}])
+def test_a_skipped_image_leaves_the_gradient_of_the_others(model, change):
+    config = DraftConfig(FEW, micro_batch=3, on_nan="skip", **change)
+    parameters = adapters.parameters(model.denoiser, "a")
+    others = [0, 1, 3]
+    expected, mean = gradient(model, config, [PROMPTS[i] for i in others], [SEEDS[i] for i in others])
+    for p in parameters:
+        p.grad = None
+    sums = train_step(model, spoiled_for(PROMPTS[2]), "a", PROMPTS, SEEDS, config)
+    assert sums["skipped"] == 1
+    sums = draft.over_kept(parameters, sums, len(PROMPTS))
+    ours = torch.cat([p.grad.flatten() for p in parameters])
+    assert (ours - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert sums == pytest.approx({**mean, "skipped": 1}, rel=1e-4)
+
+
+def test_an_image_with_pixels_that_are_not_finite_is_kept_from_the_reward_and_skipped(model, monkeypatch):
+    decode = model.decode
+
+    def broken(latents):
+        images = decode(latents)
+        return torch.cat([images[:-1], images[-1:] * float("nan")]) if len(images) == 4 else images
+
+    def careful(images, prompts):
+        assert images.isfinite().all()
+        return smooth_reward(images, prompts)
+
+    monkeypatch.setattr(model, "decode", broken)
+    sums = train_step(model, careful, "a", PROMPTS, SEEDS, DraftConfig(FEW, on_nan="skip"))
+    assert sums["skipped"] == 1
+    assert sums["reward"] > 0
+
+
+def test_a_batch_of_which_nothing_is_left_has_no_mean(model):
+    parameters = adapters.parameters(model.denoiser, "a")
+    sums = train_step(model, spoiled_for(PROMPTS[0]), "a", PROMPTS[:1], [0], DraftConfig(FEW, on_nan="skip"))
+    mean = draft.over_kept(parameters, sums, 1)
+    assert mean["skipped"] == 1
+    assert mean["reward"] != mean["reward"]
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [({"k": 0}, "draft.k"), ({"k": 5}, "draft.k"), ({"lv": 2, "k": 2}, "lv"), ({"kl_weight": -1}, "kl_weight"),
-     ({"kl": "reverse"}, "eps_mse"), ({"kl": "path", "kl_weight": 1.0}, "eta"), ({"micro_batch": 0}, "micro_batch")],
+     ({"kl": "reverse"}, "eps_mse"), ({"kl": "path", "kl_weight": 1.0}, "eta"), ({"micro_batch": 0}, "micro_batch"),
+     ({"on_nan": "hope"}, "on_nan")],
 )  # fmt: skip
 def test_a_bad_objective_is_refused_with_its_reason(change, said):
     with pytest.raises(ValueError, match=said):

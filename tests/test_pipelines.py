@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from aig import adapters
 from aig.models import TinyModel
 from aig.world.tiny import build_pipeline
-from pipelines import config, front, generate, layout, measure, study, training
+from pipelines import config, front, generate, layout, measure, scoring, study, training
 from pipelines.__main__ import main
 from pipelines.layout import RunFiles
 from pipelines.train import train
@@ -71,7 +71,7 @@ def test_a_run_goes_from_training_to_a_front(run):
     assert (images.found, images.missing, images.duplicate) == (len(arms) * 2 * 2, 0, 0)
     assert set(images.table["arm"].to_pylist()) == set(arms)
     row = images.table.slice(0, 1).to_pylist()[0]
-    assert generate.from_png(row["image"]).shape == (row["height"], row["width"], 3) == (32, 32, 3)
+    assert scoring.from_png(row["image"]).shape == (row["height"], row["width"], 3) == (32, 32, 3)
     assert len(row["features"]) == 48
 
     found = json.loads(files.front.read_text())["studies"][0]

@@ -13,7 +13,7 @@ from aig import adapters
 from aig.grid import Grid
 from aig.models import Model, Sampling
 from aig.world.scenes import all_prompts
-from pipelines import layout, study
+from pipelines import layout, rewarding, study
 from pipelines.config import Config, ConfigError
 from pipelines.layout import RunFiles
 from pipelines.scoring import GOLD
@@ -59,6 +59,9 @@ class Plan:
         search, config = self.config.search, self.config
         model = {key: value for key, value in asdict(config.model).items() if key != "device"}
         model["fingerprint"] = study.fingerprint(config.model.name, config.model.revision, config.model.variant)
+        names = scored(config, self.reward)
+        columns = rewarding.columns(config, names)
+        defined = bool(columns.sums or config.rewards.define)  # else the names say it all
         return {
             "adapter": self.adapter, "weights": self.digest, "reward": self.reward, "run_seed": config.run.seed,
             "objectives": list(self.objectives), "families": list(search.families),
@@ -68,8 +71,8 @@ class Plan:
             "trials": search.trials if search.sampler == "grid" else None,
             "prompts": {name: list(prompts) for name, prompts in self.prompts.items()}, "seeds": self.seeds,
             "prompts_at_once": search.prompts_at_once, "model": model, "steps": len(self.grid),
-            "block": config.evaluate.block, "rewards": scored(config, self.reward), "gold": config.evaluate.gold,
-            "features": config.evaluate.features,
+            "block": config.evaluate.block, "rewards": names, "gold": config.evaluate.gold,
+            "features": config.evaluate.features, "columns": columns.to_json() if defined else None,
         }  # fmt: skip
 
 
@@ -169,7 +172,7 @@ def _held_out(config: Config, searched: Sequence[str]) -> list[str]:
 
 
 def _objectives(config: Config, reward: str) -> tuple[str, ...]:
-    other = study.held_out(config, reward)
+    other = rewarding.held_out(config, reward)
     metrics = {
         "reward": layout.slug(reward),
         "held_out": layout.slug(other) if other else None,

@@ -15,13 +15,13 @@ import torch
 
 from aig import adapters
 from aig.metrics import mean_pairwise_cosine_distance, vendi_score
-from aig.sampler import Arm, sample_arms
+from aig.sampler import Arm, sample_arms, to_uint8
 from pipelines import config as configuration
-from pipelines import study
+from pipelines import normalization, rewarding, study
 from pipelines.cluster import Cluster, needs
 from pipelines.config import Config
 from pipelines.layout import RunFiles
-from pipelines.scoring import ACCURACIES, Scores, rounded
+from pipelines.scoring import ACCURACIES, Scores
 from tune.plan import Plan, sampling_of, scored
 from tune.store import Measured, Unit
 
@@ -47,7 +47,9 @@ class Evaluator:
         adapters.load(self.model.denoiser, RunFiles(self.config.directory).adapters / adapter, ADAPTER)
         self.sampling = sampling_of(self.config, self.model.defaults)
         evaluate = self.config.evaluate
-        self.scores = Scores(scored(self.config, reward), evaluate.gold, evaluate.features, self.model.device)
+        columns = rewarding.columns(self.config, scored(self.config, reward))
+        statistics = normalization.of_sums(self.config)
+        self.scores = Scores(columns, statistics, rewarding.gold(self.config), evaluate.features, self.model.device)
 
     @torch.no_grad()
     def draw(self, unit: Unit) -> Measured:
@@ -64,7 +66,7 @@ class Evaluator:
 
     def _measure(self, latents: torch.Tensor, texts: list[str], prompts: int) -> dict[str, list[float]]:
         """Metric -> (prompts,) of one curve's latents (prompts · seeds, C, H, W)."""
-        images = rounded(self.model.decode(latents))
+        images = to_uint8(self.model.decode(latents)).permute(0, 3, 1, 2)
         scores = {name: value.cpu().numpy() for name, value in self.scores(images, texts).items()}
         features = scores.pop("features").reshape(prompts, len(texts) // prompts, -1)
         found = {name: column.astype(np.float64).reshape(prompts, -1).mean(axis=1) for name, column in scores.items()}

@@ -1,0 +1,133 @@
+"""The base model's scores, by which the terms of a weighted sum are z-scored: measured once, and kept in the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import ray
+import torch
+
+from aig.sampler import Arm, sample_arms, to_uint8
+from pipelines import config as configuration
+from pipelines import layout, rewarding, study
+from pipelines.cluster import Cluster, actor, needs
+from pipelines.config import Config, ConfigError
+from pipelines.layout import RunFiles
+from pipelines.rewarding import Columns, Statistics
+from pipelines.scoring import Scores
+
+
+def wanted(config: Config) -> Columns:
+    """The columns of everything that the run scores or trains on."""
+    return rewarding.columns(config, [*study.scored_rewards(config), config.train.reward])
+
+
+def read(config: Config) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation of the base model's scores, by column; ConfigError where a sum's are missing."""
+    path, columns = RunFiles(config.directory).reward_statistics, wanted(config)
+    found = _components(config)
+    lacking = [name for name in columns.normalized if name not in found]
+    if lacking:
+        raise ConfigError(
+            f"{path} has no statistics of {', '.join(lacking)}: run `python -m pipelines sweep` with the same "
+            "configuration first"
+        )
+    return {name: (row["mean"], row["std"]) for name, row in found.items()}
+
+
+def ensure(config: Config, connect: Callable[[], Cluster]) -> None:
+    """Measure what `read` lacks, in a Ray task of a training worker's size.
+
+    `connect` connects to Ray, and is called where something is lacking.
+    ValueError where a reward gives all the base model's images one score.
+    """
+    columns, known = wanted(config), _components(config)
+    lacking = [name for name in columns.normalized if name not in known]
+    if not lacking:
+        return
+    connect()
+    train = config.train
+    print(f"Measuring {', '.join(lacking)} on {_images(config)} images of the base model, to z-score weighted sums.")
+    resources = actor(needs(train.cpus_per_worker, train.gpus_per_worker, train.node))
+    task = ray.remote(_task).options(max_retries=max(0, train.max_failures), **resources)
+    found = ray.get(task.remote(configuration.to_dict(config), lacking))
+    for name, row in found.items():
+        print(f"  {name}: mean {row['mean']:.4g}, standard deviation {row['std']:.4g}")
+    layout.write_json(
+        RunFiles(config.directory).reward_statistics,
+        {
+            "model": study.fingerprint(config.model.name, config.model.revision, config.model.variant),
+            "prompts": _prompts(config),
+            "seeds": train.validate_seeds,
+            "components": known | found,
+        },
+    )
+
+
+def _task(config: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    asked = configuration.from_dict(config)
+    torch.set_num_threads(asked.train.threads)
+    return measure(asked, names)
+
+
+@torch.no_grad()
+def measure(config: Config, names: Sequence[str]) -> dict[str, Any]:
+    """Mean and standard deviation (ddof = 1) of these columns over the base model's images of the validation prompts.
+
+    Images and scores are those that a report would have: rounded to 8 bits, scored in float32.
+    """
+    model = study.load_model(config)
+    settings, columns = config.train, wanted(config)
+    sampling = study.resolve_sampling(config, model.defaults)
+    sampling = replace(sampling, max_rows=settings.rollout_batch or sampling.max_rows)
+    scores = Scores(Columns({name: columns.parts[name] for name in names}, {}), device=model.device)
+    found: dict[str, list[float]] = {name: [] for name in names}
+    seeds = list(range(settings.validate_seeds))
+    for prompt in _prompts(config):
+        texts = [prompt] * len(seeds)
+        samples = sample_arms(model, texts, seeds, [Arm("base", None, 1.0, "base")], config.run.seed, sampling)
+        images = model.decode(samples.latents["base"])
+        for name, values in scores(to_uint8(images).permute(0, 3, 1, 2), texts).items():
+            if not values.isfinite().all():
+                seed = int((~values.isfinite()).nonzero()[0])
+                raise FloatingPointError(
+                    f"the score of {name} is {values[seed].item()} for the base model's image of {prompt!r} with seed "
+                    f"{seed}: it cannot be z-scored; leave {name} out of the sum"
+                )
+            found[name] += values.tolist()
+    return {
+        name: {**_moments(name, values), "n": len(values), "reward": asdict(columns.parts[name])}
+        for name, values in found.items()
+    }
+
+
+def _moments(name: str, values: Sequence[float]) -> dict[str, float]:
+    column = torch.tensor(values, dtype=torch.float64)
+    mean, std = float(column.mean()), float(column.std())
+    if not std > 1e-6 * abs(mean):
+        raise ValueError(
+            f"{name} scores all {len(values)} images of the base model {mean:g}: a constant cannot be z-scored; leave "
+            "it out of the sum, or raise train.validate_prompts"
+        )
+    return {"mean": mean, "std": std}
+
+
+def _components(config: Config) -> dict[str, Any]:
+    path = RunFiles(config.directory).reward_statistics
+    return json.loads(path.read_text())["components"] if path.exists() else {}
+
+
+def _prompts(config: Config) -> list[str]:
+    return study.resolve_prompts(config.train.prompts, "train.prompts")[: config.train.validate_prompts]
+
+
+def _images(config: Config) -> int:
+    return len(_prompts(config)) * config.train.validate_seeds
+
+
+def of_sums(config: Config) -> Statistics | None:
+    """What `Scores` needs of `read`: None where there is no sum to z-score."""
+    return read(config) if wanted(config).sums else None

@@ -1,0 +1,83 @@
+"""Means of scores by groups of prompts, with intervals whose unit is the prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from aig.pareto import bootstrap
+from pipelines.config import Front
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A reward's mean over the prompts of a group, each prompt's images averaged first, with its interval."""
+
+    group: str
+    reward: str
+    value: float
+    low: float
+    high: float
+    prompts: int
+    images: int
+
+
+def means(table: pa.Table, rewards: Sequence[str], front: Front) -> list[Mean]:
+    """Each reward's mean in every group (the column `group`) and, where there are several, over all images.
+
+    Images without a score are left out; NaN where no image is left, and for the interval of a single prompt. `front`
+    has the bootstrap's settings.
+    """
+    own = table["group"].to_pylist() if "group" in table.column_names else [ALL] * len(table)
+    places: dict[str, list[int]] = {}
+    for row, group in enumerate(own):
+        places.setdefault(group or "(none)", []).append(row)
+    if len(places) > 1:
+        places["all groups"] = list(range(len(table)))
+    return [_mean(table.take(rows), group, reward, front) for group, rows in places.items() for reward in rewards]
+
+
+def _mean(table: pa.Table, group: str, reward: str, front: Front) -> Mean:
+    scores: dict[str, list[float]] = {}
+    for prompt, score in zip(table["prompt"].to_pylist(), table[reward].to_pylist(), strict=True):
+        if score is not None:
+            scores.setdefault(prompt, []).append(score)
+    prompts, images = len(scores), sum(map(len, scores.values()))
+    values = np.array([[np.mean(each) for each in scores.values()]])  # (1, prompts)
+    if prompts < 2:
+        return Mean(group, reward, float(values.mean()) if prompts else math.nan, math.nan, math.nan, prompts, images)
+    result = bootstrap({reward: values, "again": values}, front.bootstrap, level=front.level, seed=front.seed)
+    low, high = result.interval[reward][0]
+    return Mean(group, reward, float(result.mean[reward][0]), float(low), float(high), prompts, images)
+
+
+def summary(found: Sequence[Mean], level: float) -> str:
+    """The means as text: a line a group, a column a reward."""
+    groups, rewards = ([*dict.fromkeys(getattr(mean, name) for mean in found)] for name in ("group", "reward"))
+    cells = {(mean.group, mean.reward): shown(mean) for mean in found}
+    # Of the reward with the most scores: an image that has none is told of apart.
+    counts = {group: max((m.prompts, m.images) for m in found if m.group == group) for group in groups}
+    lines = [["group", "prompts", "images", *rewards]]
+    lines += [[group, *map(str, counts[group]), *(cells[group, reward] for reward in rewards)] for group in groups]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = []
+    for line in lines:
+        padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        padded[1:3] = [cell.rjust(width) for cell, width in zip(line[1:3], widths[1:3], strict=True)]
+        rows.append("  ".join(padded).rstrip())
+    return "\n".join([*rows, f"(means over prompts, with {100 * level:g} % intervals)"])
+
+
+def shown(mean: Mean) -> str:
+    """The mean and its interval, to two figures of the interval's half-width: 27.41 [27.11, 27.73]."""
+    half = (mean.high - mean.low) / 2
+    if not math.isfinite(half):
+        return f"{mean.value:.4g}" if math.isfinite(mean.value) else "-"
+    digits = min(6, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 4
+    return f"{mean.value:.{digits}f} [{mean.low:.{digits}f}, {mean.high:.{digits}f}]"

@@ -1,0 +1,333 @@
+"""Rewards in a configuration: what a name means, what may be trained on, and what the terms of a sum are divided by."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from pipeline_toys import HERE, bright, overrides, red
+
+from aig import adapters, rewards
+from aig.models import TinyModel
+from aig.sampler import Arm, sample_arms, to_uint8
+from aig.world.tiny import build_pipeline
+from pipelines import config, generate, layout, normalization, rewarding, scoring, study, training
+from pipelines.__main__ import main
+from pipelines.config import ConfigError
+from pipelines.layout import RunFiles
+
+# Ray's workers inherit it: they find the toys too.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+
+RED, BRIGHT, SPOILED = "pipeline_toys:red", "pipeline_toys:bright", "pipeline_toys:spoiled"
+RED_COLUMN, BRIGHT_COLUMN = "pipeline_toys-red", "pipeline_toys-bright"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """An untrained model's folder."""
+    folder = tmp_path_factory.mktemp("rewarding") / "untrained"
+    build_pipeline(0).save_pretrained(folder)
+    return folder
+
+
+def defined(**definitions):
+    return config.load(
+        None, None, [f"rewards.define={json.dumps({k.replace('_', '-'): v for k, v in definitions.items()})}"]
+    )
+
+
+def named(found):
+    return [(term.name, term.weight, term.column) for term in found]
+
+
+def test_a_definition_is_the_reward_that_it_names_under_its_own_name():
+    found = rewarding.terms(defined(my_hps={"name": "hpsv2.1", "weights": "/data/w.pt"}), "my-hps")
+    assert named(found) == [("hpsv2.1", 1, "my-hps")]
+    assert found[0].weights == "/data/w.pt"
+
+
+def test_a_sum_of_definitions_and_sums_is_multiplied_out():
+    loaded = defined(mine={"name": "fragile"}, mix="0.5*mine + 2*robust", pair=[{"name": "clip", "weight": 3}, "gold"])
+    assert named(rewarding.terms(loaded, "mix")) == [("fragile", 0.5, "mine"), ("robust", 2, "robust")]
+    assert named(rewarding.terms(loaded, "2*mix + 1e+1*pair")) == [
+        ("fragile", 1, "mine"), ("robust", 4, "robust"), ("clip", 30, "clip"), ("gold", 10, "gold"),
+    ]  # fmt: skip
+
+
+def test_a_name_of_the_library_may_be_given_other_weights():
+    loaded = defined(pickscore={"name": "pickscore", "weights": "/data/pick"}, both="pickscore + clip")
+    assert rewarding.terms(loaded, "both")[0].weights == "/data/pick"
+
+
+@pytest.mark.parametrize(
+    ("definitions", "name", "expected"),
+    [
+        ({"a": "b", "b": "a"}, "a", "'a' is not known"),
+        ({"a": {"name": "hpsv2.1", "wieghts": "x"}}, "a", "did you mean 'weights'"),
+        ({"a": {"name": "fragile"}}, "a + half*a", "'half' is no number"),
+        ({}, "fragile + 2*fragile", "fragile occurs twice"),
+        ({}, "fragil", "did you mean 'fragile'"),
+    ],
+)
+def test_what_a_name_cannot_mean_is_said(definitions, name, expected):
+    with pytest.raises(ValueError, match=expected):
+        rewarding.terms(defined(**definitions), name)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("rewards.define={gold: {name: fragile}}", "'gold' cannot be a name"),
+        ("rewards.define={'a+b': fragile}", "cannot be a name"),
+        ("rewards.define={a: 3}", "a is 3: give a mapping"),
+        ("rewards.define=fragile", "rewards.define is 'fragile': give a mapping"),
+        ("rewards.dtype=float16", "give one of float32, bfloat16"),
+        ("train.on_nan=hope", "give one of stop, skip"),
+    ],
+)
+def test_a_wrong_definition_is_named_with_its_fix(override, expected):
+    with pytest.raises(ConfigError, match=expected.replace("'", "['\"]")):
+        config.load(None, None, [override])
+
+
+@pytest.mark.parametrize("name", ["gold", "0.5*fragile + 0.5*gold_a", "judge", "0.5*fragile + 1e-6*judge", "mix"])
+def test_gold_is_refused_for_training_wherever_it_hides(name):
+    loaded = defined(judge={"name": "gold"}, mix=["fragile", {"name": "gold", "label": "nice"}])
+    rewarding.check(loaded, name)
+    with pytest.raises(ValueError, match="exists to judge and is never tuned to"):
+        rewarding.check(loaded, name, trained=True)
+
+
+def test_missing_weights_are_an_error_before_anything_is_loaded(tmp_path):
+    loaded = defined(mine={"name": "hpsv2.1", "weights": str(tmp_path / "absent.pt")})
+    with pytest.raises(ValueError, match=r"absent\.pt"):
+        rewarding.check(loaded, "0.5*fragile + 0.5*mine")
+
+
+def test_every_term_of_a_sum_is_a_column():
+    loaded = defined(mine={"name": "fragile"}, mix="0.5*mine + 0.5*robust")
+    found = rewarding.columns(loaded, ["mix", "robust", "fragile"])
+    assert list(found.parts) == ["mine", "robust", "fragile"]
+    assert found.sums == {"mix": {"mine": 0.5, "robust": 0.5}}
+
+
+def test_two_rewards_of_one_column_are_refused():
+    loaded = defined(mix=[{"name": "fragile", "label": "robust", "weight": 0.5}])
+    with pytest.raises(ConfigError, match="share the column 'robust'"):
+        rewarding.columns(loaded, ["robust", "mix"])
+
+
+def test_no_term_of_the_trained_sum_is_held_out():
+    loaded = config.load(None, None, ["evaluate.rewards=[fragile, robust, clip]"])
+    assert rewarding.held_out(loaded, "fragile") == "robust"
+    assert rewarding.held_out(loaded, "0.5*fragile + 0.5*robust") == "clip"
+
+
+def smoke(model, storage, *more, **keys):
+    return config.load("smoke", None, [*overrides(model, storage, **keys), *more])
+
+
+def base_images(found):
+    """The base model's images of the validation prompts, uint8, with their prompts."""
+    loaded = study.load_model(found)
+    prompts = normalization._prompts(found)
+    texts = [prompt for prompt in prompts for _ in range(found.train.validate_seeds)]
+    seeds = list(range(found.train.validate_seeds)) * len(prompts)
+    sampling = study.resolve_sampling(found, loaded.defaults)
+    latents = sample_arms(loaded, texts, seeds, [Arm("base", None, 1.0, "base")], found.run.seed, sampling).latents[
+        "base"
+    ]
+    with torch.no_grad():
+        return to_uint8(loaded.decode(latents)).permute(0, 3, 1, 2), texts
+
+
+@pytest.fixture(scope="module")
+def with_sum(model, tmp_path_factory):
+    """A run that trains on a weighted sum, its statistics measured; connecting to Ray is not needed for it."""
+    total = f"0.5*{RED} + 0.5*{BRIGHT}"
+    found = smoke(model, tmp_path_factory.mktemp("runs"), f"train.reward='{total}'", f"evaluate.rewards=['{total}']")
+    config.claim_directory(found)
+    with pytest.MonkeyPatch.context() as patch:
+        task = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=normalization._task))
+        patch.setattr(normalization, "ray", SimpleNamespace(remote=lambda _: task, get=lambda result: result))
+        normalization.ensure(found, lambda: None)
+    return found
+
+
+def test_statistics_are_those_of_the_base_models_images_as_saved(with_sum):
+    images, prompts = base_images(with_sum)
+    found = normalization.read(with_sum)
+    for column, reward in ((RED_COLUMN, red), (BRIGHT_COLUMN, bright)):
+        values = reward(images.float() / 255, prompts).double()
+        assert found[column] == pytest.approx((values.mean().item(), values.std().item()), rel=1e-4)
+    written = json.loads(RunFiles(with_sum.directory).reward_statistics.read_text())
+    assert written["components"][RED_COLUMN]["n"] == len(prompts)
+
+
+def test_a_recorded_sum_of_the_base_models_own_scores_has_mean_zero(with_sum):
+    images, prompts = base_images(with_sum)
+    columns = rewarding.columns(with_sum, with_sum.evaluate.rewards)
+    found = scoring.Scores(columns, normalization.read(with_sum))(images, prompts)
+    (total,) = columns.sums
+    assert list(found) == [RED_COLUMN, BRIGHT_COLUMN, total]
+    assert found[total].mean().item() == pytest.approx(0, abs=1e-4)
+    z = [(found[name] - found[name].mean()) / found[name].std() for name in (RED_COLUMN, BRIGHT_COLUMN)]
+    np.testing.assert_allclose(found[total], 0.5 * z[0] + 0.5 * z[1], atol=1e-3)
+
+
+def test_the_trained_sum_is_the_recorded_one(with_sum):
+    images, prompts = base_images(with_sum)
+    statistics = normalization.read(with_sum)
+    trained = rewarding.load_trained(with_sum, torch.device("cpu"), statistics)
+    columns = rewarding.columns(with_sum, with_sum.evaluate.rewards)
+    recorded = scoring.Scores(columns, statistics)(images, prompts)[next(iter(columns.sums))]
+    torch.testing.assert_close(trained(images.float() / 255, prompts), recorded, rtol=1e-4, atol=1e-4)
+
+
+def test_statistics_that_are_there_are_not_measured_again(with_sum):
+    before = RunFiles(with_sum.directory).reward_statistics.stat().st_mtime_ns
+    normalization.ensure(with_sum, lambda: pytest.fail("nothing is to be measured"))
+    assert RunFiles(with_sum.directory).reward_statistics.stat().st_mtime_ns == before
+
+
+def test_missing_statistics_say_what_makes_them(with_sum, tmp_path):
+    other = replace(with_sum, run=replace(with_sum.run, storage=str(tmp_path)))
+    with pytest.raises(ConfigError, match=r"reward_statistics\.json has no statistics of pipeline_toys-red"):
+        normalization.read(other)
+
+
+@pytest.mark.parametrize(
+    ("term", "error", "said"),
+    [("constant", ValueError, "scores all 4 images of the base model 3"), ("spoiled", FloatingPointError, "heart")],
+)
+def test_a_term_that_cannot_be_normalized_is_refused(model, tmp_path, term, error, said):
+    total = f"{RED} + pipeline_toys:{term}"
+    prompts = "train.prompts=[a blue heart, a red star]"
+    found = smoke(model, tmp_path, f"train.reward='{total}'", prompts)
+    with pytest.raises(error, match=said):
+        normalization.measure(found, [f"pipeline_toys-{term}"])
+
+
+@pytest.mark.timeout(280)
+def test_a_training_on_a_sum_measures_its_terms_first_and_ascends_the_sum(ray_cluster, model, tmp_path):
+    total = f"0.5*{RED} + 0.5*{BRIGHT}"
+    arguments = [*overrides(model, tmp_path), f"train.reward='{total}'", "evaluate.rewards=['pipeline_toys:red']"]
+    assert main(["train", "--preset", "smoke", *arguments]) == 0
+    found = config.load("smoke", None, arguments)
+    files, key = RunFiles(found.directory), layout.adapter_key(found.train)
+    curve = [json.loads(line) for line in (files.curves / f"{key}.jsonl").read_text().splitlines()]
+    assert curve[0]["reward"] == pytest.approx(0, abs=1e-3)  # z-scored by these very images
+    assert curve[-1]["reward"] > curve[0]["reward"]
+    assert curve[0]["scores"].keys() == {RED_COLUMN, BRIGHT_COLUMN, layout.slug(total), "gold"}
+    assert curve[0]["held_out"] is None
+    record = adapters.read_record(files.adapters / key)
+    assert record["reward_statistics"].keys() == {RED, BRIGHT}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_an_evaluation_has_a_column_for_the_sum_and_for_each_term(ray_cluster, model, tmp_path):
+    arguments = [*overrides(model, tmp_path), "rewards.define={mix: 'pipeline_toys:red + 2*pipeline_toys:bright'}"]
+    arguments += ["sweep.rewards=[mix]", "evaluate.rewards=[mix]"]
+    for command in ("sweep", "evaluate", "front"):
+        assert main([command, "--preset", "smoke", *arguments]) == 0
+    found = config.load("smoke", None, arguments)
+    table = generate.read(found, TinyModel.defaults).table
+    (mean, std), (mean_2, std_2) = (normalization.read(found)[name] for name in (RED_COLUMN, BRIGHT_COLUMN))
+    expected = (table[RED_COLUMN].to_numpy() - mean) / std + 2 * (table[BRIGHT_COLUMN].to_numpy() - mean_2) / std_2
+    np.testing.assert_allclose(table["mix"].to_numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def spoiled(model, storage, on_nan, *more):
+    """A training in which images of a heart have no score."""
+    prompts = "train.prompts=[a red star, a blue heart]"
+    found = smoke(model, storage, f"train.reward={SPOILED}", prompts, f"train.on_nan={on_nan}", *more)
+    return training.Training(found, watched=False)
+
+
+def test_a_training_stops_at_a_nan_score_and_names_the_image(model, tmp_path):
+    started = spoiled(model, tmp_path, "stop", "train.batch=8")
+    with pytest.raises(FloatingPointError, match=r"'a blue heart' with noise seed \d+"):
+        started.advance(0, 1)
+
+
+def test_a_training_that_skips_counts_and_has_the_mean_of_the_others(model, tmp_path):
+    started = spoiled(model, tmp_path, "skip", "train.batch=8")
+    prompts, _ = training.draw(started.prompts, 0, 0, 8)
+    before = [parameter.clone() for parameter in started.parameters]
+    started.advance(0, 1)
+    assert started.skipped == prompts.count("a blue heart") > 0
+    assert np.isfinite(list(started.sums.values())).all()
+    assert any(not torch.equal(a, b) for a, b in zip(before, started.parameters, strict=True))
+    assert all(parameter.isfinite().all() for parameter in started.parameters)
+
+
+def test_a_training_of_which_nothing_is_left_stops_in_the_end(model, tmp_path):
+    started = spoiled(model, tmp_path, "skip", "train.batch=1", "model.steps=1")
+    started.prompts = ["a blue heart"]
+    before = [parameter.clone() for parameter in started.parameters]
+    for _ in range(training.EMPTY_STEPS - 1):
+        started.advance(0, 1)
+    assert all(torch.equal(a, b) for a, b in zip(before, started.parameters, strict=True))
+    with pytest.raises(FloatingPointError, match="nor had the 9 before it"):
+        started.advance(0, 1)
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+def test_a_validation_never_averages_nan_in_silence(model, tmp_path, on_nan):
+    started = spoiled(model, tmp_path, on_nan)
+    scores = scoring.Scores(normalization.wanted(started.config), extractor=started.config.evaluate.features)
+    arguments = (started.config, started.model, scores, started.sampling, 0)
+    if on_nan == "stop":
+        with pytest.raises(FloatingPointError, match="2 images without a finite score, first that of 'a blue heart'"):
+            training.validate(*arguments)
+        return
+    row = training.validate(*arguments)
+    assert row["left_out"] == 2
+    assert row["scores"].keys() == {"pipeline_toys-spoiled", RED_COLUMN, BRIGHT_COLUMN}
+    assert np.isfinite([row["reward"], row["held_out"], row["diversity"]]).all()
+
+
+class StrictJob:
+    """A job of an evaluation's kind: four images, of which the third has no score."""
+
+    strict, threads, batch = True, 1, 2
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def scores(self):
+        return scoring.Scores(rewarding.columns(config.load(), [SPOILED]))
+
+    def pictures(self, row):
+        contents = [scoring.to_png(np.zeros((4, 4, 3), np.uint8))] * 4
+        return scoring.Pictures(list("abcd"), contents, ["a star", "a star", "a heart", "a star"], {})
+
+
+def test_an_evaluated_image_without_a_score_is_an_error_with_its_id_and_leaves_no_file(tmp_path):
+    with pytest.raises(
+        FloatingPointError, match=r"image c of the prompt 'a heart': the score of pipeline_toys-spoiled"
+    ):
+        scoring.Scorer(StrictJob(tmp_path))(pa.table({"unit": ["u"]}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_of_different_sizes_are_batched_by_size():
+    images = [np.zeros(shape, np.uint8) for shape in ((4, 4, 3), (4, 6, 3), (4, 4, 3), (4, 4, 3))]
+    assert scoring.batches([*images, None], 2) == [[0, 2], [3], [1]]
+
+
+def test_a_report_scores_what_was_saved():
+    """The embedded rewards see uint8 / 255; the column is the reward's own score of those images."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (3, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    prompts = ["a red star", "a blue heart", "a red star"]
+    found = scoring.Scores(rewarding.columns(config.load(), ["robust"]))(images, prompts)["robust"]
+    torch.testing.assert_close(found, rewards.load("robust")(images.float() / 255, prompts).detach())
