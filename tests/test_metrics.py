@@ -1,3 +1,4 @@
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,20 @@ from torchmetrics.image.fid import _compute_fid
 from vendi_score import vendi
 
 from aig.metrics import (
+    Hits,
     Moments,
     density_coverage,
     frechet_distance,
+    hits_tile,
     kernel_distance,
     log_spectral_distance,
     mean_pairwise_cosine_distance,
     mean_pairwise_distance,
+    merge_radii,
+    neighbour_scores,
     per_prompt,
     precision_recall,
+    radii_tile,
     spectral_distance,
     spectral_profile,
     vendi_score,
@@ -282,48 +288,117 @@ def test_kernel_distance_is_unbiased_between_samples_of_one_distribution():
 # Neighbours
 
 
-def neighbours_by_brute_force(ref: np.ndarray, gen: np.ndarray, k: int) -> dict[str, float]:
-    radius_ref, radius_gen = (np.sort(cdist(x, x), 1)[:, k] for x in (ref, gen))
-    distance = cdist(ref, gen)
+def neighbours_by_brute_force(ref: np.ndarray, gen: np.ndarray, k: int) -> tuple[float, float, float, float]:
+    """From differences, in the sets' own numbers: rows of int64 give exact squared distances."""
+
+    def squared(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return ((x[:, None] - y) ** 2).sum(2) if x.dtype == np.int64 else cdist(x, y)
+
+    radius_ref, radius_gen = (np.sort(squared(x, x), 1)[:, k] for x in (ref, gen))
+    distance = squared(ref, gen)
     inside = distance < radius_ref[:, None]
-    return {
-        "precision": inside.any(0).mean(),
-        "recall": (distance < radius_gen).any(1).mean(),
-        "density": inside.sum(0).mean() / k,
-        "coverage": inside.any(1).mean(),
-    }
+    recalled = (distance < radius_gen).any(1)
+    return inside.any(0).mean(), recalled.mean(), inside.sum() / (k * len(gen)), inside.any(1).mean()
 
 
 @pytest.mark.parametrize("k", [1, 5])
-@pytest.mark.parametrize("block", [1, 100, 1000])
+@pytest.mark.parametrize("block", [67, 1000])
 def test_neighbours_equal_prdc_whatever_the_block(ref, gen, k, block):
     ref, gen = ref[:200], gen[:150]
     expected = prdc.compute_prdc(ref, gen, k)
-    assert precision_recall(ref, gen, k, block=block) == (expected["precision"], expected["recall"])
-    density, coverage = density_coverage(ref, gen, k, block=block)
+    assert precision_recall(ref, gen, k, block=block, allow_unequal_n=True) == (
+        expected["precision"],
+        expected["recall"],
+    )
+    density, coverage = density_coverage(ref, gen, k, block=block, allow_unequal_n=True)
     assert (density, coverage) == (pytest.approx(expected["density"], rel=1e-12), expected["coverage"])
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        lambda x: (x[:256], x[256:]),
-        lambda x: (x[:256] + 1e4, x[256:] + 1e4),
-        lambda x: (np.repeat(x[:40], 4, 0), np.repeat(x[20:60], 4, 0)),
-        lambda x: (np.repeat(x[:40], 4, 0) + 1e4, np.repeat(x[20:60], 4, 0) + 1e4),
-        lambda x: (x[:256], np.repeat(x[:1], 256, 0)),
-        lambda x: (x[:256], np.vstack([x[100:50:-1], x[300:400]])),
-        lambda x: (x[:256], x[:256]),
-        lambda x: (np.vstack([x[:256], 1e5 * x[:1]]), np.vstack([x[:256], -1e6 * x[1:2]])),
-        lambda x: (x[:30], x[30:50]),
-    ],
-    ids=["plain", "offset", "duplicates", "duplicates and offset", "one", "shared", "equal", "outliers", "n below d"],
-)
-def test_neighbours_equal_brute_force_on_degenerate_sets(ref, case):
-    a, b = case(ref)
-    expected = neighbours_by_brute_force(a, b, 5)
-    assert precision_recall(a, b, 5) == (expected["precision"], expected["recall"])
-    assert density_coverage(a, b, 5) == pytest.approx((expected["density"], expected["coverage"]), rel=1e-12)
+DEGENERATE = {
+    "plain": lambda x: (x[:256], x[256:]),
+    "offset": lambda x: (x[:256] + 1e4, x[256:] + 1e4),
+    "duplicates": lambda x: (np.repeat(x[:40], 4, 0), np.repeat(x[20:60], 4, 0)),
+    "duplicates and offset": lambda x: (np.repeat(x[:40], 4, 0) + 1e4, np.repeat(x[20:60], 4, 0) + 1e4),
+    "nearly one": lambda x: (x[:256], np.vstack([np.repeat(x[:1], 255, 0), x[1:2]])),
+    "shared": lambda x: (x[:256], np.vstack([x[155:0:-1], x[300:401]])),
+    "equal": lambda x: (x[:256], x[:256]),
+    "outliers": lambda x: (np.vstack([x[:256], 1e5 * x[:1]]), np.vstack([x[:256], -1e6 * x[1:2]])),
+    "n below d": lambda x: (x[:30], x[30:60]),
+    "dropped mode": lambda x: (np.vstack([x[:128], x[128:256] + 3]), x[256:]),
+    "tiny": lambda x: (1e-25 * x[:256], 1e-25 * x[256:]),
+    "huge": lambda x: (1e25 * x[:256], 1e25 * x[256:]),
+}
+
+
+@pytest.mark.parametrize("block", [64, 1024])
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_neighbours_equal_brute_force_on_degenerate_sets(ref, case, block):
+    a, b = DEGENERATE[case](ref)
+    scores = neighbour_scores(a, b, 5, block=block)
+    assert scores == pytest.approx(neighbours_by_brute_force(a, b, 5), rel=1e-12)
+    assert precision_recall(a, b, block=block) == (scores.precision, scores.recall)
+    assert density_coverage(a, b, block=block) == (scores.density, scores.coverage)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.integers(6, 60), st.integers(1, 40), st.integers(1, 5), st.integers(5, 70))
+def test_neighbours_equal_integer_arithmetic_where_many_distances_are_tied(seed, n, d, k, block):
+    ref, gen = np.random.default_rng(seed).integers(0, 3, (2, n, d))
+    ref[0, 0], ref[1, 0], gen[0, 0], gen[1, 0] = 0, 1, 0, 1  # not constant
+    expected = neighbours_by_brute_force(ref, gen, k)
+    # A scale of 0.1 has no finite binary form, so that distances which are tied round apart.
+    for scale in (1, 0.1):
+        assert neighbour_scores(scale * ref, scale * gen, k, block=block) == pytest.approx(expected, rel=1e-12)
+
+
+def test_neighbours_tell_distances_apart_that_single_precision_does_not():
+    rng = np.random.default_rng(19)
+    ref = rng.normal(size=(300, 32))
+    radius = np.sort(cdist(ref, ref), 1)[:, 5]
+    step = rng.normal(size=(300, 32))
+    step *= (radius / np.linalg.norm(step, axis=1))[:, None]
+    gen = ref + step * np.where(np.arange(300) % 2, 1 - 1e-9, 1 + 1e-9)[:, None]
+    assert neighbour_scores(ref, gen) == pytest.approx(neighbours_by_brute_force(ref, gen, 5), rel=1e-12)
+    assert neighbours_by_brute_force(ref.astype(np.float32), gen.astype(np.float32), 5) != pytest.approx(
+        neighbours_by_brute_force(ref, gen, 5), rel=1e-12
+    )
+
+
+def test_tiles_of_unequal_sizes_in_any_order_add_up_to_the_whole(ref, gen):
+    ref, gen = ref.astype(np.float32), gen[:400].astype(np.float32)
+    cuts = {"ref": [0, 200, 203, 512], "gen": [0, 3, 150, 400]}
+    parts = {name: [x[a:b] for a, b in pairwise(cuts[name])] for name, x in (("ref", ref), ("gen", gen))}
+    radii = {}
+    for name, tiles in parts.items():
+        nearest = [[radii_tile(part, None, 5)[0]] for part in tiles]
+        for i, j in [(1, 2), (0, 2), (0, 1)]:
+            of_i, of_j = radii_tile(tiles[i], tiles[j], 5)
+            nearest[i].append(of_i)
+            nearest[j].append(of_j)
+        radii[name] = [merge_radii(*of_part)[:, -1] for of_part in nearest]
+    total = Hits.none(512, 400)
+    for i, j in reversed(list(np.ndindex(3, 3))):
+        tile = hits_tile(parts["ref"][i], parts["gen"][j], radii["ref"][i], radii["gen"][j])
+        total.add(tile, cuts["ref"][i], cuts["gen"][j])
+    assert total.scores(5) == neighbour_scores(ref, gen, allow_unequal_n=True)
+
+
+def test_a_tile_of_radii_holds_the_nearest_distances_of_both_blocks():
+    x, y = features(20, 9, 3), features(21, 4, 3)
+    squared = cdist(x, y) ** 2
+    of_x, of_y = radii_tile(x, y, 6)
+    np.testing.assert_allclose(of_x, np.hstack([np.sort(squared, 1), np.full((9, 2), np.inf)]))
+    np.testing.assert_allclose(of_y, np.sort(squared.T, 1)[:, :6])
+    of_itself = radii_tile(y, None, 6)[0]
+    np.testing.assert_allclose(of_itself[:, :3], np.sort(cdist(y, y) ** 2, 1)[:, 1:])
+    assert torch.isinf(of_itself[:, 3:]).all()
+
+
+def test_tiles_name_what_is_wrong_with_their_rows():
+    with pytest.raises(ValueError, match="x has d = 3 and y d = 4"):
+        radii_tile(features(0, 5, 3), features(0, 5, 4), 2)
+    with pytest.raises(ValueError, match="gen holds values that are not finite"):
+        hits_tile(features(0, 5, 3), np.full((5, 3), np.nan), torch.ones(5), torch.ones(5))
 
 
 def test_precision_and_recall_tell_a_dropped_mode_from_an_invented_one():

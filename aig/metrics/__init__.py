@@ -7,7 +7,16 @@ not finite.
 from aig.metrics.frechet import frechet_distance
 from aig.metrics.kernel import kernel_distance
 from aig.metrics.moments import Moments
-from aig.metrics.neighbours import density_coverage, precision_recall
+from aig.metrics.neighbours import (
+    Hits,
+    NeighbourScores,
+    density_coverage,
+    hits_tile,
+    merge_radii,
+    neighbour_scores,
+    precision_recall,
+    radii_tile,
+)
 from aig.metrics.pairwise import mean_pairwise_cosine_distance, mean_pairwise_distance, per_prompt
 from aig.metrics.spectral import (
     SpectralProfile,
@@ -19,16 +28,22 @@ from aig.metrics.spectral import (
 from aig.metrics.vendi import vendi_score
 
 __all__ = [
+    "Hits",
     "Moments",
+    "NeighbourScores",
     "SpectralProfile",
     "density_coverage",
     "frechet_distance",
+    "hits_tile",
     "kernel_distance",
     "log_spectral_distance",
     "mean_pairwise_cosine_distance",
     "mean_pairwise_distance",
+    "merge_radii",
+    "neighbour_scores",
     "per_prompt",
     "precision_recall",
+    "radii_tile",
     "spectral_distance",
     "spectral_profile",
     "vendi_score",

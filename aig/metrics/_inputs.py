@@ -35,11 +35,29 @@ def as_features(x: Features, name: str, min_rows: int = 2, first_row: int = 0) -
 
 
 def as_feature_pair(ref: Features, gen: Features, min_rows: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """`as_features` of both, on the reference's device, with equal d."""
+    """`as_features` of both, on the reference's device, with equal d, neither of them constant."""
     r = as_features(ref, "ref", min_rows)
     g = as_features(gen, "gen", min_rows).to(r.device)
     check_dimensions(r.shape[1], g.shape[1])
+    for name, x in (("ref", r), ("gen", g)):
+        check_varied(bool((x != x[0]).any()), name, len(x))
     return r, g
+
+
+def check_varied(varied: bool, name: str, n: int) -> None:
+    if not varied:
+        raise ValueError(
+            f"{name} is constant, its {n} rows are all alike, so a distance or a share of it means nothing: mark its "
+            "arm as broken, or check the feature extractor"
+        )
+
+
+def check_equal_n(n_ref: int, n_gen: int, reason: str) -> None:
+    if n_ref != n_gen:
+        raise ValueError(
+            f"ref has n = {n_ref} and gen n = {n_gen}: {reason}, so unequal n alone makes a difference; take equally "
+            "many rows, or pass allow_unequal_n=True"
+        )
 
 
 def check_dimensions(d_a: int, d_b: int, a: str = "ref", b: str = "gen") -> None:
