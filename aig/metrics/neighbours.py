@@ -40,7 +40,7 @@ class NeighbourScores(NamedTuple):
 def neighbour_scores(
     ref: Features, gen: Features, k: int = 5, *, block: int = BLOCK, allow_unequal_n: bool = False
 ) -> NeighbourScores:
-    """All of `precision_recall` and `density_coverage` for little more than the cost of one; inputs and errors alike."""
+    """All of `precision_recall` and `density_coverage` for little more than the cost of one, with their errors."""
     r, g = _pair(ref, gen, k, allow_unequal_n)
     return _hits(r, g, _radii(r, k, block), _radii(g, k, block), block).scores(k)
 
@@ -89,10 +89,11 @@ def radii_tile(
     """
     a = as_features(x, "x", min_rows=1)
     if y is None:
-        return _radii_tile(*blocks(a), None, k, bound_x, None)
+        return _radii_tile(blocks(a)[0], None, k, bound_x, None)
     b = as_features(y, "y", min_rows=1).to(a.device)
     check_dimensions(a.shape[1], b.shape[1], "x", "y")
-    return _radii_tile(*blocks(a, b), k, bound_x, bound_y)
+    of_x, of_y = blocks(a, b)
+    return _radii_tile(of_x, of_y, k, bound_x, bound_y)
 
 
 def merge_radii(*tiles: Tensor) -> Tensor:
@@ -109,7 +110,8 @@ def hits_tile(ref: Features, gen: Features, radii_ref: Tensor, radii_gen: Tensor
     r = as_features(ref, "ref", min_rows=1)
     g = as_features(gen, "gen", min_rows=1).to(r.device)
     check_dimensions(r.shape[1], g.shape[1])
-    return _hits_tile(*blocks(r, g), radii_ref, radii_gen)
+    of_ref, of_gen = blocks(r, g)
+    return _hits_tile(of_ref, of_gen, radii_ref, radii_gen)
 
 
 @dataclass(eq=False)
@@ -150,7 +152,7 @@ def _pair(ref: Features, gen: Features, k: int, allow_unequal_n: bool) -> list[B
         raise ValueError(f"k is {k}: give the number of neighbours, at least 1")
     r, g = as_feature_pair(ref, gen, min_rows=k + 1)
     if not allow_unequal_n:
-        check_equal_n(len(r), len(g), "balls shrink as rows are added")
+        check_equal_n(len(r), len(g), "the size of a ball depends on n")
     return blocks(r, g)
 
 
@@ -204,8 +206,8 @@ def _nearest(squared: Tensor, error: float, x: Block, y: Block, k: int, bound: T
         if int(open_.sum()) <= few:
             return _smallest(open_, x, y, k)
     # The k-th smallest plus its error bounds the k-th distance; what lies within, less its own error, may be nearer.
-    bound = squared.topk(min(k, m), dim=1, largest=False).values[:, -1].double()
-    open_ = (squared <= (bound + 2 * error).to(squared.dtype)[:, None]) & (squared < torch.inf)
+    reach = squared.topk(min(k, m), dim=1, largest=False).values[:, -1].double() + 2 * error
+    open_ = (squared <= reach.to(squared.dtype)[:, None]) & (squared < torch.inf)
     return _smallest(open_, x, y, k) if int(open_.sum()) <= few else None
 
 
