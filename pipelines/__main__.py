@@ -31,8 +31,8 @@ class Session:
     What it holds, the run's directory and Ray, it lets go at its end.
     """
 
-    def __init__(self, config: Config, command: str) -> None:
-        self.config, self.command = config, command
+    def __init__(self, config: Config, command: str, arguments: argparse.Namespace) -> None:
+        self.config, self.command, self.arguments = config, command, arguments
         self.seconds: dict[str, float] = {}
         self.held, self.ray = ExitStack(), ExitStack()
         self.cluster: Cluster | None = None
@@ -145,12 +145,34 @@ def do_generate(session: Session, model: Model) -> None:
 def do_measure(session: Session, model: Model) -> None:
     with stage("measure", session.seconds):
         from pipelines.generate import read
-        from pipelines.measure import measure
+        from pipelines.measure import measure, summary
 
-        images = read(session.config, model.defaults, without=["image"])
+        images = read(session.config, model.defaults, without=["image", "features"])
         counts = {name: getattr(images, name) for name in ("found", "expected", "missing", "duplicate")}
         print("Images: {found} of {expected} found, {missing} missing, {duplicate} duplicate.".format(**counts))
-        measure(session.config, images, session.command)
+        measure(session.config, images, session.command, session.connect)
+        print(summary(session.config))
+
+
+def run_measure(session: Session) -> None:
+    with stage("check", session.seconds):
+        from aig.models.empty import empty
+
+        # Its sampling is part of the names of the images' files; its weights are not needed.
+        model, _ = empty(session.config.model.name, session.config.model.revision)
+    session.claim_existing()
+    do_measure(session, model)
+
+
+def run_compare(session: Session) -> None:
+    with stage("compare", session.seconds):
+        from pipelines.compare import compare, summary
+
+        first = configuration.of_run(session.arguments.run_a)
+        session.claim_existing()
+        found = compare(first, session.config, shared=session.arguments.shared)
+        print(summary(found, str(first.directory), str(session.config.directory)))
+    print(f"Comparison: {found.path}")
 
 
 def run_front(session: Session) -> None:
@@ -203,6 +225,8 @@ class Command:
     short: str
     long: str
     preset: str | None = None
+    runs: tuple[str, ...] = ()
+    """Names of arguments that are directories of runs: the last one's configuration is the command's."""
 
 
 COMMANDS = {
@@ -218,6 +242,16 @@ COMMANDS = {
         run_evaluate, "draw and score every arm's images, and measure them",
         "Draw every arm (base, tuned, early stops, KL weights, LoRA scales, AIG schedules) on the same prompts and "
         "noise, score the images and measure reward and diversity. Needs the sweep's adapters.",
+    ),
+    "measure": Command(
+        run_measure, "measure a run's images again, from its directory alone",
+        "Measure the images of a run that evaluate drew, by the configuration in its directory; keys of measure.* and "
+        "front.* may be changed. evaluate does the same at its end.", runs=("run",),
+    ),
+    "compare": Command(
+        run_compare, "compare two runs arm by arm, paired over prompts",
+        "Differences of RUN_B less RUN_A, for the arms that both have, with intervals; both have to be measured, on "
+        "the same prompts, seeds, noise and features.", runs=("run_a", "run_b"),
     ),
     "front": Command(
         run_front, "find the Pareto fronts and their intervals",
@@ -240,6 +274,8 @@ EXAMPLES = """examples:
   python -m pipelines train --preset sd14 --dry-run            what that would take, without a download
   python -m pipelines sweep run.name=mine sweep.kl_weights='[0, 1, 10]'
   python -m pipelines evaluate run.name=mine sweep.kl_weights='[0, 1, 10]'
+  python -m pipelines measure ~/aig-runs/mine                  the same measures anew, configured by the run itself
+  python -m pipelines compare ~/aig-runs/mine ~/aig-runs/other
 
 The same command resumes what was interrupted and does nothing again that is done.
 A run lives in run.storage/run.name (by default under ~/aig-runs); a run keeps its configuration.
@@ -267,8 +303,13 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         known = ", ".join(configuration.presets())
-        sub.add_argument("--preset", metavar="NAME", default=command.preset, help=f"start from a preset: {known}")
-        sub.add_argument("--config", metavar="FILE", help="then take what a YAML file sets, {train: {steps: 50}, ...}")
+        for argument in command.runs:
+            sub.add_argument(argument, metavar=argument.upper(), help="the directory of a run, as ~/aig-runs/demo")
+        if not command.runs:
+            sub.add_argument("--preset", metavar="NAME", default=command.preset, help=f"start from a preset: {known}")
+            sub.add_argument("--config", metavar="FILE", help="then take what a YAML file sets, {train: {steps: 50}}")
+        if name == "compare":
+            sub.add_argument("--shared", action="store_true", help="leave out prompts that only one of the runs has")
         if name == "train":
             sub.add_argument("--dry-run", action="store_true", help="print the plan: sizes, work, memory, downloads")
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -287,6 +328,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
+def resolve(arguments: argparse.Namespace) -> Config:
+    """The configuration that the arguments ask for: a run's own, or that of preset, file and overrides."""
+    runs = COMMANDS[arguments.command].runs
+    if runs:
+        return configuration.of_run(getattr(arguments, runs[-1]), arguments.overrides)
+    return configuration.load(arguments.preset, arguments.config, arguments.overrides)
+
+
 def keys_help() -> str:
     """Every configuration key with its default and what it means."""
     lines = ["keys, with their defaults before the preset:"]
@@ -302,12 +351,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug, begun = "--debug" in argv, time.monotonic()
     try:
         arguments = parse(argv)
-        config = configuration.load(arguments.preset, arguments.config, arguments.overrides)
+        config = resolve(arguments)
         if getattr(arguments, "dry_run", False):
             print_plan(config)
             return 0
         configuration.check_directory(config)
-        with Session(config, command) as session:
+        with Session(config, command, arguments) as session:
             COMMANDS[arguments.command].run(session)
         stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in session.seconds.items())
         print(f"Done in {time.monotonic() - begun:.0f} s: {stages}. Run directory: {config.directory}")

@@ -1,4 +1,4 @@
-"""The bootstrap of means over prompts: all arms resampled together, so that what a prompt does to all of them cancels."""
+"""The bootstrap of means over prompts: all arms resampled together, so that what a prompt does to all cancels."""
 
 from __future__ import annotations
 
