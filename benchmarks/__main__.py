@@ -1,4 +1,5 @@
-"""Measure sampling, the published arm set, a DRaFT step, memory levers, and the Ray pipeline against the bare loop.
+"""Measure sampling, the published arm set, a DRaFT step, memory levers, the Ray pipeline against the bare loop, and the
+metrics against prdc.
 
     python -m benchmarks                      # all
     python -m benchmarks passes arms          # some
@@ -136,7 +137,17 @@ def ray_pipeline(device: str) -> None:
     pipeline(device)
 
 
-BENCHMARKS = {"passes": passes, "arms": arms, "draft": draft_step, "levers": levers, "pipeline": ray_pipeline}
+def metrics(device: str) -> None:
+    """Neighbour measures against prdc, and moments of a stream, with their peak memory."""
+    from benchmarks.metrics import metrics as measure  # here, since prdc is a test dependency
+
+    measure(device)
+
+
+BENCHMARKS = {
+    "passes": passes, "arms": arms, "draft": draft_step, "levers": levers, "pipeline": ray_pipeline,
+    "metrics": metrics,
+}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, metrics
 
 
 def test_the_gpu_benchmark_runs_at_tiny_size_and_writes_what_it_prints(tmp_path, capsys):
@@ -48,3 +48,12 @@ def test_the_real_sizes_have_the_published_numbers_of_parameters():
         assert sum(p.numel() for p in pipe.unet.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
         assert sum(p.numel() for p in pipe.vae.parameters()) / 1e6 == pytest.approx(83.65, abs=0.01)
     assert sum(p.numel() for p in pipe.text_encoder_2.parameters()) / 1e6 == pytest.approx(694.7, abs=0.1)
+
+
+def test_the_metrics_benchmark_compares_equal_scores_and_counts_every_row():
+    mine, other = metrics.ours(200), metrics.theirs(200)
+    assert mine["scores"] == pytest.approx(other["scores"], rel=1e-12)
+    assert len(set(mine["scores"])) == 4
+    found = metrics.moments(metrics.BATCH // 4 * 5)
+    assert found["rows"] == metrics.BATCH // 4 * 5
+    assert found["trace"] == pytest.approx(metrics.WIDTH, rel=0.01)

@@ -1,4 +1,4 @@
-"""The metrics against independent libraries on the same fixed arrays, and against exact forms where these lose digits."""
+"""The metrics against independent libraries on fixed arrays, and against exact forms where these lose digits."""
 
 from typing import Any
 
@@ -67,9 +67,8 @@ def test_frechet_distance_equals_torchmetrics_and_torch_fidelity_to_1e_6(case):
     ours = frechet_distance(ref, gen)
     # Both take roots of eigenvalues of a product: rounding of 1e-16 in its null ones becomes 1e-8, still under 1e-6.
     assert ours == pytest.approx(float(_compute_fid(*tensors)), rel=1e-6)
-    assert ours == pytest.approx(
-        fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"], rel=1e-6
-    )
+    fidelity = fid_statistics_to_metric(*statistics, verbose=False)
+    assert ours == pytest.approx(fidelity["frechet_inception_distance"], rel=1e-6)
 
 
 @cases
@@ -118,16 +117,21 @@ def test_kernel_distance_of_subsets_equals_torch_fidelity_to_1e_9(case):
     assert kernel_distance_subsets(ref, gen, subsets=7, size=40, seed=1) != ours
 
 
-@cases
-def test_clip_mmd_equals_torch_fidelitys_gaussian_kernel_to_1e_9(case):
+@pytest.mark.parametrize("unbiased", [False, True])
+@without_offset
+def test_clip_mmd_equals_torch_fidelitys_gaussian_kernel_to_1e_9(case, unbiased):
     ref, gen = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in case())
-    names = {"kid_kernel_rbf_sigma": 0.5}
-    kernels = [kernel_rbf(a, b, **names) for a, b in ((ref, ref), (ref, gen), (gen, gen))]
-    for unbiased in (False, True):
-        expected = 1000 * mmd2(*kernels, mmd_est="unbiased" if unbiased else "biased")
-        # At the offset all directions agree to 1e-4, and the library's kernels to 1e-8.
-        tolerance = {"rel": 1e-9, "abs": 1e-11} if case is common_offset else {"rel": 1e-9}
-        assert cmmd(*case(), sigma=0.5, unbiased=unbiased, block=100) == pytest.approx(expected, **tolerance)
+    kernels = [kernel_rbf(a, b, kid_kernel_rbf_sigma=0.5) for a, b in ((ref, ref), (ref, gen), (gen, gen))]
+    expected = 1000 * mmd2(*kernels, mmd_est="unbiased" if unbiased else "biased")
+    assert cmmd(*case(), sigma=0.5, unbiased=unbiased, block=100) == pytest.approx(expected, rel=1e-9)
+
+
+def test_clip_mmd_keeps_its_digits_where_all_directions_are_nearly_one():
+    # The library's kernels are 1 to 1e-9 here, which leaves its difference 5 digits; differences of rows keep all.
+    ref, gen = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in common_offset())
+    means = [np.expm1(-(cdist(a, b) ** 2) / (2 * 0.5**2)).mean() for a, b in ((ref, ref), (gen, gen), (ref, gen))]
+    exact = 1000 * (means[0] + means[1] - 2 * means[2])
+    assert cmmd(*common_offset(), sigma=0.5) == pytest.approx(exact, rel=1e-9)
 
 
 def test_clip_mmd_has_the_bandwidth_and_scale_of_the_paper():
@@ -141,15 +145,8 @@ def test_clip_mmd_has_the_bandwidth_and_scale_of_the_paper():
 @cases
 def test_neighbours_equal_prdc(case):
     ref, gen = case()
-    if case is duplicated_rows:
-        # prdc's distances of copies are rounding, of either sign; by differences they are 0, as here.
-        distances = [cdist(*pair) for pair in ((ref, ref), (gen, gen), (ref, gen))]
-        radius_ref, radius_gen = (np.sort(distance, 1)[:, 5] for distance in distances[:2])
-        inside, recalled = distances[2] < radius_ref[:, None], distances[2] < radius_gen
-        means = inside.any(0).mean(), recalled.any(1).mean(), inside.sum() / (5 * len(gen)), inside.any(1).mean()
-    else:
-        means = prdc.compute_prdc(ref, gen, 5).values()
-    assert list(neighbour_scores(ref, gen)) == pytest.approx(list(means), rel=1e-12)
+    expected = prdc.compute_prdc(ref, gen, 5)
+    assert list(neighbour_scores(ref, gen)) == pytest.approx(list(expected.values()), rel=1e-12)
 
 
 @cases

@@ -1,7 +1,7 @@
 """Measures of coverage and diversity of sets of image features.
 
-Features are arrays or tensors (n, d), one row an image. Every measure is computed in float64 and refuses rows that are
-not finite.
+Features are arrays or tensors (n, d), one row an image. Every measure is right to float64 and refuses rows that are not
+finite; those of two sets refuse a constant one, and unequal n where their value depends on it.
 """
 
 from aig.metrics.frechet import frechet_distance

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK = 2**18  # float64 numbers of a temporary array: 2 MiB stay in a cache
+CHUNK = 2**18  # float64 numbers of a temporary array: its 2 MiB stay in a cache
 
 
 class Block(NamedTuple):
     """Rows of a set, and the same around some centre in the dtype that products are fastest in, with their squares."""
 
     rows: Tensor
-    """(n, d) float64, as they were given."""
+    """(n, d) float32 or float64, as they were given."""
     centred: Tensor
     """(n, d)"""
     squares: Tensor
@@ -26,8 +26,8 @@ class Block(NamedTuple):
 
 
 def blocks(*sets: Tensor) -> list[Block]:
-    """Each set (n, d), float64, around one centre: ‖x‖² + ‖y‖² − 2 x·y cancels at a large common offset."""
-    centre = torch.stack([rows.mean(0) for rows in sets]).mean(0)
+    """Each set (n, d) around one centre: ‖x‖² + ‖y‖² − 2 x·y cancels at a large common offset."""
+    centre = _centre(*sets)
     dtype = torch.float32 if _float32_is_plain(sets[0].device) else torch.float64
     return [_block(rows, centre, dtype) for rows in sets]
 
@@ -40,15 +40,16 @@ def levels(x: Block, y: Block) -> Iterator[tuple[Tensor, float]]:
     """
     yield from _product(x, y)
     if x.centred.dtype == torch.float32:
-        centre = (x.rows.mean(0) + y.rows.mean(0)) / 2
+        centre = _centre(x.rows, y.rows)
         yield from _product(*(_block(block.rows, centre, torch.float64) for block in (x, y)))
-    yield torch.cdist(x.rows, y.rows, compute_mode="donot_use_mm_for_euclid_dist").square(), 0.0
+    yield torch.cdist(x.rows.double(), y.rows.double(), compute_mode="donot_use_mm_for_euclid_dist").square(), 0.0
 
 
 def differences(x: Block, y: Block, pairs: Tensor) -> Tensor:
     """Squared distances (p,) of the pairs (p, 2) of a row of x and a row of y, by differences in float64."""
     chunks = pairs.split(max(1, CHUNK // x.rows.shape[1]))
-    return torch.cat([(x.rows[chunk[:, 0]] - y.rows[chunk[:, 1]]).square_().sum(1) for chunk in chunks])
+    parts = ((x.rows[chunk[:, 0]].double() - y.rows[chunk[:, 1]].double()).square_() for chunk in chunks)
+    return torch.cat([part.sum(1) for part in parts])
 
 
 def tie(d: int) -> float:
@@ -56,8 +57,12 @@ def tie(d: int) -> float:
     return (d + 8) * torch.finfo(torch.float64).eps
 
 
+def _centre(*sets: Tensor) -> Tensor:
+    return torch.stack([rows.mean(0, dtype=torch.float64) for rows in sets]).mean(0)
+
+
 def _block(rows: Tensor, centre: Tensor, dtype: torch.dtype) -> Block:
-    centred = (rows - centre).to(dtype)
+    centred = torch.cat([(part - centre).to(dtype) for part in rows.split(max(1, CHUNK // rows.shape[1]))])
     return Block(rows, centred, centred.square().sum(1))
 
 

@@ -8,7 +8,7 @@ import torch
 Features = np.ndarray | torch.Tensor
 Groups = Sequence | np.ndarray | torch.Tensor
 
-NUMBERS = 2**22  # of a float64 copy of some rows, where they are streamed: 32 MiB
+NUMBERS = 2**20  # of a float64 copy of some rows, where they are streamed: 8 MiB
 
 
 def streamed(x: Features) -> int:
@@ -16,22 +16,27 @@ def streamed(x: Features) -> int:
     return max(1, NUMBERS // max(1, int(np.prod(x.shape[1:]))))
 
 
-def as_features(x: Features, name: str, min_rows: int = 2, first_row: int = 0) -> torch.Tensor:
+def as_features(
+    x: Features, name: str, min_rows: int = 2, first_row: int = 0, keep_float32: bool = False
+) -> torch.Tensor:
     """Features as a float64 tensor (n, d) on their own device; a ValueError names what is wrong and the fix.
 
-    first_row is the number of x's first row in what the caller holds.
+    first_row is the number of x's first row in what the caller holds; keep_float32 saves the copy of float32 rows.
     """
     if isinstance(x, torch.Tensor):
         # MPS has no float64.
-        x = x.detach().to("cpu" if x.device.type == "mps" else x.device, torch.float64)
+        dtype = torch.float32 if keep_float32 and x.dtype == torch.float32 else torch.float64
+        x = x.detach().to("cpu" if x.device.type == "mps" else x.device, dtype)
     else:
-        # A copy, since arrays that come out of Arrow are read-only and torch warns about those.
-        x = torch.from_numpy(np.array(x, dtype=np.float64))
+        x = np.asarray(x)
+        x = np.asarray(x, np.float32 if keep_float32 and x.dtype == np.float32 else np.float64)
+        # Arrays that come out of Arrow are read-only, and torch warns about those.
+        x = torch.from_numpy(x if x.flags.writeable else x.copy())
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(f"{name} has shape {tuple(x.shape)}: give features as (n, d), one row an image")
     if x.shape[0] < min_rows:
         raise ValueError(f"{name} has {x.shape[0]} rows, fewer than the {min_rows} needed: generate more images")
-    finite = torch.isfinite(x).all(1)
+    finite = torch.cat([torch.isfinite(rows).all(1) for rows in x.split(streamed(x))])
     if not finite.all():
         bad = torch.nonzero(~finite)[:, 0]
         raise ValueError(
@@ -41,10 +46,12 @@ def as_features(x: Features, name: str, min_rows: int = 2, first_row: int = 0) -
     return x
 
 
-def as_feature_pair(ref: Features, gen: Features, min_rows: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+def as_feature_pair(
+    ref: Features, gen: Features, min_rows: int = 2, keep_float32: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """`as_features` of both, on the reference's device, with equal d, neither of them constant."""
-    r = as_features(ref, "ref", min_rows)
-    g = as_features(gen, "gen", min_rows).to(r.device)
+    r = as_features(ref, "ref", min_rows, keep_float32=keep_float32)
+    g = as_features(gen, "gen", min_rows, keep_float32=keep_float32).to(r.device)
     check_dimensions(r.shape[1], g.shape[1])
     for name, x in (("ref", r), ("gen", g)):
         check_varied(bool((x != x[0]).any()), name, len(x))

@@ -34,7 +34,7 @@ class Moments:
     def update(self, batch: Features, block: int | None = None) -> Moments:
         """Add the rows of batch (n, d), in place, and return self.
 
-        Float64 copies are made of `block` rows at a time, by default of 32 MiB.
+        Float64 copies are made of `block` rows at a time, by default of 8 MiB.
 
         Raises ValueError, and changes nothing, for another d than before or for values that are not finite.
         """

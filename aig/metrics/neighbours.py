@@ -78,7 +78,7 @@ def density_coverage(
 
 
 def radii_tile(
-    x: Features, y: Features | None, k: int, bound_x: Tensor | None = None, bound_y: Tensor | None = None
+    x: Features, y: Features | None, k: int, bound_x: Features | None = None, bound_y: Features | None = None
 ) -> tuple[Tensor, Tensor]:
     """Squared distances of each row of x (n, d) to its k nearest rows of y (m, d), and of each row of y to those of x.
 
@@ -87,13 +87,14 @@ def radii_tile(
     earlier tiles has in its last column: distances beyond it may be left out as inf, which saves time. Raises
     ValueError for values that are not finite or different d.
     """
-    a = as_features(x, "x", min_rows=1)
+    a = as_features(x, "x", 1, keep_float32=True)
+    within_x = None if bound_x is None else _radius(bound_x, "bound_x", a)
     if y is None:
-        return _radii_tile(blocks(a)[0], None, k, bound_x, None)
-    b = as_features(y, "y", min_rows=1).to(a.device)
+        return _radii_tile(blocks(a)[0], None, k, within_x, None)
+    b = as_features(y, "y", 1, keep_float32=True).to(a.device)
     check_dimensions(a.shape[1], b.shape[1], "x", "y")
     of_x, of_y = blocks(a, b)
-    return _radii_tile(of_x, of_y, k, bound_x, bound_y)
+    return _radii_tile(of_x, of_y, k, within_x, None if bound_y is None else _radius(bound_y, "bound_y", b))
 
 
 def merge_radii(*tiles: Tensor) -> Tensor:
@@ -101,17 +102,19 @@ def merge_radii(*tiles: Tensor) -> Tensor:
     return torch.cat(tiles, 1).sort(1).values[:, : tiles[0].shape[1]]
 
 
-def hits_tile(ref: Features, gen: Features, radii_ref: Tensor, radii_gen: Tensor | None) -> Hits:
+def hits_tile(ref: Features, gen: Features, radii_ref: Features, radii_gen: Features | None) -> Hits:
     """Which rows of gen (m, d) lie in balls of ref (n, d), and the reverse, counted for each row.
 
     radii_ref (n,) and radii_gen (m,) are squared, the last column of `merge_radii` over all tiles of the whole sets;
-    without radii_gen nothing is counted for recall. Raises ValueError for values that are not finite or different d.
+    without radii_gen nothing is counted for recall. Raises ValueError for values that are not finite, different d, or
+    another number of radii.
     """
-    r = as_features(ref, "ref", min_rows=1)
-    g = as_features(gen, "gen", min_rows=1).to(r.device)
+    r = as_features(ref, "ref", 1, keep_float32=True)
+    g = as_features(gen, "gen", 1, keep_float32=True).to(r.device)
     check_dimensions(r.shape[1], g.shape[1])
     of_ref, of_gen = blocks(r, g)
-    return _hits_tile(of_ref, of_gen, radii_ref, radii_gen)
+    around_gen = None if radii_gen is None else _radius(radii_gen, "radii_gen", g)
+    return _hits_tile(of_ref, of_gen, _radius(radii_ref, "radii_ref", r), around_gen)
 
 
 @dataclass(eq=False)
@@ -147,10 +150,17 @@ class Hits:
         return NeighbourScores(share(self.ref_balls), share(self.gen_balls), density, share(self.gen_rows))
 
 
+def _radius(radii: Features, name: str, rows: Tensor) -> Tensor:
+    found = torch.as_tensor(radii).to(rows.device, torch.float64)
+    if found.shape != (len(rows),):
+        raise ValueError(f"{name} has shape {tuple(found.shape)} for {len(rows)} rows: give one squared distance a row")
+    return found
+
+
 def _pair(ref: Features, gen: Features, k: int, allow_unequal_n: bool) -> list[Block]:
     if k < 1:
         raise ValueError(f"k is {k}: give the number of neighbours, at least 1")
-    r, g = as_feature_pair(ref, gen, min_rows=k + 1)
+    r, g = as_feature_pair(ref, gen, k + 1, keep_float32=True)
     if not allow_unequal_n:
         check_equal_n(len(r), len(g), "the size of a ball depends on n")
     return blocks(r, g)
@@ -197,7 +207,7 @@ def _nearest(squared: Tensor, error: float, x: Block, y: Block, k: int, bound: T
     """The k smallest exact distances (n, k) of each row of x to rows of y; None where too many pairs are open."""
     n, m = squared.shape
     if error == 0:
-        nearest = x.rows.new_full((n, k), torch.inf)
+        nearest = x.rows.new_full((n, k), torch.inf, dtype=torch.float64)
         nearest[:, : min(k, m)] = squared.topk(min(k, m), dim=1, largest=False).values
         return nearest
     few = n * m // 64 + 2 * k * n  # pairs that cost less to measure one by one than the tile by the next level
@@ -218,7 +228,7 @@ def _smallest(open_: Tensor, x: Block, y: Block, k: int) -> Tensor:
     row, again = pairs[order, 0].sort(stable=True)
     rank = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)
     kept = rank < k
-    nearest = x.rows.new_full((len(x.rows), k), torch.inf)
+    nearest = x.rows.new_full((len(x.rows), k), torch.inf, dtype=torch.float64)
     nearest[row[kept], rank[kept]] = squared[again][kept]
     return nearest
 

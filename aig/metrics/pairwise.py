@@ -21,7 +21,7 @@ class CosineSums:
     """(d,) Σz in float64."""
 
     def update(self, batch: Features) -> CosineSums:
-        """Add the rows of batch (n, d), in place, and return self; float64 copies are made 32 MiB at a time.
+        """Add the rows of batch (n, d), in place, and return self; float64 copies are made 8 MiB at a time.
 
         Raises ValueError, and changes nothing, for another d than before, values that are not finite, or a row of
         zeros.
