@@ -217,7 +217,8 @@ def caveats(run: Run) -> list[str]:
         "training: " + (single if len(seeds) == 1 else several),
         "Measures of whole sets of images (distances, precision, recall, density, coverage) have their intervals from "
         "subsets of the prompts instead, since a bootstrap would hold images twice, and those are each other's nearest "
-        "neighbours.",
+        "neighbours. Arms share the base's noise: their distances to it start under those of independent images (a KID "
+        "under zero), and compare with one another, not with those of other studies.",
         "A hypervolume gains from every further arm of its family, so families with more arms have an advantage. "
         "No correction is made for the number of comparisons.",
     ]
