@@ -254,8 +254,9 @@ class Evaluate(Section):
 class Measure(Section):
     subsets: int = number(32, 0, **EXECUTION)
     """Subsets of the prompts behind the intervals of measures of whole sets of images; 0 for no intervals."""
-    subset_images: int = number(4096, 1, **EXECUTION)
-    """Images of an arm in such a subset at most; it has half of the prompts where those have fewer."""
+    subset_images: int = number(2048, 1, **EXECUTION)
+    """Images of an arm in such a subset at most, better more than features have dimensions; half of the prompts where
+    those have fewer."""
     tiles_from: int = number(50_000, 1, **EXECUTION)
     """From so many images an arm on, nearest neighbours are found by Ray in tiles; the result is the same."""
     tile: int = number(4096, 1, **EXECUTION)
