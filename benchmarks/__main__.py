@@ -1,4 +1,5 @@
-"""Measure sampling, the published arm set, a DRaFT step, memory levers, and the Ray pipelines against bare loops.
+"""Measure sampling, the published arm set, a DRaFT step, memory levers, the Ray pipelines against bare loops, and the
+metrics against prdc.
 
     python -m benchmarks                      # all
     python -m benchmarks passes arms          # some
@@ -143,8 +144,16 @@ def score(device: str) -> None:
     measure(device)
 
 
+def metrics(device: str) -> None:
+    """Neighbour measures against prdc, and moments of a stream, with their peak memory."""
+    from benchmarks.metrics import metrics as measure  # here, since prdc is a test dependency
+
+    measure(device)
+
+
 BENCHMARKS = {
     "passes": passes, "arms": arms, "draft": draft_step, "levers": levers, "pipeline": ray_pipeline, "score": score,
+    "metrics": metrics,
 }  # fmt: skip
 
 

@@ -166,12 +166,34 @@ def do_generate(session: Session, model: Model) -> None:
 def do_measure(session: Session, model: Model) -> None:
     with stage("measure", session.seconds):
         from pipelines.generate import read
-        from pipelines.measure import measure
+        from pipelines.measure import measure, summary
 
-        images = read(session.config, model.defaults, without=["image"])
+        images = read(session.config, model.defaults, without=["image", "features"])
         counts = {name: getattr(images, name) for name in ("found", "expected", "missing", "duplicate")}
         print("Images: {found} of {expected} found, {missing} missing, {duplicate} duplicate.".format(**counts))
-        measure(session.config, images, session.command)
+        measure(session.config, images, session.command, session.connect)
+        print(summary(session.config))
+
+
+def run_measure(session: Session) -> None:
+    with stage("check", session.seconds):
+        from aig.models.empty import empty
+
+        # Its sampling is part of the names of the images' files; its weights are not needed.
+        model, _ = empty(session.config.model.name, session.config.model.revision)
+    session.claim_existing()
+    do_measure(session, model)
+
+
+def run_compare(session: Session) -> None:
+    with stage("compare", session.seconds):
+        from pipelines.compare import compare, summary
+
+        first = configuration.of_run(session.arguments.run_a)
+        session.claim_existing()
+        found = compare(first, session.config, shared=session.arguments.shared)
+        print(summary(found, str(first.directory), str(session.config.directory)))
+    print(f"Comparison: {found.path}")
 
 
 def run_front(session: Session) -> None:
@@ -288,12 +310,23 @@ class Command:
     """Adds arguments of its own."""
     in_run: bool = True
     """Whether it works in a run's directory."""
+    runs: tuple[str, ...] = ()
+    """Names of arguments that are directories of runs: the last one's configuration is the command's."""
+
+
+def dry_run_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--dry-run", action="store_true", help="print the plan: sizes, work, memory, downloads")
+
+
+def shared_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--shared", action="store_true", help="leave out prompts that only one of the runs has")
 
 
 COMMANDS = {
     "train": Command(
         run_train, "train one adapter (train.*)",
         "Tune the model to train.reward with DRaFT and keep the adapter, snapshots along the way and a training curve.",
+        options=dry_run_option,
     ),
     "sweep": Command(
         run_sweep, "train an adapter for every setting of sweep.*",
@@ -303,6 +336,16 @@ COMMANDS = {
         run_evaluate, "draw and score every arm's images, and measure them",
         "Draw every arm (base, tuned, early stops, KL weights, LoRA scales, AIG schedules) on the same prompts and "
         "noise, score the images and measure reward and diversity. Needs the sweep's adapters.",
+    ),
+    "measure": Command(
+        run_measure, "measure a run's images again, from its directory alone",
+        "Measure the images of a run that evaluate drew, by the configuration in its directory; keys of measure.* and "
+        "front.* may be changed. evaluate does the same at its end.", runs=("run",),
+    ),
+    "compare": Command(
+        run_compare, "compare two runs arm by arm, paired over prompts",
+        "Differences of RUN_B less RUN_A, for the arms that both have, with intervals; both have to be measured, on "
+        "the same prompts, seeds, noise and features.", runs=("run_a", "run_b"), options=shared_option,
     ),
     "front": Command(
         run_front, "find the Pareto fronts and their intervals",
@@ -342,6 +385,8 @@ EXAMPLES = """examples:
   python -m pipelines status demo                              what that run has and lacks
   python -m pipelines search --preset demo search.trials=192   better schedules for the demo's adapter
   python -m pipelines score my-images --reward hpsv2.1         any images with prompts
+  python -m pipelines measure ~/aig-runs/mine                  the same measures anew, configured by the run itself
+  python -m pipelines compare ~/aig-runs/mine ~/aig-runs/other
 
 The same command resumes what was interrupted and does nothing again that is done.
 A run lives in run.storage/run.name (by default under ~/aig-runs); a run keeps its configuration.
@@ -380,10 +425,11 @@ def parser() -> argparse.ArgumentParser:
         known = ", ".join(configuration.presets())
         if command.options is not None:
             command.options(sub)
-        sub.add_argument("--preset", metavar="NAME", default=command.preset, help=f"start from a preset: {known}")
-        sub.add_argument("--config", metavar="FILE", help="then take what a YAML file sets, {train: {steps: 50}, ...}")
-        if name == "train":
-            sub.add_argument("--dry-run", action="store_true", help="print the plan: sizes, work, memory, downloads")
+        for argument in command.runs:
+            sub.add_argument(argument, metavar=argument.upper(), help="the directory of a run, as ~/aig-runs/demo")
+        if not command.runs:
+            sub.add_argument("--preset", metavar="NAME", default=command.preset, help=f"start from a preset: {known}")
+            sub.add_argument("--config", metavar="FILE", help="then take what a YAML file sets, {train: {steps: 50}}")
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         sub.add_argument("overrides", nargs="*", metavar="section.key=value", help="then single keys, values as YAML")
     sub = commands.add_parser("status", help="what a run has and lacks", description=f"Print {STATUS}.")
@@ -399,11 +445,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     unknown = [text for text in rest if text.startswith("-")]
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]} (see python -m pipelines {arguments.command} --help)")
-    # argparse takes one unbroken run of positional arguments, and leaves what stands after a later option.
     if rest and arguments.command == "status":
         raise ConfigError(f"status takes one run, and {rest[0]!r} is one more (see python -m pipelines status --help)")
+    # argparse takes one unbroken run of positional arguments, and leaves what stands after a later option.
     arguments.overrides += rest
     return arguments
+
+
+def resolve(arguments: argparse.Namespace) -> Config:
+    """The configuration that the arguments ask for: a run's own, or that of preset, file and overrides."""
+    runs = COMMANDS[arguments.command].runs
+    if runs:
+        return configuration.of_run(getattr(arguments, runs[-1]), arguments.overrides)
+    return configuration.load(arguments.preset, arguments.config, arguments.overrides)
 
 
 def keys_help() -> str:
@@ -425,7 +479,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "status":
             print_status(arguments.run)
             return 0
-        config = configuration.load(arguments.preset, arguments.config, arguments.overrides)
+        config = resolve(arguments)
         if getattr(arguments, "dry_run", False):
             print_plan(config)
             return 0

@@ -69,7 +69,7 @@ def _check_value(key: str, value: Any, rule: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Run(Section):
-    name: str = "run"
+    name: str = field(default="run", metadata=EXECUTION)
     """The run's name: its directory under `storage`, and what a rerun resumes."""
     storage: str = field(default="~/aig-runs", metadata=EXECUTION)
     """The folder of all runs."""
@@ -295,6 +295,27 @@ class Evaluate(Section):
 
 
 @dataclass(frozen=True)
+class Measure(Section):
+    subsets: int = number(32, 0, **EXECUTION)
+    """Subsets of the prompts behind the intervals of measures of whole sets of images; 0 for no intervals."""
+    subset_images: int = number(2048, 1, **EXECUTION)
+    """Images of an arm in such a subset at most, better more than features have dimensions; half of the prompts where
+    those have fewer."""
+    tiles_from: int = number(50_000, 1, **EXECUTION)
+    """From so many images an arm on, nearest neighbours are found by Ray in tiles; the result is the same."""
+    tile: int = number(4096, 1, **EXECUTION)
+    """Images on each side of a tile."""
+    tile_cpus: float = number(1.0, above=0, **EXECUTION)
+    """Ray CPUs of a tile."""
+    threads: int = number(1, 1, **EXECUTION)
+    """Torch threads outside Ray: for a few images more are slower."""
+    min_precision: float = number(0.05, 0, 1, **EXECUTION)
+    """An arm with less precision against the base is marked as broken, and is on no front."""
+    max_constant: float = number(0.01, 0, 1, **EXECUTION)
+    """So is one with a larger share of images of one flat colour; one with a pixel that is not finite always is."""
+
+
+@dataclass(frozen=True)
 class Front(Section):
     diversity: str = choice("vendi", "vendi", "pairwise", **EXECUTION)
     """The diversity axis: within-prompt Vendi score, or mean pairwise cosine distance."""
@@ -378,7 +399,7 @@ class Ray(Section):
 
 SECTIONS: dict[str, type[Section]] = {
     "run": Run, "model": Model, "rewards": Rewards, "train": Train, "sweep": Sweep, "evaluate": Evaluate,
-    "front": Front, "search": Search, "ray": Ray,
+    "measure": Measure, "front": Front, "search": Search, "ray": Ray,
 }  # fmt: skip
 
 
@@ -392,6 +413,7 @@ class Config:
     train: Train = field(default_factory=Train)
     sweep: Sweep = field(default_factory=Sweep)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    measure: Measure = field(default_factory=Measure)
     front: Front = field(default_factory=Front)
     search: Search = field(default_factory=Search)
     ray: Ray = field(default_factory=Ray)
@@ -439,6 +461,19 @@ def _without_file(key: str, text: str) -> str:
 def presets() -> list[str]:
     """The names of the presets that come with the program."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def of_run(directory: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that a run's directory keeps, wherever it lies now, with overrides; ConfigError for no run."""
+    path = Path(directory).expanduser().absolute()
+    if not (path / CONFIG_FILE).is_file():
+        raise ConfigError(f"{path} is no run (it has no {CONFIG_FILE}): give the directory of one, as ~/aig-runs/demo")
+    values: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    _merge(values, _read_yaml(path / CONFIG_FILE), str(path / CONFIG_FILE))
+    for text in overrides:
+        _merge(values, _parse_override(text), text)
+    values["run"] |= {"name": path.name, "storage": str(path.parent)}
+    return Config(**{name: SECTIONS[name](**given) for name, given in values.items()})  # type: ignore[arg-type]
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
@@ -530,7 +565,7 @@ def _check_same_run(config: Config, made: Path) -> None:
         ) from error
     differing = [
         f"{key} = {_plain(theirs)}, not {_plain(ours)}"
-        for (key, theirs), (_, ours) in zip(_identity(existing), _identity(config), strict=True)
+        for (key, theirs), (_, ours) in zip(identity(existing), identity(config), strict=True)
         if theirs != ours
     ]
     if differing:
@@ -540,7 +575,7 @@ def _check_same_run(config: Config, made: Path) -> None:
         )
 
 
-def _identity(config: Config) -> Iterator[tuple[str, Any]]:
+def identity(config: Config) -> Iterator[tuple[str, Any]]:
     """The keys and values that decide what a run's files hold."""
     for name in SECTIONS:
         section = getattr(config, name)

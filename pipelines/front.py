@@ -2,7 +2,9 @@
 
 Reward on x, diversity on y, both up. The unit is the prompt, resampled for all arms at once. Hypervolumes start at the
 least of the arms' means and are in units of their range, both written beside them. Each family (KL, LoRA scale, AIG,
-early stops) has the base and the tuned model as its end points, since every one of them reaches both.
+early stops) has the base and the tuned model as its end points, since every one reaches both. `dominance` has in
+row a and column b the probability that arm a dominates arm b. Arms whose images left the data are listed with the
+reason, and are on no front and in no hypervolume.
 """
 
 from __future__ import annotations
@@ -13,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from aig.pareto import Bootstrap, bootstrap, optimal_mask
 from pipelines import layout, rewarding, study
 from pipelines.config import Config
 from pipelines.layout import RunFiles
-from pipelines.measure import Table, read_table
+from pipelines.measure import Table, read_rows, read_table
 from pipelines.scoring import GOLD
 from pipelines.study import Study
 
@@ -29,8 +30,7 @@ RIVALS = ("kl", "lora", "early")
 def write_front(config: Config) -> Path:
     """Write `front.json` from the metrics that `evaluate` left; ValueError where they are missing."""
     files, front = RunFiles(config.directory), config.front
-    table = read_table(config)
-    measured = _measured(files.metrics)
+    table, measured = read_table(config), _measured(read_rows(config))
     found = [
         _study(config, single, table, measured) for single in [*study.mean_studies(config), *study.studies(config)]
     ]
@@ -57,6 +57,9 @@ def summary(path: Path) -> str:
         lines.append(f"{single['study']}: reward {single['reward']}, training seeds {single['train_seeds']}")
         labels = {arm["arm"]: arm["label"] for arm in single["arms"]}
         lines.append(f"  front: {', '.join(labels[name] for name in single['fronts']['all'])}")
+        for arm in single["arms"]:
+            if arm["broken"]:
+                lines.append(f"  broken, on no front: {arm['label']} ({arm['broken']})")
         for claim in single["claims"]:
             lines.append(f"  {claim['claim']}: {_interval(claim)}")
         for row in single["differences"]:
@@ -82,13 +85,14 @@ def _study(config: Config, single: Study, table: Table, measured: dict[str, dict
             "x": result.mean[proxy][a], "x_low": result.interval[proxy][a, 0], "x_high": result.interval[proxy][a, 1],
             "y": result.mean[y][a], "y_low": result.interval[y][a, 0], "y_high": result.interval[y][a, 1],
             "on_front": bool(result.front[a]), "front_probability": result.front_probability[a],
-            "metrics": measured[name],
+            "broken": table.broken.get(name), "metrics": measured[name],
         }
         for a, (name, arm) in enumerate(zip(names, single.arms, strict=True))
     ]  # fmt: skip
     return {
         "study": single.name, "reward": proxy, "held_out": held_out, "k": single.k, "train_seeds": single.train_seeds,
         "arms": arms,
+        "dominance": [[result.dominates(a, b) for b in range(len(names))] for a in range(len(names))],
         **_plane(result, names),
         "planes": {x: _plane(_bootstrap(config, single, table, x), names) for x in planes},
         "reward_vs_kl": _reward_vs_kl(single, proxy, measured),
@@ -106,16 +110,17 @@ def families(single: Study) -> dict[str, list[int]]:
 
 
 def _bootstrap(config: Config, single: Study, table: Table, x: str) -> Bootstrap:
-    front = config.front
+    front, names = config.front, [arm.arm.name for arm in single.arms]
     return bootstrap(
-        table.rows([arm.arm.name for arm in single.arms]), front.bootstrap, x=x, y=front.diversity,
-        families=families(single), level=front.level, seed=front.seed,
+        table.rows(names), front.bootstrap, x=x, y=front.diversity, families=families(single),
+        broken=[a for a, name in enumerate(names) if name in table.broken], level=front.level, seed=front.seed,
     )  # fmt: skip
 
 
 def _plane(result: Bootstrap, names: list[str]) -> dict[str, Any]:
     """Fronts, hypervolumes and their differences on (x, diversity)."""
     points = np.stack([result.mean[result.x], result.mean[result.y]], axis=-1)
+    points[list(result.broken)] = np.nan
     fronts = {}
     for family, arms in result.families.items():
         optimal = [arm for arm, keep in zip(arms, optimal_mask(points[list(arms)]), strict=True) if keep]
@@ -167,9 +172,11 @@ def gold_from_peak(config: Config, single: Study, table: Table) -> tuple[float, 
     """Gold of the tuned model less gold at its peak along training: estimate, low, high.
 
     The best of many snapshots on the same prompts looks better than it is. So the peak is chosen on one half of the
-    prompts and measured on the other, both ways round, and the prompts' differences are resampled.
+    prompts and measured on the other, both ways round, and the prompts' differences are resampled. Early stops that are
+    broken have no peak.
     """
-    rows = [arm.arm.name for arm in single.arms if arm.family in ("base", "early", "tuned")]
+    snapshots = [arm for arm in single.arms if arm.family in ("base", "early", "tuned")]
+    rows = [arm.arm.name for arm in snapshots if arm.family != "early" or arm.arm.name not in table.broken]
     gold = table.rows(rows)[GOLD]  # (snapshots, prompts)
     tuned = rows.index(single.one("tuned").arm.name)
     halves = np.arange(gold.shape[1]) % 2
@@ -179,17 +186,13 @@ def gold_from_peak(config: Config, single: Study, table: Table) -> tuple[float, 
         at_peak[halves == half] = gold[peak, halves == half]
     pair = np.stack([gold[tuned], at_peak])
     front = config.front
-    return bootstrap({"gold": pair, "same": pair}, front.bootstrap, level=front.level, seed=front.seed).difference(
-        "gold", 0, 1
-    )
+    return bootstrap({"gold": pair}, front.bootstrap, level=front.level, seed=front.seed).difference("gold", 0, 1)
 
 
-def _measured(path: Path) -> dict[str, dict[str, list[float]]]:
+def _measured(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
     """arm -> metric -> [value, low, high]."""
-    if not path.exists():
-        raise ValueError(f"{path} is missing: run `python -m pipelines evaluate` with the same configuration first")
     found: dict[str, dict[str, list[float]]] = {}
-    for row in pq.read_table(path).to_pylist():
+    for row in rows:
         found.setdefault(row["arm"], {})[row["metric"]] = [row["value"], row["low"], row["high"]]
     return found
 

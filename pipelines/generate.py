@@ -25,6 +25,7 @@ from aig import adapters, models
 from aig.sampler import sample_arms, to_uint8
 from pipelines import config as configuration
 from pipelines import normalization, rewarding, streaming, study
+from pipelines.breakdown import PIXEL_STD, pixel_std
 from pipelines.cluster import Cluster, actor, needs, times
 from pipelines.config import Config, ConfigError
 from pipelines.layout import RunFiles
@@ -32,7 +33,7 @@ from pipelines.scoring import PART, Pictures, Scores, scoring_device, to_png
 from pipelines.scoring import commit as commit  # for who writes tables beside the images
 from pipelines.study import StudyArm
 
-FORMAT = 1  # of the files; part of their names
+FORMAT = 2  # of the files; part of their names
 # Beside the pools, a task has to find room to hand out the groups.
 SPARE_CPUS = 0.25
 
@@ -174,7 +175,10 @@ class Generator:
         samples = sample_arms(
             self.model, prompts, seeds, arms, self.config.run.seed, self.sampling, measure_path=measured
         )
-        pixels = {arm.name: to_uint8(self.model.decode(samples.latents[arm.name])).numpy() for arm in arms}
+        pixels, spread = {}, {}
+        for arm in arms:
+            decoded = self.model.decode(samples.latents[arm.name])
+            pixels[arm.name], spread[arm.name] = to_uint8(decoded).numpy(), pixel_std(decoded).tolist()
         cost = json.dumps({"predictions": samples.cost.predictions, "naive": samples.cost.naive})
         found, first = [], 0
         for row in rows:
@@ -182,13 +186,16 @@ class Generator:
             first = own.stop
             images = [to_png(image) for arm in arms for image in pixels[arm.name][own]]
             path = [x for arm in arms for x in (samples.path[arm.name][own].tolist() if measured else [])]
-            found.append({**row, "image": images, "path": path or [math.nan] * len(images), "cost": cost})
+            std = [x for arm in arms for x in spread[arm.name][own]]
+            path = path or [math.nan] * len(images)
+            found.append({**row, "image": images, PIXEL_STD: std, "path": path, "cost": cost})
         return found
 
 
 UNIT_SCHEMA = pa.schema({
     "unit": pa.string(), "prompt_id": pa.int32(), "prompt": pa.string(), "seeds": pa.list_(pa.int32()),
-    "image": pa.list_(pa.binary()), "path": pa.list_(pa.float32()), "cost": pa.string(),
+    "image": pa.list_(pa.binary()), PIXEL_STD: pa.list_(pa.float32()), "path": pa.list_(pa.float32()),
+    "cost": pa.string(),
 })  # fmt: skip
 
 
@@ -213,7 +220,8 @@ class Evaluation:
     def pictures(self, row: Mapping[str, Any]) -> Pictures:
         arms = [arm for arm in self.arms for _ in row["seeds"]]
         columns = identity_columns(arms, row["prompt_id"], row["prompt"], [*row["seeds"]] * len(self.arms))
-        columns |= {"image": pa.array(row["image"], pa.binary()), "path": pa.array(row["path"], pa.float32())}
+        columns |= {"image": pa.array(row["image"], pa.binary())}
+        columns |= {name: pa.array(row[name], pa.float32()) for name in (PIXEL_STD, "path")}
         prompts = [row["prompt"]] * len(arms)
         return Pictures(columns["id"].to_pylist(), row["image"], prompts, columns, {"cost": row["cost"]})
 
@@ -243,6 +251,8 @@ class Images:
     missing: int
     duplicate: int
     cost: dict[str, Any]
+    paths: tuple[Path, ...] = ()
+    """The units' files."""
 
     def require_complete(self) -> None:
         """ConfigError where images are missing."""
@@ -272,7 +282,7 @@ def read(config: Config, model_defaults: models.Sampling, without: Sequence[str]
             first.setdefault(name, row)
     unique = whole.take(pa.array(sorted(first.values()), pa.int64()))
     missing, duplicate = len(expected_ids) - len(first), len(ids) - len(first)
-    return Images(unique, len(expected_ids), len(first), missing, duplicate, _mean_cost(paths))
+    return Images(unique, len(expected_ids), len(first), missing, duplicate, _mean_cost(paths), tuple(paths))
 
 
 def _mean_cost(paths: Sequence[Path]) -> dict[str, float]:
@@ -296,6 +306,6 @@ def _drop_others(folder: Path, wanted: set[str]) -> None:
         return
     others = [path for path in folder.glob("part-*.parquet") if path.stem.removeprefix("part-") not in wanted]
     if others:
-        print(f"Removing {len(others)} groups of images whose adapters have changed since.")
+        print(f"Removing {len(others)} groups of images whose adapters or format have changed since.")
     for path in [*others, *folder.glob(".part-*.part")]:
         path.unlink()

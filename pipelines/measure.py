@@ -1,14 +1,15 @@
 """From images to numbers: every metric of every arm, prompt by prompt where that is possible, with intervals.
 
-Means over training seeds are arms here like any other: prompt by prompt, the mean of their members.
+Scores are averaged over the seeds inside a prompt first. Means over prompts have intervals by the bootstrap, measures
+of whole sets by subsets of the prompts, since a bootstrap would hold images twice. Means over training seeds are arms
+here like any other: prompt by prompt, the mean of their members.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from importlib.metadata import version
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -16,24 +17,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from aig.metrics import (
-    frechet_distance,
-    log_spectral_distance,
-    mean_pairwise_cosine_distance,
-    precision_recall,
-    spectral_distance,
-    spectral_profile,
-    vendi_score,
-    within_prompt_moments,
-)
-from aig.pareto import bootstrap
-from pipelines import generate, layout, study
+from aig.pareto import Subsample, bootstrap
+from pipelines import generate, layout, study, tables
 from pipelines.config import Config
+from pipelines.feature_file import gathered
 from pipelines.layout import RunFiles
+from pipelines.measuring import BY_PROMPT, Measured, measure_arms
+from pipelines.report.data import Estimate
 from pipelines.scoring import ACCURACIES
+from pipelines.sets import SetMeasures
 
-NEIGHBOURS = 5  # of precision and recall
 PER_PROMPT = "per_prompt.parquet"
+SCHEMA = pa.schema({
+    "arm": pa.string(), "metric": pa.string(), "value": pa.float64(), "low": pa.float64(), "high": pa.float64(),
+    "prompts": pa.int64(), "seeds": pa.int64(), "n": pa.int64(), "interval": pa.string(), "broken": pa.string(),
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,8 @@ class Table:
     prompts: list[str]
     seeds: int
     values: dict[str, np.ndarray]
+    broken: dict[str, str] = field(default_factory=dict)
+    """Arms whose images left the data, and how."""
 
     def rows(self, arms: list[str]) -> dict[str, np.ndarray]:
         """The metrics of these arms, in this order."""
@@ -51,151 +51,155 @@ class Table:
         return {metric: values[index] for metric, values in self.values.items()}
 
 
-def measure(config: Config, images: generate.Images, command: str) -> Table:
+def measure(config: Config, images: generate.Images, command: str, connect: Callable[[], object]) -> Table:
     """Write `metrics.parquet`, the table prompt by prompt beside it, and `arms.json` with the command.
 
-    ConfigError where the dataset is not complete.
+    `connect` connects to Ray, and is called where sets are too large for one process. ConfigError where the dataset is
+    not complete, or where the base's features can be no reference.
     """
     images.require_complete()
-    # The matrices are small, and threads that wait for one another on busy cores take thirty times as long.
-    torch.set_num_threads(1)
-    files = RunFiles(config.directory)
-    scores, features = _arrays(config, images.table)
-    table = _per_prompt(config, scores, features)
-    rows = _mean_rows(config, table) + _set_rows(config, features)
-    members = {mean.arm.name: len(mean.members) for mean in study.mean_arms(config)}
-    prompts, seeds = len(table.prompts), table.seeds
-    for row in rows:
-        row |= {"prompts": row.get("prompts", prompts), "seeds": seeds}
-        row["n"] = row["prompts"] * seeds * members.get(row["arm"], 1)
-    generate.commit(pa.Table.from_pylist(rows), files.metrics)
+    # For small matrices threads that wait for one another on busy cores take thirty times as long.
+    torch.set_num_threads(config.measure.threads)
+    files, arms = RunFiles(config.directory), study.all_arms(config)
+    prompts = study.resolve_prompts(config.evaluate.prompts, "evaluate.prompts")
+    shape = (len(arms), len(prompts), config.evaluate.seeds)
+    place = {arm.arm.name: i for i, arm in enumerate(arms)}
+    scores = _scores(images.table, shape, place)
+    with gathered(files.root / ".features.npy", images.paths, shape, place) as features:
+        found, floor = measure_arms(config, scores, features, connect)
+
+    table = _per_prompt(config, prompts, scores, found)
+    _write_rows(config, [*_mean_rows(config, table), *_set_rows(config, found), floor], table)
     generate.commit(_to_long(table), files.root / PER_PROMPT)
-    arms = [arm.to_dict() for arm in [*study.all_arms(config), *study.mean_arms(config)]]
+    listed = [{**arm.to_dict(), "broken": table.broken.get(arm.arm.name)} for arm in [*arms, *study.mean_arms(config)]]
     check = {name: getattr(images, name) for name in ("expected", "found", "missing", "duplicate")}
     versions = {package: version(package) for package in ("torch", "diffusers", "peft", "ray")}
     layout.write_json(
-        files.arms, {"arms": arms, "cost": images.cost, "check": check, "command": command, "versions": versions}
+        files.arms, {"arms": listed, "cost": images.cost, "check": check, "command": command, "versions": versions}
     )
     return table
+
+
+def summary(config: Config) -> str:
+    """Every arm and metric as text, with intervals, and which arms are broken."""
+    rows = read_rows(config)
+    cells: dict[str, dict[str, Estimate]] = {}
+    for row in rows:
+        cells.setdefault(row["arm"], {})[row["metric"]] = Estimate(row["value"], row["low"], row["high"])
+    n = max(row["n"] for row in rows)
+    how = dict.fromkeys(row["interval"] for row in rows if row["interval"] != "none")
+    about = f"n = {n} images an arm at most; {100 * config.front.level:g} % intervals by {' and by '.join(how)}"
+    broken = {row["arm"]: row["broken"] for row in rows if row["broken"]}
+    return f"{about}\n{tables.estimates(cells, list(dict.fromkeys(row['metric'] for row in rows)), broken)}"
 
 
 def read_table(config: Config) -> Table:
     """The table prompt by prompt that `measure` wrote; ValueError where it did not."""
     path = RunFiles(config.directory).root / PER_PROMPT
     if not path.exists():
-        raise ValueError(f"{path} is missing: run `python -m pipelines evaluate` with the same configuration first")
+        raise ValueError(f"{path} is missing: run `python -m pipelines measure {config.directory}` first")
     long = pq.read_table(path)
     arms, metrics = (list(dict.fromkeys(long[name].to_pylist())) for name in ("arm", "metric"))
     prompts = study.resolve_prompts(config.evaluate.prompts, "evaluate.prompts")
     grid = long["value"].to_numpy().reshape(len(metrics), len(arms), len(prompts))
-    return Table(arms, prompts, config.evaluate.seeds, dict(zip(metrics, grid, strict=True)))
+    broken = {row["arm"]: row["broken"] for row in read_rows(config) if row["broken"]}
+    return Table(arms, prompts, config.evaluate.seeds, dict(zip(metrics, grid, strict=True)), broken)
 
 
-def _arrays(config: Config, images: pa.Table) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Score columns (arms, prompts, seeds) and features (arms, prompts, seeds, d), arms as in `all_arms`."""
-    arms = [arm.arm.name for arm in study.all_arms(config)]
-    place = {name: i for i, name in enumerate(arms)}
-    shape = (len(arms), len(study.resolve_prompts(config.evaluate.prompts, "evaluate.prompts")), config.evaluate.seeds)
+def read_rows(config: Config) -> list[dict[str, Any]]:
+    """The rows of `metrics.parquet`; ValueError where it is missing or of an earlier version."""
+    path = RunFiles(config.directory).metrics
+    fix = f"run `python -m pipelines measure {config.directory}` first"
+    if not path.exists():
+        raise ValueError(f"{path} is missing: {fix}")
+    table = pq.read_table(path)
+    if table.schema.names != SCHEMA.names:
+        raise ValueError(f"{path} has columns {table.schema.names}, not {SCHEMA.names}: {fix}")
+    return table.to_pylist()
+
+
+def _scores(images: pa.Table, shape: tuple[int, int, int], place: dict[str, int]) -> dict[str, np.ndarray]:
+    """Every float column (arms, prompts, seeds)."""
+    names = [field.name for field in images.schema if pa.types.is_floating(field.type)]
     at = (
         np.array([place[name] for name in images["arm"].to_pylist()]),
         images["prompt_id"].to_numpy(),
         images["seed_index"].to_numpy(),
     )
-    scores = {}
-    for name in images.column_names:
-        if pa.types.is_floating(images.schema.field(name).type):
-            scores[name] = np.full(shape, np.nan)
-            scores[name][at] = images[name].to_numpy()
-    flat = images["features"].combine_chunks()
-    rows = np.asarray(flat.values if isinstance(flat, pa.FixedSizeListArray) else flat.flatten()).reshape(
-        len(images), -1
-    )
-    features = np.full((*shape, rows.shape[1]), np.nan)
-    features[at] = rows
-    return scores, features
+    scores = {name: np.full(shape, np.nan) for name in names}
+    for name, values in scores.items():
+        values[at] = images[name].to_numpy()
+    return scores
 
 
-def _per_prompt(config: Config, scores: dict[str, np.ndarray], features: np.ndarray) -> Table:
+def _per_prompt(config: Config, prompts: list[str], scores: dict[str, np.ndarray], found: list[Measured]) -> Table:
     values = {name: column.mean(axis=2) for name, column in scores.items()}
     if ACCURACIES[0] in values:
         values["accuracy"] = (values[ACCURACIES[0]] + values[ACCURACIES[1]]) / 2
-    for name, metric in (("vendi", vendi_score), ("pairwise", mean_pairwise_cosine_distance)):
-        values[name] = np.array([[metric(rows) for rows in prompts] for prompts in features])
+    values |= {name: np.stack([arm.by_prompt[name] for arm in found]) for name in BY_PROMPT}
     arms = [arm.arm.name for arm in study.all_arms(config)]
     for mean in study.mean_arms(config):
         members = [arms.index(name) for name in mean.members]
         values = {name: np.vstack([column, column[members].mean(axis=0)]) for name, column in values.items()}
     arms += [mean.arm.name for mean in study.mean_arms(config)]
-    prompts = study.resolve_prompts(config.evaluate.prompts, "evaluate.prompts")
-    return Table(arms, prompts, config.evaluate.seeds, values)
+    return Table(arms, prompts, config.evaluate.seeds, values, _broken(config, found))
 
 
-def _mean_rows(config: Config, table: Table) -> list[dict[str, Any]]:
-    """Means over prompts, with bootstrap intervals; over the prompts that a metric was measured on."""
-    front, rows = config.front, []
-    for metric, values in table.values.items():
-        known = values[:, np.isfinite(values).all(axis=0)]
-        if known.shape[1] < 2:
-            continue
-        result = bootstrap({metric: known, "again": known}, front.bootstrap, level=front.level, seed=front.seed)
-        for a, arm in enumerate(table.arms):
-            estimate = _row(arm, metric, result.mean[metric][a], *result.interval[metric][a])
-            rows.append({**estimate, "prompts": known.shape[1]})
-    return rows
-
-
-def _set_rows(config: Config, features: np.ndarray) -> list[dict[str, Any]]:
-    """Metrics of sets of images against the base's of the same prompts and seeds, with jackknife intervals."""
-    arms = study.all_arms(config)
-    base = features[next(i for i, arm in enumerate(arms) if arm.family == "base")]
-    wanted = set_metrics(len(base), config.evaluate.seeds)
-    prompts = len(base)
-    kept = [np.delete(np.arange(prompts), p) for p in range(prompts)] if prompts > 2 else []
-    found: dict[tuple[str, str], np.ndarray] = {}  # (arm, metric) -> all prompts, then each left out
-    for arm, rows in zip(arms, features, strict=True):
-        for metric, function in wanted.items():
-            subsets = [np.arange(prompts), *kept]
-            found[arm.arm.name, metric] = np.array([function(base[subset], rows[subset]) for subset in subsets])
+def _broken(config: Config, found: list[Measured]) -> dict[str, str]:
+    """Arms that are broken, with the reason; a mean over training seeds is, where one of its members is."""
+    arms = [arm.arm.name for arm in study.all_arms(config)]
+    broken = {name: "; ".join(one.broken) for name, one in zip(arms, found, strict=True) if one.broken}
     for mean in study.mean_arms(config):
-        for metric in wanted:
-            found[mean.arm.name, metric] = np.mean([found[member, metric] for member in mean.members], axis=0)
-    return [_row(arm, metric, *_jackknife(values, config.front.level)) for (arm, metric), values in found.items()]
+        members = [name for name in mean.members if name in broken]
+        if members:
+            broken[mean.arm.name] = f"{len(members)} of {len(mean.members)} training seeds: {broken[members[0]]}"
+    return broken
 
 
-def set_metrics(prompts: int, seeds: int) -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
-    """Metrics of (reference, generated), each (prompts, seeds, d), that so many images allow, less one prompt."""
-
-    def flat(rows: np.ndarray) -> np.ndarray:
-        return rows.reshape(-1, rows.shape[-1])
-
-    def within(rows: np.ndarray) -> Any:
-        return within_prompt_moments(flat(rows), np.repeat(np.arange(len(rows)), rows.shape[1]))
-
-    metrics: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-        "spectral": lambda ref, gen: spectral_distance(flat(ref), flat(gen)),
-        "log_spectral": lambda ref, gen: log_spectral_distance(flat(ref), flat(gen)),
-        "frechet": lambda ref, gen: frechet_distance(flat(ref), flat(gen)),
-        "collapse": lambda ref, gen: spectral_profile(within(ref), within(gen)).mean_log_ratio,
-    }
-    if (prompts - 1) * seeds > NEIGHBOURS:
-        metrics["precision"] = lambda ref, gen: precision_recall(flat(ref), flat(gen), NEIGHBOURS)[0]
-        metrics["recall"] = lambda ref, gen: precision_recall(flat(ref), flat(gen), NEIGHBOURS)[1]
-    return metrics
+def _mean_rows(config: Config, table: Table) -> Iterator[dict[str, Any]]:
+    """Means over prompts, with bootstrap intervals; over the prompts that a metric was measured on for any arm."""
+    front = config.front
+    groups: dict[bytes, dict[str, np.ndarray]] = {}
+    for metric, values in table.values.items():
+        known = np.isfinite(values).any(axis=0)
+        if known.sum() > 1:
+            groups.setdefault(known.tobytes(), {})[metric] = values[:, known]
+    for group in groups.values():
+        result = bootstrap(group, front.bootstrap, level=front.level, seed=front.seed)
+        for metric in group:
+            for a, arm in enumerate(table.arms):
+                low, high = result.interval[metric][a]
+                about = {"low": low, "high": high, "prompts": result.prompts, "interval": "bootstrap of prompts"}
+                yield {"arm": arm, "metric": metric, "value": result.mean[metric][a], **about}
 
 
-def _jackknife(values: np.ndarray, level: float) -> tuple[float, float, float]:
-    """Estimate and normal interval from all prompts (first) and each left out (Efron and Tibshirani 1993, (11.5))."""
-    estimate, left_out = values[0], values[1:]
-    if not len(left_out):
-        return estimate, np.nan, np.nan
-    n = len(left_out)
-    error = np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
-    half = NormalDist().inv_cdf((1 + level) / 2) * error
-    return estimate, estimate - half, estimate + half
+def _set_rows(config: Config, found: list[Measured]) -> Iterator[dict[str, Any]]:
+    """Measures of sets of images against the base's of the same prompts and seeds, with intervals by subsets."""
+    arms = [arm.arm.name for arm in study.all_arms(config)]
+    values = {name: one.sets for name, one in zip(arms, found, strict=True)}
+    names = next(one.names for one in values.values() if one is not None)
+    for mean in study.mean_arms(config):
+        members = [values[name] for name in mean.members]
+        sound = [member.found for member in members if member is not None]
+        values[mean.arm.name] = SetMeasures(names, Subsample.mean(sound)) if len(sound) == len(members) else None
+    for arm, one in values.items():
+        for m, metric in enumerate(names):
+            row: dict[str, Any] = {"arm": arm, "metric": metric}
+            if one is not None:
+                low, high = one.found.interval[m]
+                row |= {"value": one.found.estimate[m], "low": low, "high": high}
+                row |= {"interval": f"subsets of {one.found.size} prompts"} if len(one.found.replicates) else {}
+            yield row
 
 
-def _row(arm: str, metric: str, value: float, low: float, high: float) -> dict[str, Any]:
-    return {"arm": arm, "metric": metric, "value": float(value), "low": float(low), "high": float(high)}
+def _write_rows(config: Config, rows: list[dict[str, Any]], table: Table) -> None:
+    members = {mean.arm.name: len(mean.members) for mean in study.mean_arms(config)}
+    unknown = {"value": np.nan, "low": np.nan, "high": np.nan, "interval": "none"}
+    shared = {"prompts": len(table.prompts), "seeds": table.seeds}
+    whole = [{**unknown, **shared, **row, "broken": table.broken.get(row["arm"])} for row in rows]
+    for row in whole:
+        row["n"] = row["prompts"] * row["seeds"] * members.get(row["arm"], 1)
+    generate.commit(pa.Table.from_pylist(whole, SCHEMA), RunFiles(config.directory).metrics)
 
 
 def _to_long(table: Table) -> pa.Table:

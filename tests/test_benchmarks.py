@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import gpu, score
+from benchmarks import gpu, metrics, score
 
 
 def test_the_gpu_benchmark_runs_at_tiny_size_and_writes_what_it_prints(tmp_path, capsys):
@@ -78,3 +78,12 @@ def test_cpu_time_is_counted_of_all_processes_and_an_image_from_the_first_batch_
 def test_a_watched_command_that_fails_is_an_error_with_what_it_said(tmp_path):
     with pytest.raises(RuntimeError, match="No module named nowhere"):
         score.watch([sys.executable, "-m", "nowhere"], tmp_path, "part-*", 8, 2)
+
+
+def test_the_metrics_benchmark_compares_equal_scores_and_counts_every_row():
+    mine, other = metrics.ours(200), metrics.theirs(200)
+    assert mine["scores"] == pytest.approx(other["scores"], rel=1e-12)
+    assert len(set(mine["scores"])) == 4
+    found = metrics.moments(metrics.BATCH // 4 * 5)
+    assert found["rows"] == metrics.BATCH // 4 * 5
+    assert found["trace"] == pytest.approx(metrics.WIDTH, rel=0.01)

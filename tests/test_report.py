@@ -445,6 +445,31 @@ def test_what_is_missing_is_said_and_an_earlier_report_is_replaced_whole(copy: P
     assert not list(copy.glob(".report*"))
 
 
+def break_arm(front: dict[str, Any]) -> None:
+    """Mark the arm that is best by the proxy, as `front` does: on no front of front.json."""
+    study = front["studies"][0]
+    arm = study["arms"][1]
+    arm |= {"broken": "24 of 24 images are one flat colour", "on_front": False, "front_probability": 0.0}
+    for plane in (study, *study["planes"].values()):
+        plane["fronts"] = {f: [name for name in names if name != arm["arm"]] for f, names in plane["fronts"].items()}
+
+
+def test_a_broken_arm_is_shown_with_its_reason_and_is_on_no_front(copy: Path) -> None:
+    edit(copy / "front.json", break_arm)
+    study = study_of(copy)
+    arm = study.arms[1]
+    assert arm.label == "tuned (broken)" and study.size("tuned") == 0
+    unplanned = replace(study, planes={study.reward: study.plane})  # its fronts on other planes are found here
+    assert all(arm.name not in planes.optimal_names(unplanned, metric) for metric in ("fragile", "robust", "gold"))
+    assert "tuned (broken)" not in str(words.best_arms(study, "robust"))
+    page = write_report(copy).read_text()
+    text = Links(page).text
+    reason = "tuned (broken): 24 of 24 images are one flat colour. It is shown, on no front and in no hypervolume."
+    assert reason in text and "Crossed out, since their images left the data: tuned (broken)." in text
+    row = page.split(f'data-arm="{arm.name}"')[1].split("</tr>")[0]
+    assert ">broken</td>" in row and "tuned (broken)" in row
+
+
 def test_path_lengths_of_some_prompts_say_so(copy: Path) -> None:
     said = "Path lengths are means over the first 2 prompts."
     assert said not in write_report(copy).read_text()

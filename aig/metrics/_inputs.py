@@ -8,23 +8,35 @@ import torch
 Features = np.ndarray | torch.Tensor
 Groups = Sequence | np.ndarray | torch.Tensor
 
+NUMBERS = 2**20  # of a float64 copy of some rows, where they are streamed: 8 MiB
 
-def as_features(x: Features, name: str, min_rows: int = 2, first_row: int = 0) -> torch.Tensor:
+
+def streamed(x: Features) -> int:
+    """How many rows of x (n, d) to copy to float64 at a time."""
+    return max(1, NUMBERS // max(1, int(np.prod(x.shape[1:]))))
+
+
+def as_features(
+    x: Features, name: str, min_rows: int = 2, first_row: int = 0, keep_float32: bool = False
+) -> torch.Tensor:
     """Features as a float64 tensor (n, d) on their own device; a ValueError names what is wrong and the fix.
 
-    first_row is the number of x's first row in what the caller holds.
+    first_row is the number of x's first row in what the caller holds; keep_float32 saves the copy of float32 rows.
     """
     if isinstance(x, torch.Tensor):
         # MPS has no float64.
-        x = x.detach().to("cpu" if x.device.type == "mps" else x.device, torch.float64)
+        dtype = torch.float32 if keep_float32 and x.dtype == torch.float32 else torch.float64
+        x = x.detach().to("cpu" if x.device.type == "mps" else x.device, dtype)
     else:
-        # A copy, since arrays that come out of Arrow are read-only and torch warns about those.
-        x = torch.from_numpy(np.array(x, dtype=np.float64))
+        x = np.asarray(x)
+        x = np.asarray(x, np.float32 if keep_float32 and x.dtype == np.float32 else np.float64)
+        # Arrays that come out of Arrow are read-only, and torch warns about those.
+        x = torch.from_numpy(x if x.flags.writeable else x.copy())
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(f"{name} has shape {tuple(x.shape)}: give features as (n, d), one row an image")
     if x.shape[0] < min_rows:
         raise ValueError(f"{name} has {x.shape[0]} rows, fewer than the {min_rows} needed: generate more images")
-    finite = torch.isfinite(x).all(1)
+    finite = torch.cat([torch.isfinite(rows).all(1) for rows in x.split(streamed(x))])
     if not finite.all():
         bad = torch.nonzero(~finite)[:, 0]
         raise ValueError(
@@ -34,12 +46,32 @@ def as_features(x: Features, name: str, min_rows: int = 2, first_row: int = 0) -
     return x
 
 
-def as_feature_pair(ref: Features, gen: Features, min_rows: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """`as_features` of both, on the reference's device, with equal d."""
-    r = as_features(ref, "ref", min_rows)
-    g = as_features(gen, "gen", min_rows).to(r.device)
+def as_feature_pair(
+    ref: Features, gen: Features, min_rows: int = 2, keep_float32: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`as_features` of both, on the reference's device, with equal d, neither of them constant."""
+    r = as_features(ref, "ref", min_rows, keep_float32=keep_float32)
+    g = as_features(gen, "gen", min_rows, keep_float32=keep_float32).to(r.device)
     check_dimensions(r.shape[1], g.shape[1])
+    for name, x in (("ref", r), ("gen", g)):
+        check_varied(bool((x != x[0]).any()), name, len(x))
     return r, g
+
+
+def check_varied(varied: bool, name: str, n: int) -> None:
+    if not varied:
+        raise ValueError(
+            f"{name} is constant, its {n} rows are all alike, so a distance or a share of it means nothing: mark its "
+            "arm as broken, or check the feature extractor"
+        )
+
+
+def check_equal_n(n_ref: int, n_gen: int, reason: str) -> None:
+    if n_ref != n_gen:
+        raise ValueError(
+            f"ref has n = {n_ref} and gen n = {n_gen}: {reason}, so unequal n alone makes a difference; take equally "
+            "many rows, or pass allow_unequal_n=True"
+        )
 
 
 def check_dimensions(d_a: int, d_b: int, a: str = "ref", b: str = "gen") -> None:
@@ -47,12 +79,12 @@ def check_dimensions(d_a: int, d_b: int, a: str = "ref", b: str = "gen") -> None
         raise ValueError(f"{a} has d = {d_a} and {b} d = {d_b}: take both from the same feature extractor")
 
 
-def unit_rows(x: Features, name: str) -> torch.Tensor:
+def unit_rows(x: Features, name: str, min_rows: int = 2, first_row: int = 0) -> torch.Tensor:
     """`as_features` scaled to unit length, for cosine measures."""
-    x = as_features(x, name)
+    x = as_features(x, name, min_rows, first_row)
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True)  # (n, 1)
     if (length == 0).any():
-        row = int(torch.nonzero(length[:, 0] == 0)[0, 0])
+        row = first_row + int(torch.nonzero(length[:, 0] == 0)[0, 0])
         raise ValueError(
             f"{name} has a row of zeros (row {row}), which has no direction: drop it, or use a Euclidean measure"
         )
@@ -61,7 +93,11 @@ def unit_rows(x: Features, name: str) -> torch.Tensor:
 
 def group_index(groups: Groups, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Sorted distinct groups (g,) and each row's place among them (n,)."""
-    labels = groups.cpu().numpy() if isinstance(groups, torch.Tensor) else np.asarray(groups)
+    labels = as_labels(groups)
     if labels.shape != (n,):
         raise ValueError(f"groups has shape {labels.shape} for {n} rows: give one prompt id a row")
     return np.unique(labels, return_inverse=True)
+
+
+def as_labels(groups: Groups) -> np.ndarray:
+    return groups.cpu().numpy() if isinstance(groups, torch.Tensor) else np.asarray(groups)

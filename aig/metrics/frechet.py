@@ -6,14 +6,14 @@ from aig.metrics._inputs import Features
 from aig.metrics.moments import Moments, moments_pair
 
 
-def frechet_distance(ref: Features | Moments, gen: Features | Moments) -> float:
+def frechet_distance(ref: Features | Moments, gen: Features | Moments, *, allow_unequal_n: bool = False) -> float:
     """‖μ_ref − μ_gen‖² + tr(Σ_ref + Σ_gen − 2 (Σ_ref Σ_gen)^½) in squared feature units, >= 0 (Dowson and Landau 1982).
 
-    With Inception features it is FID. ref, gen: (n, d) or their Moments; ddof = 1. Its bias shrinks with n: compare
-    arms at equal n.
-    Raises ValueError for fewer than two rows, values that are not finite, or different d.
+    With Inception features it is FID. ref, gen: (n, d) or their Moments; ddof = 1.
+    Raises ValueError for fewer than two rows, values that are not finite, constant features, different d, and unequal n
+    unless that is allowed: the bias shrinks with n, so arms are compared at equal n.
     """
-    r, g = moments_pair(ref, gen)
+    r, g = moments_pair(ref, gen, None if allow_unequal_n else "the distance's bias depends on n")
     cov_ref, cov_gen = r.covariance(), g.covariance()
     # With Σ = F Fᵀ, tr (Σ_ref Σ_gen)^½ is the sum of the singular values of F_refᵀ F_gen. Eigenvalues of the product
     # would have to be rooted, which turns rounding of 1e-16 into 1e-8 for every null direction.

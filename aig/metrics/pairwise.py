@@ -1,22 +1,64 @@
 """Mean distances over pairs of rows, and any diversity measure prompt by prompt."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from aig.metrics._inputs import Features, Groups, as_features, group_index, unit_rows
+from aig.metrics._inputs import Features, Groups, as_features, check_dimensions, group_index, streamed, unit_rows
+
+
+@dataclass(eq=False)
+class CosineSums:
+    """What the mean cosine distance of a feature stream needs: n and Σz, z the rows at unit length; mergeable."""
+
+    n: int = 0
+    """Number of rows."""
+    total: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """(d,) Σz in float64."""
+
+    def update(self, batch: Features) -> CosineSums:
+        """Add the rows of batch (n, d), in place, and return self; float64 copies are made 8 MiB at a time.
+
+        Raises ValueError, and changes nothing, for another d than before, values that are not finite, or a row of
+        zeros.
+        """
+        added = self
+        size = streamed(batch)
+        for start in range(0, len(batch), size):
+            z = unit_rows(batch[start : start + size], "x", 1, start)
+            added = added.merge(CosineSums(len(z), z.sum(0).cpu().numpy()))
+        self.n, self.total = added.n, added.total
+        return self
+
+    def merge(self, other: CosineSums) -> CosineSums:
+        """The sums of both sets of rows together, as a new object."""
+        if self.n == 0 or other.n == 0:
+            full = other if self.n == 0 else self
+            return CosineSums(full.n, full.total.copy())
+        check_dimensions(len(self.total), len(other.total), "one set of rows", "the other")
+        return CosineSums(self.n + other.n, self.total + other.total)
+
+    def mean_distance(self) -> float:
+        """Mean of 1 − cos over pairs of different rows, in [0, n / (n − 1)]: 1 − (‖Σz‖² − n) / (n (n − 1)).
+
+        Raises ValueError for fewer than two rows.
+        """
+        if self.n < 2:
+            raise ValueError(f"x has {self.n} rows, fewer than the 2 needed: generate more images")
+        return max(0.0, 1 - (float(self.total @ self.total) - self.n) / (self.n * (self.n - 1)))
 
 
 def mean_pairwise_cosine_distance(x: Features) -> float:
-    """Mean of 1 − cos over pairs of different rows of x (n, d), in [0, n / (n − 1)].
+    """Mean of 1 − cos over pairs of different rows of x (n, d), in [0, n / (n − 1)], in O(n d).
 
-    Computed as 1 − (‖Σz‖² − n) / (n (n − 1)) in O(n d), z the rows at unit length. Raises ValueError for fewer than two
-    rows, values that are not finite, or a row of zeros.
+    It streams: `CosineSums` takes batches and merges. Raises ValueError for fewer than two rows, values that are not
+    finite, or a row of zeros.
     """
-    z = unit_rows(x, "x")
-    n = len(z)
-    return max(0.0, 1 - (float(z.sum(0).square().sum()) - n) / (n * (n - 1)))
+    return CosineSums().update(x).mean_distance()
 
 
 def mean_pairwise_distance(x: Features) -> float:

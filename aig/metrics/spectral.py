@@ -4,12 +4,13 @@ Reward tuning rightly moves mean and style, which a Fréchet distance and recall
 translation and rotation, and sees a collapse of variance. Two rotated copies have distance 0, so show recall beside it.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from aig.metrics._inputs import Features, Groups, as_features, group_index
+from aig.metrics._inputs import Features, Groups, as_features, as_labels, group_index
 from aig.metrics.moments import Moments, moments_pair
 
 
@@ -19,8 +20,8 @@ def spectral_distance(ref: Features | Moments, gen: Features | Moments, *, allow
     ref, gen: (n, d) or their Moments. Covariances have ddof = 1. Eigenvalues come sorted from `eigvalsh` in float64,
     clipped at 0: the unsorted ones of a nonsymmetric solver, as in the paper's code, give a large distance between two
     samples of one distribution.
-    Raises ValueError for fewer than two rows, values that are not finite, different d, and unequal n, unless that is
-    allowed: a sample spectrum depends on n, so that unequal n alone makes a distance.
+    Raises ValueError for fewer than two rows, values that are not finite, constant features, different d, and unequal
+    n, unless that is allowed: a sample spectrum depends on n, so that unequal n alone makes a distance.
     """
     values_ref, values_gen = _spectra(ref, gen, allow_unequal_n)
     return float(np.linalg.norm(values_ref - values_gen))
@@ -44,6 +45,8 @@ class SpectralProfile:
     """(k,) dB"""
     gen: np.ndarray
     """(k,) dB"""
+    noise_floor: float | None = None
+    """The distance of two halves of the reference in dB, where they were given: what sampling alone makes, or less."""
 
     @property
     def k(self) -> int:
@@ -62,24 +65,71 @@ class SpectralProfile:
 
 
 def spectral_profile(
-    ref: Features | Moments, gen: Features | Moments, *, energy: float = 0.99, allow_unequal_n: bool = False
+    ref: Features | Moments,
+    gen: Features | Moments,
+    *,
+    energy: float = 0.99,
+    halves: tuple[Features | Moments, Features | Moments] | None = None,
+    allow_unequal_n: bool = False,
 ) -> SpectralProfile:
     """Both spectra at the top eigenvalues that hold `energy`, in (0, 1], of the reference's trace: fit for n <= d.
 
-    Eigenvalues of gen stop 100 dB under the reference's largest, so that a lost direction counts and stays finite. Its
-    noise floor is the profile of two disjoint sets of base images of the same n. Inputs and errors as in
-    `spectral_distance`; a reference without any variance is refused too.
+    Eigenvalues of gen stop 100 dB under the reference's largest, so that a lost direction counts and stays finite;
+    gen's Moments may be without variance here, since within-prompt ones of copies are.
+    halves are two disjoint sets of base images, as `seed_halves` makes of the reference, for the noise floor: the
+    distance of the second's profile from the first's. Halves have n / 2 rows, which makes that floor about √2 times
+    that of n. Inputs and errors as in `spectral_distance`.
     """
     if not 0 < energy <= 1:
         raise ValueError(f"energy is {energy}: give a share in (0, 1]")
-    values_ref, values_gen = _spectra(ref, gen, allow_unequal_n)
-    if values_ref[0] == 0:
-        raise ValueError("ref has no variance, so its energy has no top: check the feature extractor")
+    values_ref, values_gen = _spectra(ref, gen, allow_unequal_n, may_collapse=True)
     floor = 1e-10 * values_ref[0]
     share = np.cumsum(values_ref) / values_ref.sum()
     # The last share can round to less than an energy of 1; no eigenvalue under the floor is worth keeping.
     k = min(int(np.searchsorted(share, energy)) + 1, int((values_ref > floor).sum()))
-    return SpectralProfile(10 * np.log10(values_ref[:k]), 10 * np.log10(np.maximum(values_gen[:k], floor)))
+    noise = None if halves is None else spectral_profile(*halves, energy=energy, allow_unequal_n=True).distance
+    return SpectralProfile(10 * np.log10(values_ref[:k]), 10 * np.log10(np.maximum(values_gen[:k], floor)), noise)
+
+
+def spectral_profiles(
+    ref: Features, gen: Features, ref_groups: Groups, gen_groups: Groups | None = None, *, energy: float = 0.99
+) -> dict[str, SpectralProfile]:
+    """`pooled` and `within` (within prompts) profiles of ref and gen, each (n, d), with the noise floor of ref's seeds.
+
+    groups (n,) are prompt ids a row, gen's those of ref unless given. The within-prompt one is what collapses; the
+    pooled one may hide it behind the spread of the prompts. Raises ValueError as `spectral_profile`,
+    `within_prompt_moments` and `seed_halves` do.
+    """
+    gen_groups = ref_groups if gen_groups is None else gen_groups
+    labels = as_labels(ref_groups)
+    rows = seed_halves(labels)
+    parts = [(ref[half], labels[half]) for half in rows]
+    within = tuple(within_prompt_moments(*part) for part in parts)
+    return {
+        "pooled": spectral_profile(ref, gen, energy=energy, halves=(parts[0][0], parts[1][0])),
+        "within": spectral_profile(
+            within_prompt_moments(ref, labels),
+            within_prompt_moments(gen, gen_groups),
+            energy=energy,
+            halves=(within[0], within[1]),
+        ),
+    }
+
+
+def seed_halves(groups: Groups) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of two halves of each group's seeds, in turns: two disjoint sets of the same prompts and equal size.
+
+    groups (n,) one prompt id a row; the last row of an odd group is in neither. Raises ValueError where no group has
+    two rows.
+    """
+    labels = as_labels(groups)
+    order = np.argsort(labels, kind="stable")
+    _, counts = np.unique(labels, return_counts=True)
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)  # place within the group
+    paired = rank < np.repeat(counts - counts % 2, counts)
+    if not paired.any():
+        raise ValueError(f"{len(counts)} groups for {len(labels)} rows have no two seeds to halve: use more a prompt")
+    return np.sort(order[paired & (rank % 2 == 0)]), np.sort(order[paired & (rank % 2 == 1)])
 
 
 def within_prompt_moments(x: Features, groups: Groups) -> Moments:
@@ -94,25 +144,36 @@ def within_prompt_moments(x: Features, groups: Groups) -> Moments:
     rows = as_features(x, "x")
     labels, place = group_index(groups, len(rows))
     freedom = len(rows) - len(labels)
-    if freedom < 1:
-        raise ValueError(
-            f"{len(labels)} groups for {len(rows)} rows leave no two rows in one group: use more seeds a prompt"
-        )
+    _check_freedom(freedom, len(labels), len(rows))
     index = torch.from_numpy(place).to(rows.device)
     sums = rows.new_zeros(len(labels), rows.shape[1]).index_add_(0, index, rows)
     centred = rows - (sums / torch.bincount(index)[:, None])[index]
     return Moments(freedom + 1, rows.mean(0).cpu().numpy(), (centred.T @ centred).cpu().numpy())
 
 
+def pooled_within(parts: Iterable[Moments]) -> Moments:
+    """What `within_prompt_moments` gives, from the Moments of each prompt: for sets that do not fit in memory.
+
+    Raises ValueError for different d, or where no part has two rows.
+    """
+    kept = [part for part in parts if part.n > 0]
+    total, freedom = Moments.merged(kept), sum(part.n - 1 for part in kept)
+    _check_freedom(freedom, len(kept), total.n)
+    M2 = np.zeros_like(total.M2)
+    for part in kept:
+        M2 += part.M2
+    return Moments(freedom + 1, total.mean, M2)
+
+
+def _check_freedom(freedom: int, groups: int, n: int) -> None:
+    if freedom < 1:
+        raise ValueError(f"{groups} groups for {n} rows leave no two rows in one group: use more seeds a prompt")
+
+
 def _spectra(
-    ref: Features | Moments, gen: Features | Moments, allow_unequal_n: bool
+    ref: Features | Moments, gen: Features | Moments, allow_unequal_n: bool, may_collapse: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:  # (d,), (d,), largest first
-    r, g = moments_pair(ref, gen)
-    if r.n != g.n and not allow_unequal_n:
-        raise ValueError(
-            f"ref has n = {r.n} and gen n = {g.n}: a sample spectrum depends on n, so unequal n alone makes a "
-            "distance; take equally many rows, or pass allow_unequal_n=True"
-        )
+    r, g = moments_pair(ref, gen, None if allow_unequal_n else "a sample spectrum depends on n", may_collapse)
     return _spectrum(r), _spectrum(g)
 
 

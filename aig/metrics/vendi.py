@@ -2,28 +2,50 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from aig.metrics._inputs import Features, unit_rows
+from aig.metrics._inputs import Features, as_features, streamed, unit_rows
 
 
-def vendi_score(x: Features, q: float = 1) -> float:
-    """exp of the Rényi entropy of the cosine kernel's eigenvalues over n, in [1, min(n, d)] (Friedman and Dieng 2023).
+def vendi_score(x: Features, q: float = 1, *, bandwidth: float | None = None) -> float:
+    """exp of the Rényi entropy of a kernel's eigenvalues over n, at least 1 (Friedman and Dieng 2023).
 
-    x (n, d), q >= 0 the order: 0 counts distinct directions, 1 is Shannon's, inf sees the largest mode alone. Costs O(n
-    d min(n, d)): the d × d matrix has the same non-null eigenvalues as the n × n kernel. It grows with n: fix n and
-    print it.
-    Raises ValueError for fewer than two rows, values that are not finite, a row of zeros, or a negative q.
+    x (n, d), q >= 0 the order: 0 counts distinct directions, 1 is Shannon's, inf sees the largest mode alone. It grows
+    with n: fix n and print it. The kernel is the cosine, at most min(n, d), for O(n d min(n, d)): the d × d matrix has
+    the same non-null eigenvalues as the n × n one, and where n > d rows are read a block at a time. With a bandwidth in
+    feature units it is exp(−‖x − y‖² / 2 bandwidth²), at most n, for O(n²) memory and O(n³) time.
+    Raises ValueError for fewer than two rows, values that are not finite, a negative q, a row of zeros (cosine), or a
+    bandwidth that is not above 0.
     """
     if not q >= 0:
         raise ValueError(f"q is {q}: give an order >= 0, or inf")
-    z = unit_rows(x, "x")
-    n, d = z.shape
-    gram = z @ z.T if n <= d else z.T @ z
-    p = torch.linalg.eigvalsh(gram / n).cpu().numpy()
+    if bandwidth is not None and not bandwidth > 0:
+        raise ValueError(f"bandwidth is {bandwidth}: give one above 0 in feature units, or None for the cosine kernel")
+    kernel = _cosine(x) if bandwidth is None else _gaussian(as_features(x, "x"), bandwidth)
+    p = torch.linalg.eigvalsh(kernel / len(x)).cpu().numpy()
     # Null eigenvalues come out as rounding, which a small q would count.
-    p = p[p > max(n, d) * np.finfo(np.float64).eps * p[-1]]
+    p = p[p > max(x.shape) * np.finfo(np.float64).eps * p[-1]]
     if q == 1:
         return float(np.exp(-np.sum(p * np.log(p))))
     if np.isinf(q):
         return float(1 / p[-1])
     return float(np.sum(p**q) ** (1 / (1 - q)))
+
+
+def _cosine(x: Features) -> Tensor:
+    """z zᵀ or zᵀ z, whichever is smaller, of the rows z at unit length."""
+    if x.ndim != 2 or x.shape[0] <= max(2, x.shape[1]):
+        z = unit_rows(x, "x")
+        return z @ z.T
+    size, gram = streamed(x), torch.zeros((), dtype=torch.float64)
+    for start in range(0, len(x), size):
+        z = unit_rows(x[start : start + size], "x", 1, start)
+        gram = gram.to(z.device) + z.T @ z
+    return gram
+
+
+def _gaussian(x: Tensor, bandwidth: float) -> Tensor:
+    x = x - x.mean(0)
+    square = x.square().sum(1)
+    squared = torch.addmm(square[:, None] + square, x, x.T, alpha=-2).clamp_(min=0)
+    return squared.fill_diagonal_(0).div_(-2 * bandwidth**2).exp_()

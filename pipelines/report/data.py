@@ -37,10 +37,16 @@ METRICS = {
     "path": "path length to base (eps_mse)",
     "spectral": "spectral distance",
     "log_spectral": "log spectral distance",
+    "log_spectral_floor": "log spectral distance of base to base (half of n)",
     "frechet": "Fréchet distance",
+    "kid": "kernel distance (KID)",
+    "cmmd": "CLIP distance (CMMD)",
     "collapse": "spread in a prompt against base (mean log ratio)",
     "precision": "precision against base",
     "recall": "recall against base",
+    "density": "density against base",
+    "coverage": "coverage of base",
+    "pixel_std": "contrast (std of pixels)",
 }
 """Names of metrics in words; a metric that is not here is shown by its own name."""
 
@@ -100,6 +106,8 @@ class Arm:
     y: Estimate = UNKNOWN
     on_front: bool = False
     front_probability: float = math.nan
+    broken: str | None = None
+    """How its images left the data; such an arm is shown, marked, and is on no front."""
 
     @property
     def members(self) -> list[str]:
@@ -206,8 +214,8 @@ class Study:
         return next((role for role in ROLES if self.metric_of(role) == metric), metric_name(metric))
 
     def size(self, family: str) -> int:
-        """How many arms a family has of its own, base and tuned not counted; all arms for "all"."""
-        return sum(family in ("all", arm.family) for arm in self.arms)
+        """How many arms a family has of its own, base, tuned and broken ones not counted; all sound arms for "all"."""
+        return sum(family in ("all", arm.family) and not arm.broken for arm in self.arms)
 
     @property
     def families(self) -> list[str]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pipelines.report import style
 from pipelines.report.data import Study, family_name, metric_name
 from pipelines.report.style import MARK, MARKER, MUTED
+
+BROKEN = "x"  # over the mark of an arm
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ def reward_axis(study: Study, metric: str) -> str:
     return f"{metric_name(metric)}{role.get(metric, '')} →"
 
 
+def cross_out(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
+    """Mark the arms that are broken, on top of their own marks."""
+    if points:
+        ax.plot(*zip(*points, strict=True), BROKEN, color=MUTED, markersize=11, markeredgewidth=1.4, zorder=5)
+
+
 def legend(study: Study, fronts: bool = True) -> list[Line2D]:
     """A handle for each family of the study, and where fronts are drawn, for what filled and open marks mean."""
     handles = []
@@ -50,7 +59,9 @@ def legend(study: Study, fronts: bool = True) -> list[Line2D]:
         handle.set_label(family_name(family))
         handles.append(handle)
     if fronts:
-        handles.append(Line2D([], [], color=MUTED, linestyle="", marker="o", markersize=5.5, label="filled: optimal"))
-        handles.append(Line2D([], [], color=MUTED, linestyle="", marker="o", markersize=5.5, label="open: dominated"))
+        handles.append(Line2D([], [], color=MUTED, linestyle="", marker="o", markersize=5.5, label="optimal"))
+        handles.append(Line2D([], [], color=MUTED, linestyle="", marker="o", markersize=5.5, label="dominated"))
         handles[-1].set_markerfacecolor(style.CARD)
+    if any(arm.broken for arm in study.arms):
+        handles.append(Line2D([], [], color=MUTED, linestyle="", marker=BROKEN, markersize=9, label="broken"))
     return handles

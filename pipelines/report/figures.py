@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pipelines.report import labels, style
 from pipelines.report.data import FAMILIES, ROLES, UNKNOWN, Difference, Estimate, Run, Study, family_name, sample
-from pipelines.report.drawing import Drawing, legend, reward_axis
+from pipelines.report.drawing import Drawing, cross_out, legend, reward_axis
 from pipelines.report.style import INK, MARK, MARKER, MUTED, TEXT
 from pipelines.report.words import comparisons
 
@@ -238,14 +238,15 @@ def _against_kl(
         members = [name for name in paths if study.by_name[name].family == family]
         joined = sorted(members + ends, key=lambda name: paths[name])
         if family not in ("base", "tuned") and members:
-            xy = [(paths[name], values[name].value) for name in joined]
-            ax.plot(*zip(*xy, strict=True), color=MARK[family], linewidth=0.9, alpha=0.5)
+            xy = [(paths[name], values[name].value) for name in joined if not study.by_name[name].broken]
+            ax.plot([x for x, _ in xy], [y for _, y in xy], color=MARK[family], linewidth=0.9, alpha=0.5)
         for name in members:
             x, y = paths[name], values[name]
             ax.plot([x, x], [y.low, y.high], color=MARK[family], linewidth=1.0, alpha=0.45)
             ax.plot(x, y.value, MARKER[family], color=MARK[family], markersize=5.5)
             bars.append((x, y.low, x, y.high))
             texts.append(labels.Label(x, y.value, study.by_name[name].label, TEXT[family], name in ends))
+    cross_out(ax, [(paths[name], values[name].value) for name in paths if study.by_name[name].broken])
     ax.margins(0.07)
     ax.set_ylabel(reward_axis(study, metric))
     ax.set_xlabel("path length to base: mean squared difference of predictions (eps_mse)")

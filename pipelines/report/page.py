@@ -100,6 +100,7 @@ def _section(run: Run, study: Study, grid: images.Grid | None, folder: Path) -> 
         "mean": run.mean_of(study),
         "sample": sample(study.arms),
         "undrawn": [a.label for a in study.arms if not math.isfinite(a.x.value) or not math.isfinite(a.y.value)],
+        "broken": [arm.label for arm in study.arms if arm.broken],
         "tradeoff": _svg(tradeoff, f"{name}-plane", f"Reward–diversity plane: {study.title}"),
         "left_out": tradeoff.left_out,
         "panels": [
@@ -199,7 +200,8 @@ def _table(run: Run) -> tuple[list[tuple[str, bool]], list[dict[str, Any]]]:
         cells = [_cell(arm.label, arm.label), *([_cell(study.name if study else "–")] if several else [])]
         cells.append(_cell(family_name(arm.family), list(FAMILIES).index(arm.family)))
         cells += [_estimate(arm.metric(metric)) for metric in metrics]
-        cells.append(_cell(("yes" if arm.on_front else "no") if study else "–"))
+        optimal = "broken" if arm.broken else "yes" if arm.on_front else "no"
+        cells.append(_cell(optimal if study else "–"))
         cells.append(_estimate(Estimate(arm.front_probability)))
         cells += [_setting(value or None) for value in (arm.n, arm.prompts, arm.seeds)]
         cells += [_setting(arm.settings.get(key)) for key in settings]

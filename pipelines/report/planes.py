@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from aig.pareto import optimal_mask
 from pipelines.report import labels, style
 from pipelines.report.data import Arm, Estimate, Run, Study, family_name, metric_name, sample
-from pipelines.report.drawing import Drawing, legend, reward_axis
+from pipelines.report.drawing import Drawing, cross_out, legend, reward_axis
 from pipelines.report.style import INK, MARK, MARKER, MUTED, TEXT
 from pipelines.report.words import interval
 
@@ -67,7 +67,7 @@ def _plane(ax: Axes, study: Study, metric: str, named: Sequence[Arm]) -> _Names:
     """Draws a plane without its names, which need the final layout."""
     points = _points(study, metric)
     drawn = [arm for arm in study.arms if all(math.isfinite(e.value) for e in points[arm.name])]
-    optimal = _optimal(study, metric, points)
+    optimal = optimal_names(study, metric)
     size = 6.0 if len(named) == len(study.arms) else 4.5
     segments = []
     for family, names in _fronts(study, metric, points).items():
@@ -89,6 +89,7 @@ def _plane(ax: Axes, study: Study, metric: str, named: Sequence[Arm]) -> _Names:
         marker.set_markeredgewidth(1.2)
         marker.set_markerfacecolor(color if arm.name in optimal else style.CARD)
         marker.set_gid(f"arm{i}")
+    cross_out(ax, [_values(points, arm.name) for arm in drawn if arm.broken])
     ax.set_xlabel(reward_axis(study, metric))
     ax.set_ylabel(f"{metric_name(study.diversity)} →")
     ax.margins(0.07)
@@ -127,14 +128,15 @@ def _values(points: _Points, name: str) -> tuple[float, float]:
 
 def _noteworthy(study: Study, metric: str) -> list[Arm]:
     """Arms that a small plane names: those that are optimal on it, base and tuned."""
-    optimal = _optimal(study, metric, _points(study, metric))
+    optimal = optimal_names(study, metric)
     return [arm for arm in study.arms if arm.name in optimal or arm.family in ("base", "tuned")]
 
 
-def _optimal(study: Study, metric: str, points: _Points) -> set[str]:
+def optimal_names(study: Study, metric: str) -> set[str]:
+    """Arms that no other dominates at the means on the plane of a metric."""
     if metric == study.reward:
         return {arm.name for arm in study.arms if arm.on_front}
-    return set(_front(points, list(points)))
+    return set(_front(_points(study, metric), [arm.name for arm in study.arms if not arm.broken]))
 
 
 def _fronts(study: Study, metric: str, points: _Points) -> Mapping[str, Sequence[str]]:
@@ -144,11 +146,12 @@ def _fronts(study: Study, metric: str, points: _Points) -> Mapping[str, Sequence
     """
     if metric in study.planes:
         return study.planes[metric].fronts
-    ends = [arm.name for arm in study.arms if arm.family in ("base", "tuned")]
+    sound = [arm for arm in study.arms if not arm.broken]
+    ends = [arm.name for arm in sound if arm.family in ("base", "tuned")]
     fronts = {}
     for family in study.families:
         if family not in ("base", "tuned"):
-            fronts[family] = _front(points, ends + [arm.name for arm in study.arms if arm.family == family])
+            fronts[family] = _front(points, ends + [arm.name for arm in sound if arm.family == family])
     return fronts
 
 
@@ -171,5 +174,6 @@ def _tips(run: Run, study: Study, metric: str) -> dict[str, str]:
     for i, arm in enumerate(study.arms):
         x = arm.x if metric == study.reward else arm.metric(metric)
         shown = f"{metric_name(metric)} {interval(x)}, {metric_name(study.diversity)} {interval(arm.y)}"
-        tips[f"arm{i}"] = f"{arm.label} ({family_name(arm.family)}): {shown}, n = {arm.n}"
+        why = f", {arm.broken}" if arm.broken else ""
+        tips[f"arm{i}"] = f"{arm.label} ({family_name(arm.family)}): {shown}, n = {arm.n}{why}"
     return tips

@@ -230,9 +230,10 @@ def _study_arm(entry: _Checked, arms: Mapping[str, Arm]) -> Arm:
     if not arm.n:
         raise _wrong("metrics.parquet", f"has no row for arm {name!r}")
     shown = entry.object("metrics", required=False)
+    broken = entry.text("broken") if entry.value.get("broken") is not None else None
     return Arm(
         name=name,
-        label=str(entry.value.get("label") or arm.label),
+        label=str(entry.value.get("label") or arm.label) + (" (broken)" if broken else ""),
         family=arm.family,
         settings=arm.settings,
         metrics={**{metric: shown.estimate(metric) for metric in shown.value}, **arm.metrics},
@@ -243,6 +244,7 @@ def _study_arm(entry: _Checked, arms: Mapping[str, Arm]) -> Arm:
         y=Estimate(*(entry.number(key) for key in ("y", "y_low", "y_high"))),
         on_front=bool(entry.get("on_front")),
         front_probability=entry.number("front_probability"),
+        broken=broken,
     )
 
 

@@ -80,6 +80,11 @@ def claim_sentence(claim: Claim) -> Sentence:
     return Sentence(f"{denied}: {shown}, the interval covers zero.", "open", "not shown")
 
 
+def broken_sentence(arm: Arm) -> Sentence:
+    """What is wrong with an arm whose images left the data, and what follows."""
+    return Sentence(f"{arm.label}: {arm.broken}. It is shown, on no front and in no hypervolume.", "no", "broken")
+
+
 def comparisons(differences: Sequence[Difference], family: str = "aig") -> list[Difference]:
     """The differences in which a family takes part, each as that family less the other."""
     mine = [d for d in differences if d.a == family]
@@ -107,7 +112,7 @@ def verdict(study: Study, metric: str) -> list[Sentence]:
 
 def best_arms(study: Study, metric: str) -> Sentence | None:
     """Which arm has the highest mean of a metric that was not trained on, and how AIG's best stands beside it."""
-    measured = [arm for arm in study.arms if arm.metric(metric).known]
+    measured = [arm for arm in study.arms if arm.metric(metric).known and not arm.broken]
     guided = [arm for arm in measured if arm.family == "aig"]
     if not measured or not guided:
         return None
@@ -130,7 +135,8 @@ def arm_name(arm: Arm) -> str:
 
 def study_sentences(study: Study) -> list[Sentence]:
     """All that is said about a study, most important first."""
-    sentences = [claim_sentence(claim) for claim in study.claims]
+    sentences = [broken_sentence(arm) for arm in study.arms if arm.broken]
+    sentences += [claim_sentence(claim) for claim in study.claims]
     for metric in study.planes:
         said = verdict(study, metric)
         if not said and metric == study.reward:
@@ -209,6 +215,10 @@ def caveats(run: Run) -> list[str]:
         f"Intervals are {run.percent}, from a bootstrap over prompts ({run.n_bootstrap} resamples, seed {run.seed}), "
         "paired over arms: all arms share prompts and noise. They say how results vary with the prompts, not with the "
         "training: " + (single if len(seeds) == 1 else several),
+        "Measures of whole sets of images (distances, precision, recall, density, coverage) have their intervals from "
+        "subsets of the prompts instead, since a bootstrap would hold images twice, and those are each other's nearest "
+        "neighbours. Arms share the base's noise: their distances to it start under those of independent images (a KID "
+        "under zero), and compare with one another, not with those of other studies.",
         "A hypervolume gains from every further arm of its family, so families with more arms have an advantage. "
         "No correction is made for the number of comparisons.",
     ]

@@ -1,47 +1,15 @@
-"""Pareto fronts with intervals: what is optimal, how much a family of arms dominates, and how sure that is.
-
-All objectives are maximized: by convention reward on x and diversity on y.
-"""
+"""The bootstrap of means over prompts: all arms resampled together, so that what a prompt does to all cancels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from functools import cached_property
 
-import moocore
 import numpy as np
 
-
-def optimal_mask(points: np.ndarray) -> np.ndarray:
-    """Which of the points (..., n, m), all objectives maximized, no other point dominates: bool (..., n).
-
-    A point dominates another if it is at least as good in every objective and better in one; so a point that ties in
-    one objective and loses in another is not optimal, and exact duplicates of an optimal point are all optimal. Points
-    with a value that is not finite are never optimal and dominate nothing. Leading dimensions are separate sets. Raises
-    ValueError for fewer than two dimensions.
-    """
-    points = _finite_or_nan(points)
-    if points.ndim < 2:
-        raise ValueError(f"points has shape {points.shape}: give (n, objectives)")
-    dominated = _dominates(points[..., :, None, :], points[..., None, :, :]).any(-2)
-    return np.asarray(~dominated & ~np.isnan(points).any(-1))
-
-
-def hypervolume(points: np.ndarray, reference: Sequence[float] | np.ndarray) -> float:
-    """Volume between the reference (m,) and the points (n, m), all objectives maximized, >= 0, in their units' product.
-
-    A point that is not above the reference in every objective adds nothing; neither does one with a value that is not
-    finite. No points have volume 0. Raises ValueError for other shapes or for a reference that is not finite.
-    """
-    points = np.asarray(points, np.float64)
-    reference = np.asarray(reference, np.float64)
-    if points.ndim != 2 or reference.shape != points.shape[1:]:
-        raise ValueError(f"points has shape {points.shape} and reference {reference.shape}: give (n, m) and (m,)")
-    if not np.isfinite(reference).all():
-        raise ValueError(f"reference is {reference}: give finite values, worse than the points of interest")
-    above = points[np.isfinite(points).all(1) & (points > reference).all(1)]
-    return float(moocore.hypervolume(above, ref=reference, maximise=True)) if len(above) else 0.0
+from aig.pareto.fronts import attainment, dominates, finite_or_nan, hypervolume, optimal_mask
+from aig.pareto.intervals import expanded_percentiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +17,8 @@ class Bootstrap:
     """Result of `bootstrap`. Arms are indices; metrics and families are names. Intervals are at `level`.
 
     An arm with a value that is not finite has NaN for that metric's mean and interval, and if the metric is x or y it
-    is never on the front, dominates nothing and adds no hypervolume.
+    is never on the front, dominates nothing and adds no hypervolume; neither does one that is marked as broken, which
+    keeps its means and intervals.
     """
 
     x: str
@@ -62,24 +31,32 @@ class Bootstrap:
     """(arms, 2) a metric: low and high of the mean."""
     replicates: dict[str, np.ndarray]
     """(n, arms) a metric: the mean over each replicate's prompts."""
-    front: np.ndarray
-    """(arms,) bool: optimal in (x, y) among all arms at the means."""
-    front_probability: np.ndarray
-    """(arms,) in [0, 1]: share of replicates in which the arm is optimal."""
     families: dict[str, tuple[int, ...]]
     """Arms of each family."""
     reference: np.ndarray
     """(2,) in x's and y's units: where hypervolumes start."""
     scale: np.ndarray
     """(2,) in x's and y's units: what counts as 1 in a hypervolume."""
+    broken: tuple[int, ...]
+    """Arms whose images left the data."""
     prompts: int
     level: float
     seed: int
 
+    @cached_property
+    def front(self) -> np.ndarray:
+        """(arms,) bool: optimal in (x, y) among all arms at the means."""
+        return optimal_mask(self._points(self.mean))
+
+    @cached_property
+    def front_probability(self) -> np.ndarray:
+        """(arms,) in [0, 1]: share of replicates in which the arm is optimal."""
+        return optimal_mask(self._points(self.replicates)).mean(0)
+
     def dominates(self, a: int, b: int) -> float:
         """Share of replicates in which arm a dominates arm b in (x, y)."""
         points = self._points(self.replicates)
-        return float(_dominates(points[:, a], points[:, b]).mean())
+        return float(dominates(points[:, a], points[:, b]).mean())
 
     def difference(self, metric: str, a: int, b: int) -> tuple[float, float, float]:
         """Arm a's mean less arm b's on the same prompts: estimate, low, high."""
@@ -100,13 +77,20 @@ class Bootstrap:
         estimate_b, replicates_b = self._hypervolumes(family_b)
         return self._estimate(estimate_a - estimate_b, replicates_a - replicates_b)
 
-    def _points(self, values: Mapping[str, np.ndarray]) -> np.ndarray:  # (..., arms, 2)
-        return np.stack([values[self.x], values[self.y]], -1)
+    def attainment(self, family: str, share: float = 0.5) -> np.ndarray:
+        """Corners (k, 2), in x's and y's units, of what the family's arms attain in that share of the replicates."""
+        return attainment(self._points(self.replicates)[:, self._members(family)], share)
 
-    def _hypervolumes(self, family: str) -> tuple[float, np.ndarray]:  # at the means, and (n,)
+    def _points(self, values: Mapping[str, np.ndarray]) -> np.ndarray:  # (..., arms, 2)
+        return _points(values, self.x, self.y, self.broken)
+
+    def _members(self, family: str) -> list[int]:
         if family not in self.families:
             raise ValueError(f"family {family!r} is unknown: bootstrap was given {sorted(self.families)}")
-        arms, origin = list(self.families[family]), np.zeros(2)
+        return list(self.families[family])
+
+    def _hypervolumes(self, family: str) -> tuple[float, np.ndarray]:  # at the means, and (n,)
+        arms, origin = self._members(family), np.zeros(2)
         means, replicates = (
             (self._points(values)[..., arms, :] - self.reference) / self.scale
             for values in (self.mean, self.replicates)
@@ -114,7 +98,7 @@ class Bootstrap:
         return hypervolume(means, origin), np.array([hypervolume(points, origin) for points in replicates])
 
     def _estimate(self, estimate: float, replicates: np.ndarray) -> tuple[float, float, float]:
-        low, high = _interval(replicates, self.level, self.prompts)
+        low, high = expanded_percentiles(replicates, self.level, self.prompts)
         return float(estimate), float(low), float(high)
 
 
@@ -127,6 +111,7 @@ def bootstrap(
     families: Mapping[str, Sequence[int]] | None = None,
     reference: Sequence[float] | np.ndarray | None = None,
     scale: Sequence[float] | np.ndarray | None = None,
+    broken: Sequence[int] = (),
     level: float = 0.95,
     seed: int = 0,
 ) -> Bootstrap:
@@ -140,19 +125,21 @@ def bootstrap(
     whose seeds are then resampled too, inside each drawn prompt, the same ones for every arm. Noise of seeds is already
     in the averages, so the second form counts it nearly twice: its intervals are conservative, those of averages are
     not (Davison and Hinkley 1997, section 3.8). Both forms may stand in one table.
-    x, y: the two metrics of the front; by default the first two of the table.
+    x, y: the two metrics of the front; by default the first two of the table. The front of a single metric is its best
+    arm.
     families: name -> indices of its arms, for hypervolumes.
     reference, scale: fixed (2,) values in x's and y's units for hypervolumes of (value − reference) / scale; by default
-    the least of the arms' means, and their range (1 where all tie).
+    the least of the arms' means, and their range (1 where all tie), arms that are broken left out.
+    broken: indices of arms that have intervals and no place on the front.
     level: in (0, 1). The result depends on the seed, the table and n alone.
-    Raises ValueError for a table without two metrics, different arms or prompts, fewer than two prompts, an unknown
-    axis or arm.
+    Raises ValueError for a table without metrics, different arms or prompts, fewer than two prompts, an unknown axis or
+    arm.
     """
-    values = {name: _finite_or_nan(array) for name, array in table.items()}
+    values = {name: finite_or_nan(array) for name, array in table.items()}
     arms, prompts, seeds = _check_table(values)
     names = list(values)
-    x, y = x or names[0], y or names[1]
-    if x not in values or y not in values or x == y:
+    x, y = x or names[0], y or names[:2][-1]
+    if x not in values or y not in values or (x == y and len(names) > 1):
         raise ValueError(f"x is {x!r} and y {y!r}: give two different metrics out of {names}")
     if n < 1 or not 0 < level < 1:
         raise ValueError(f"n is {n} and level {level}: give n >= 1 and a level in (0, 1)")
@@ -160,22 +147,22 @@ def bootstrap(
     for name, family in members.items():
         if not family or not all(0 <= arm < arms for arm in family):
             raise ValueError(f"family {name!r} is {list(family)}: give at least one arm, each from 0 to {arms - 1}")
+    if not all(0 <= arm < arms for arm in broken):
+        raise ValueError(f"broken is {list(broken)}: give arms from 0 to {arms - 1}")
 
     mean = {name: array.reshape(arms, -1).mean(1) for name, array in values.items()}
     replicates = _resample(values, n, prompts, seeds, seed)
-    points = np.stack([mean[x], mean[y]], -1)
-    reference, scale = _normalization(points, reference, scale)
+    reference, scale = _normalization(_points(mean, x, y, broken), reference, scale)
     return Bootstrap(
         x=x,
         y=y,
         mean=mean,
-        interval={name: _interval(r, level, prompts).T for name, r in replicates.items()},
+        interval={name: expanded_percentiles(r, level, prompts).T for name, r in replicates.items()},
         replicates=replicates,
-        front=optimal_mask(points),
-        front_probability=optimal_mask(np.stack([replicates[x], replicates[y]], -1)).mean(0),
         families=members,
         reference=reference,
         scale=scale,
+        broken=tuple(broken),
         prompts=prompts,
         level=level,
         seed=seed,
@@ -184,8 +171,8 @@ def bootstrap(
 
 def _check_table(values: Mapping[str, np.ndarray]) -> tuple[int, int, int]:
     """Numbers of arms, prompts and seeds; one seed where every metric is averaged."""
-    if len(values) < 2:
-        raise ValueError(f"the table has metrics {list(values)}: give at least the two of the front's axes")
+    if not values:
+        raise ValueError("the table has no metrics: give at least one, and two for a front")
     for name, array in values.items():
         if array.ndim not in (2, 3):
             raise ValueError(f"metric {name!r} has shape {array.shape}: give (arms, prompts) or (arms, prompts, seeds)")
@@ -225,6 +212,12 @@ def _resample(values: Mapping[str, np.ndarray], n: int, prompts: int, seeds: int
     return replicates
 
 
+def _points(values: Mapping[str, np.ndarray], x: str, y: str, broken: Sequence[int]) -> np.ndarray:  # (..., arms, 2)
+    points = np.stack([values[x], values[y]], -1)
+    points[..., list(broken), :] = np.nan
+    return points
+
+
 def _normalization(
     points: np.ndarray, reference: Sequence[float] | np.ndarray | None, scale: Sequence[float] | np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -239,23 +232,3 @@ def _normalization(
     if unit.shape != (2,) or not (np.isfinite(unit) & (unit > 0)).all():
         raise ValueError(f"scale is {scale}: give two positive values, for x and y")
     return low, unit
-
-
-def _finite_or_nan(values: np.ndarray) -> np.ndarray:
-    values = np.asarray(values, np.float64)
-    return np.where(np.isfinite(values), values, np.nan)
-
-
-def _dominates(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """At least as good in every objective (last dimension) and better in one; false where a NaN takes part."""
-    return np.asarray((a >= b).all(-1) & (a > b).any(-1))
-
-
-def _interval(replicates: np.ndarray, level: float, prompts: int) -> np.ndarray:  # (2, ...)
-    """Expanded percentiles (Hesterberg 2015), which make a mean's interval as wide as its t interval."""
-    freedom = prompts - 1
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    # The t quantile by its expansion in 1 / freedom (Abramowitz and Stegun 26.7.5), since scipy is no dependency.
-    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    tail = NormalDist().cdf(-t * (prompts / freedom) ** 0.5)
-    return np.quantile(replicates, [tail, 1 - tail], axis=0)

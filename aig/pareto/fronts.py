@@ -1,0 +1,73 @@
+"""Sets of points and what they dominate, all objectives maximized."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import moocore
+import numpy as np
+
+
+def optimal_mask(points: np.ndarray) -> np.ndarray:
+    """Which of the points (..., n, m), all objectives maximized, no other point dominates: bool (..., n).
+
+    A point dominates another if it is at least as good in every objective and better in one; so a point that ties in
+    one objective and loses in another is not optimal, and exact duplicates of an optimal point are all optimal. Points
+    with a value that is not finite are never optimal and dominate nothing. Leading dimensions are separate sets. Raises
+    ValueError for fewer than two dimensions.
+    """
+    points = finite_or_nan(points)
+    if points.ndim < 2:
+        raise ValueError(f"points has shape {points.shape}: give (n, objectives)")
+    dominated = dominates(points[..., :, None, :], points[..., None, :, :]).any(-2)
+    return np.asarray(~dominated & ~np.isnan(points).any(-1))
+
+
+def hypervolume(points: np.ndarray, reference: Sequence[float] | np.ndarray) -> float:
+    """Volume between the reference (m,) and the points (n, m), all objectives maximized, >= 0, in their units' product.
+
+    A point that is not above the reference in every objective adds nothing; neither does one with a value that is not
+    finite. No points have volume 0. Raises ValueError for other shapes or for a reference that is not finite.
+    """
+    points = np.asarray(points, np.float64)
+    reference = np.asarray(reference, np.float64)
+    if points.ndim != 2 or reference.shape != points.shape[1:]:
+        raise ValueError(f"points has shape {points.shape} and reference {reference.shape}: give (n, m) and (m,)")
+    if not np.isfinite(reference).all():
+        raise ValueError(f"reference is {reference}: give finite values, worse than the points of interest")
+    above = points[np.isfinite(points).all(1) & (points > reference).all(1)]
+    return float(moocore.hypervolume(above, ref=reference, maximise=True)) if len(above) else 0.0
+
+
+def attainment(sets: Sequence[np.ndarray] | np.ndarray, share: float) -> np.ndarray:
+    """Corners (k, m) of what at least a share, in (0, 1], of the sets attain, all objectives maximized.
+
+    sets: each (n_i, m), m = 2 or 3, as the replicates of one front. A set attains a place if one of its points is at
+    least as good there in every objective (Grunert da Fonseca et al. 2001): share 0.5 gives the median front. Points
+    that are not finite attain nothing. Corners do not dominate one another; none are left where too few sets attain
+    anything. Raises ValueError for no sets, other shapes, or another share.
+    """
+    rows = [np.asarray(points, np.float64) for points in sets]
+    if not rows or any(points.ndim != 2 or points.shape[1] not in (2, 3) for points in rows):
+        raise ValueError(f"sets have shapes {[points.shape for points in rows][:5]}: give (n, 2) or (n, 3) each")
+    if len({points.shape[1] for points in rows}) > 1 or not 0 < share <= 1:
+        raise ValueError(f"share is {share}, sets of {len(rows)}: give a share in (0, 1] and one number of objectives")
+    m, needed = rows[0].shape[1], int(np.ceil(share * len(rows) - 1e-9))
+    rows = [points[np.isfinite(points).all(1)] for points in rows]
+    rows = [points for points in rows if len(points)]
+    if len(rows) < needed:
+        return np.empty((0, m))
+    # Half a set less, since moocore rounds a percentage of the sets up; it minimizes.
+    percent = 100 * (needed - 0.5) / len(rows)
+    owner = np.repeat(np.arange(1, len(rows) + 1), [len(points) for points in rows])
+    return -moocore.eaf(-np.concatenate(rows), owner, percentiles=[percent])[:, :m]
+
+
+def finite_or_nan(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def dominates(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """At least as good in every objective (last dimension) and better in one; false where a NaN takes part."""
+    return np.asarray((a >= b).all(-1) & (a > b).any(-1))

@@ -1,0 +1,57 @@
+"""Arms whose images left the data: they are shown with the reason, and no front or hypervolume counts them.
+
+What can be said of an image is measured where it is drawn, before it is rounded to 8 bits: a pixel that is not a number
+becomes some colour there, and every reward of it looks plausible.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from pipelines.config import Measure
+
+PIXEL_STD = "pixel_std"
+# Under one of 256 levels an image is one flat colour.
+FLAT = 1 / 255
+
+
+def pixel_std(images: Tensor) -> Tensor:
+    """Of images (B, 3, H, W): the largest standard deviation of a colour over the pixels (B,), NaN where one is not
+    finite."""
+    return images.float().flatten(2).std(dim=2, correction=0).amax(dim=1)
+
+
+def of_images(settings: Measure, std: np.ndarray) -> list[str]:
+    """What is wrong with an arm's images, by their `pixel_std` (n,)."""
+    bad, flat = int(np.isnan(std).sum()), int((std < FLAT).sum())
+    found = [f"{bad} of {std.size} images have pixels that are not finite"] if bad else []
+    if flat > settings.max_constant * std.size:
+        found.append(f"{flat} of {std.size} images are one flat colour")
+    return found
+
+
+def of_scores(scores: dict[str, np.ndarray], arm: int) -> list[str]:
+    """The scores {name: (arms, ...)} that are not finite for this arm where they are for another."""
+    found = []
+    for name, values in scores.items():
+        bad = int((np.isfinite(values).any(axis=0) & ~np.isfinite(values[arm])).sum())
+        if bad and name != PIXEL_STD:
+            found.append(f"{name} is not finite for {bad} of {values[arm].size} images")
+    return found
+
+
+def of_features(features: np.ndarray) -> list[str]:
+    """What keeps measures of sets from being computed of features (..., d)."""
+    rows = features.reshape(-1, features.shape[-1])
+    bad = int((~np.isfinite(rows).all(axis=1)).sum())
+    if bad:
+        return [f"features of {bad} of {len(rows)} images are not finite"]
+    return [] if (rows != rows[0]).any() else [f"features of all {len(rows)} images are the same"]
+
+
+def of_precision(settings: Measure, precision: float) -> list[str]:
+    """Whether too few images lie among the base model's."""
+    if precision < settings.min_precision:
+        return [f"precision {precision:.3g} is under {settings.min_precision:g}"]
+    return []

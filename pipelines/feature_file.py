@@ -1,0 +1,59 @@
+"""All features of a run in one file of float32, so that a million images' need not be in memory: one arm's are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+COLUMN = "features"
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """A file of shape (arms, prompts, seeds, d); it holds no more than its path, and any process can open it."""
+
+    path: Path
+
+    def arm(self, arm: int) -> np.ndarray:
+        """An arm's features (prompts, seeds, d)."""
+        return np.array(np.load(self.path, mmap_mode="r")[arm])
+
+    def rows(self, arm: int, start: int, stop: int) -> np.ndarray:
+        """Some of an arm's features (stop − start, d), by prompt and then by seed."""
+        whole = np.load(self.path, mmap_mode="r")[arm]
+        return np.array(whole.reshape(-1, whole.shape[-1])[start:stop])
+
+
+@contextmanager
+def gathered(
+    path: Path, units: Sequence[Path], shape: tuple[int, int, int], place: Mapping[str, int]
+) -> Iterator[FeatureFile]:
+    """The units' features by arm, prompt and seed, for the length of the context; a unit at a time is in memory.
+
+    path: of the file, which takes 4 bytes a number on disk. shape: arms, prompts and seeds. place: an arm's name -> its
+    index.
+    """
+    try:
+        for i, unit in enumerate(units):
+            table = pq.read_table(unit, columns=["arm", "prompt_id", "seed_index", COLUMN])
+            rows = _matrix(table)
+            if i == 0:
+                np.lib.format.open_memmap(path, "w+", np.float32, (*shape, rows.shape[1]))
+            arms = np.array([place[name] for name in table["arm"].to_pylist()])
+            # Mapped anew for each unit, so that what was written does not stay in this process.
+            np.load(path, mmap_mode="r+")[arms, table["prompt_id"].to_numpy(), table["seed_index"].to_numpy()] = rows
+        yield FeatureFile(path)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _matrix(table: pa.Table) -> np.ndarray:  # (n, d)
+    column = table[COLUMN].combine_chunks()
+    flat = column.values if isinstance(column, pa.FixedSizeListArray) else column.flatten()
+    return np.asarray(flat).reshape(len(table), -1)

@@ -1,0 +1,98 @@
+"""What one arm's features and scores give, and whether its images left the data."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from aig.metrics import NeighbourScores, mean_pairwise_cosine_distance, vendi_score
+from pipelines import breakdown, sets, study
+from pipelines.config import Config, ConfigError
+from pipelines.feature_file import FeatureFile
+from pipelines.sets import SetMeasures
+from pipelines.tiles import Tiles
+
+BY_PROMPT = {"vendi": vendi_score, "pairwise": mean_pairwise_cosine_distance}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One arm's measures."""
+
+    by_prompt: dict[str, np.ndarray]
+    """(prompts,) a metric, NaN where features are not finite or have no direction."""
+    sets: SetMeasures | None
+    """None where a measure refuses the features."""
+    broken: list[str]
+    """What is wrong with its images."""
+
+
+def measure_arms(
+    config: Config, scores: dict[str, np.ndarray], features: FeatureFile, connect: Callable[[], object]
+) -> tuple[list[Measured], dict[str, Any]]:
+    """What each arm has, and the row of the noise floor; the features of two arms are in memory at a time.
+
+    scores: (arms, prompts, seeds) a name. ConfigError where the base's features can be no reference.
+    """
+    arms = study.all_arms(config)
+    first = next(i for i, arm in enumerate(arms) if arm.family == "base")
+    base = features.arm(first)
+    wrong = breakdown.of_features(base)
+    if wrong:
+        raise ConfigError(f"the base model's {wrong[0]}, so no arm can be measured against it: see evaluate.features")
+    tiled = _tiled(config, features, first, base.shape[0] * base.shape[1], connect)
+    found = []
+    for i in tqdm(range(len(arms)), unit="arm", desc="measures", mininterval=0.5 if sys.stderr.isatty() else 15.0):
+        rows = base if i == first else features.arm(i)
+        broken = breakdown.of_images(config.measure, scores[breakdown.PIXEL_STD][i]) + breakdown.of_scores(scores, i)
+        whole, refused = _sets(config, base, rows, tiled and (lambda i=i: tiled(i)))
+        by_prompt = {name: _by_prompt(metric, rows) for name, metric in BY_PROMPT.items()}
+        found.append(Measured(by_prompt, whole, broken + refused))
+    about = {"arm": arms[first].arm.name, "metric": sets.FLOOR, "seeds": base.shape[1] // 2}
+    return found, {**about, "value": sets.noise_floor(base)}
+
+
+def _sets(
+    config: Config, base: np.ndarray, rows: np.ndarray, tiled: sets.Tiled | None
+) -> tuple[SetMeasures | None, list[str]]:
+    """The measures of an arm's features against the base's, and what speaks against them."""
+    refused = breakdown.of_features(rows)
+    if refused:
+        return None, refused
+    try:
+        whole = sets.measure_sets(config, base, rows, tiled)
+    except ValueError as error:  # as where a subset's features are all the same
+        if rows is base:
+            raise
+        return None, [str(error)]
+    precision = dict(zip(whole.names, whole.found.estimate, strict=True)).get("precision", np.nan)
+    return whole, breakdown.of_precision(config.measure, precision)
+
+
+def _tiled(
+    config: Config, features: FeatureFile, base: int, n: int, connect: Callable[[], object]
+) -> Callable[[int], NeighbourScores] | None:
+    """Measures an arm's neighbours with Ray; None for sets that one process can do."""
+    if n < config.measure.tiles_from:
+        return None
+    tiles = Tiles(features, n, sets.NEIGHBOURS, config.measure.tile, config.measure.tile_cpus)
+
+    @cache
+    def radii() -> torch.Tensor:
+        connect()
+        return tiles.radii(base)
+
+    return lambda arm: tiles.scores(base, arm, radii())
+
+
+def _by_prompt(metric: Callable[[np.ndarray], float], features: np.ndarray) -> np.ndarray:
+    """The metric of each prompt's rows (seeds, d), NaN where one is not finite or has no direction."""
+    sound = np.isfinite(features).all((1, 2)) & (features != 0).any(2).all(1)
+    return np.array([metric(rows) if sound[p] else np.nan for p, rows in enumerate(features)])

@@ -1,0 +1,118 @@
+"""Measures of an arm's images as a set, against the base's of the same prompts and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from aig.metrics import (
+    Moments,
+    NeighbourScores,
+    cmmd,
+    frechet_distance,
+    kernel_distance,
+    log_spectral_distance,
+    neighbour_scores,
+    spectral_distance,
+    spectral_profile,
+    within_prompt_moments,
+)
+from aig.pareto import Subsample, subsample
+from pipelines.config import Config
+
+NEIGHBOURS = 5  # of precision, recall, density and coverage
+BLOCK = 2**24  # numbers of features that are copied to float64 at a time
+KERNEL_ROWS = 8192  # of each set in a kernel distance, whose cost grows with their square
+FLOOR = "log_spectral_floor"
+
+Tiled = Callable[[], NeighbourScores]
+
+
+@dataclass(frozen=True)
+class SetMeasures:
+    """Names of the measures, and their values with intervals by subsets of the prompts."""
+
+    names: list[str]
+    found: Subsample
+
+
+def measure_sets(config: Config, ref: np.ndarray, gen: np.ndarray, tiled: Tiled | None = None) -> SetMeasures:
+    """All measures of gen against ref, both (prompts, seeds, d).
+
+    tiled: computes the neighbours' measures of all images elsewhere; the subsets are small enough to be done here.
+    Raises ValueError for features that a measure refuses.
+    """
+    settings, (prompts, seeds, _) = config.measure, ref.shape
+    names: list[str] = []
+
+    def on(kept: np.ndarray) -> np.ndarray:
+        whole = len(kept) == prompts
+        r, g = (ref, gen) if whole else (ref[kept], gen[kept])
+        values = distances(r, g, config.evaluate.features)
+        if prompts * seeds > NEIGHBOURS:
+            values |= neighbours(r, g) if tiled is None or not whole else tiled()._asdict()
+        names[:] = values
+        return np.array(list(values.values()))
+
+    size = subset_size(prompts, seeds, settings.subset_images)
+    n = settings.subsets if 1 < size < prompts else 0
+    found = subsample(on, prompts, n, size=size, level=config.front.level, seed=config.front.seed)
+    return SetMeasures(list(names), found)
+
+
+def subset_size(prompts: int, seeds: int, images: int) -> int:
+    """Prompts of a subset: half of them, or as many as have so many images; enough for the neighbours' measures."""
+    return max(min(prompts // 2, images // seeds), NEIGHBOURS // seeds + 1)
+
+
+def distances(ref: np.ndarray, gen: np.ndarray, extractor: str) -> dict[str, float]:
+    """Distances of gen to ref, both (prompts, seeds, d): all rows, and the spread inside the prompts."""
+    r, g = flat(ref), flat(gen)
+    moments = Moments.of(r), Moments.of(g)
+    found = {
+        "spectral": spectral_distance(*moments),
+        "log_spectral": log_spectral_distance(*moments),
+        "frechet": frechet_distance(*moments),
+        "kid": in_parts(kernel_distance, r, g),
+        "collapse": spectral_profile(within(ref), within(gen)).mean_log_ratio,
+    }
+    if extractor == "clip":
+        found["cmmd"] = in_parts(partial(cmmd, unbiased=True), r, g)
+    return found
+
+
+def in_parts(distance: Callable[..., float], ref: np.ndarray, gen: np.ndarray) -> float:
+    """An unbiased distance of rows (n, d); of many rows its mean over interleaved parts, which is unbiased as well."""
+    parts = -(-len(ref) // KERNEL_ROWS)
+    return float(np.mean([distance(ref[part::parts], gen[part::parts]) for part in range(parts)]))
+
+
+def neighbours(ref: np.ndarray, gen: np.ndarray) -> dict[str, float]:
+    """Precision, recall, density and coverage of gen (prompts, seeds, d) against ref."""
+    return neighbour_scores(flat(ref), flat(gen), NEIGHBOURS)._asdict()
+
+
+def noise_floor(base: np.ndarray) -> float:
+    """The log spectral distance between two halves of the base's seeds (prompts, seeds, d): what chance does."""
+    half = base.shape[1] // 2
+    return log_spectral_distance(flat(base[:, :half]), flat(base[:, half : 2 * half]))
+
+
+def flat(rows: np.ndarray) -> np.ndarray:
+    """(prompts, seeds, d) as (n, d)."""
+    return rows.reshape(-1, rows.shape[-1])
+
+
+def within(rows: np.ndarray) -> Moments:
+    """Moments of the pooled covariance inside the prompts of rows (prompts, seeds, d), some prompts at a time."""
+    prompts, seeds, d = rows.shape
+    step = max(1, BLOCK // (seeds * d))
+    freedom, M2 = 0, np.zeros((d, d))
+    for start in range(0, prompts, step):
+        part = rows[start : start + step]
+        moments = within_prompt_moments(flat(part), np.repeat(np.arange(len(part)), seeds))
+        freedom, M2 = freedom + moments.n - 1, M2 + moments.M2
+    return Moments(freedom + 1, np.zeros(d), M2)

@@ -1,0 +1,405 @@
+"""Measuring what was drawn: every metric with its interval, broken arms marked, and two runs compared."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from measured_runs import DIMENSION, RED, TUNED, build, columns, settings
+
+from aig import adapters, models
+from aig.metrics import cmmd, frechet_distance, kernel_distance, log_spectral_distance, neighbour_scores, vendi_score
+from aig.models import TinyModel
+from aig.pareto import bootstrap
+from pipelines import breakdown, compare, config, front, generate, measure, sets, study
+from pipelines.__main__ import main
+from pipelines.config import ConfigError
+from pipelines.feature_file import gathered
+from pipelines.layout import RunFiles, slug
+
+ARMS = ["base", TUNED, f"{TUNED}+linear", f"{TUNED}x0.5", f"{TUNED}@2"]
+
+
+def no_ray():
+    raise AssertionError("so few images need no Ray")
+
+
+def measured(found, connect=no_ray):
+    images = generate.read(found, TinyModel.defaults, without=["image", "features"])
+    table = measure.measure(found, images, "a command", connect)
+    return table, {(row["arm"], row["metric"]): row for row in measure.read_rows(found)}
+
+
+def features_of(found, name):
+    """An arm's features (prompts, seeds, d), made anew."""
+    arm = next(arm for arm in study.all_arms(found) if arm.arm.name == name)
+    by_prompt = [
+        np.concatenate([columns(arm, p, seeds, 1.0)["features"] for seeds in ((0, 1), (2, 3))]) for p in range(6)
+    ]
+    return np.stack(by_prompt).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run, measured, with its table and its rows by arm and metric."""
+    found = build(settings(tmp_path_factory.mktemp("runs")))
+    return found, *measured(found)
+
+
+def test_a_score_is_averaged_over_seeds_inside_a_prompt_and_then_over_the_prompts_it_was_measured_on(run):
+    found, table, rows = run
+    arm = next(arm for arm in study.all_arms(found) if arm.arm.name == TUNED)
+    by_prompt = [
+        np.mean([columns(arm, p, seeds, 1.0)[slug(RED)].astype(np.float32) for seeds in ((0, 1), (2, 3))])
+        for p in range(6)
+    ]
+    np.testing.assert_allclose(table.rows([TUNED])[slug(RED)][0], by_prompt, rtol=1e-6)
+    row = rows[TUNED, slug(RED)]
+    assert row["value"] == pytest.approx(np.mean(by_prompt)) and row["low"] < row["value"] < row["high"]
+    assert (row["prompts"], row["seeds"], row["n"], row["interval"]) == (6, 4, 24, "bootstrap of prompts")
+    assert (rows[TUNED, "path"]["prompts"], rows[TUNED, "path"]["value"]) == (2, pytest.approx(1.0))
+
+
+def test_measures_of_features_equal_the_librarys_on_the_same_rows(run):
+    found, table, rows = run
+    base, tuned = (features_of(found, name) for name in ("base", TUNED))
+    np.testing.assert_allclose(table.rows([TUNED])["vendi"][0], [vendi_score(part) for part in tuned])
+    flat = base.reshape(-1, DIMENSION), tuned.reshape(-1, DIMENSION)
+    assert rows[TUNED, "frechet"]["value"] == pytest.approx(frechet_distance(*flat))
+    assert [rows[TUNED, name]["value"] for name in ("precision", "recall", "density", "coverage")] == [
+        *neighbour_scores(*flat, 5)
+    ]
+    halves = base[:, :2].reshape(-1, DIMENSION), base[:, 2:].reshape(-1, DIMENSION)
+    floor = rows["base", "log_spectral_floor"]
+    assert (floor["value"], floor["n"]) == (pytest.approx(log_spectral_distance(*halves)), 12)
+
+
+def test_measures_of_sets_have_intervals_by_subsets_and_say_so(run):
+    _, _, rows = run
+    for metric in ("frechet", "log_spectral", "kid", "collapse", "density"):
+        row = rows[TUNED, metric]
+        assert row["interval"] == "subsets of 3 prompts" and row["low"] < row["value"] < row["high"]
+    assert rows["base", "frechet"]["value"] == pytest.approx(0, abs=1e-9)
+
+
+def test_no_arm_of_a_sound_run_is_broken_and_the_table_names_all(run):
+    found, table, rows = run
+    assert table.broken == {} and {row["broken"] for row in rows.values()} == {None}
+    assert {arm for arm, _ in rows} == set(ARMS)
+    said = measure.summary(found)
+    assert all(arm in said for arm in ARMS) and "n = 24 images" in said and "subsets of 3 prompts" in said
+    assert not list(found.directory.glob(".features*"))
+
+
+def test_measuring_twice_gives_the_same_bytes(run):
+    found, *_ = run
+    files = RunFiles(found.directory)
+    before = files.metrics.read_bytes()
+    measured(found)
+    assert files.metrics.read_bytes() == before
+
+
+def test_subsets_are_bounded_and_large_enough_for_neighbours():
+    assert sets.subset_size(prompts=6, seeds=4, images=4096) == 3
+    assert sets.subset_size(prompts=1000, seeds=8, images=4096) == 500
+    assert sets.subset_size(prompts=10_000, seeds=8, images=4096) == 512
+    assert sets.subset_size(prompts=4, seeds=2, images=4096) * 2 > sets.NEIGHBOURS
+
+
+def test_moments_inside_prompts_do_not_depend_on_how_many_prompts_are_taken_at_a_time(monkeypatch):
+    rows = np.random.default_rng(0).normal(size=(7, 4, 3)).astype(np.float32)
+    whole = sets.within(rows)
+    monkeypatch.setattr(sets, "BLOCK", 24)
+    apart = sets.within(rows)
+    assert apart.n == whole.n == 7 * 3 + 1
+    np.testing.assert_allclose(apart.M2, whole.M2, rtol=1e-12)
+
+
+def test_a_kernel_distance_of_many_rows_is_the_mean_over_parts_that_hold_each_row_once(monkeypatch):
+    ref, gen = np.random.default_rng(0).normal(size=(2, 30, 3))
+    monkeypatch.setattr(sets, "KERNEL_ROWS", 10)
+    parts = [kernel_distance(ref[i::3], gen[i::3]) for i in range(3)]
+    assert sets.in_parts(kernel_distance, ref, gen) == pytest.approx(np.mean(parts))
+    monkeypatch.setattr(sets, "KERNEL_ROWS", 30)
+    assert sets.in_parts(kernel_distance, ref, gen) == kernel_distance(ref, gen)
+
+
+def test_features_of_clip_have_a_cmmd_too():
+    ref, gen = np.random.default_rng(0).normal(size=(2, 3, 4, 5)) + 1
+    clip, others = (sets.distances(ref, gen, extractor) for extractor in ("clip", "world"))
+    assert clip["cmmd"] == pytest.approx(cmmd(ref.reshape(12, 5), gen.reshape(12, 5), unbiased=True))
+    assert {name: value for name, value in clip.items() if name != "cmmd"} == others
+
+
+def test_features_are_never_all_in_memory(tmp_path):
+    arms, prompts, seeds, d = 12, 10, 8, 512
+    paths = []
+    for p in range(prompts):
+        rows = np.random.default_rng(p).normal(size=(arms * seeds, d)).astype(np.float32)
+        paths.append(tmp_path / f"{p}.parquet")
+        generate.commit(pa.table({
+            "arm": np.repeat([f"arm {a}" for a in range(arms)], seeds),
+            "prompt_id": np.full(arms * seeds, p), "seed_index": np.tile(np.arange(seeds), arms),
+            "features": pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), d),
+        }), paths[-1])  # fmt: skip
+    place = {f"arm {a}": a for a in range(arms)}
+    tracemalloc.start()
+    with gathered(tmp_path / "all.npy", paths, (arms, prompts, seeds), place) as features:
+        base = features.arm(0)
+        for a in range(arms):
+            assert features.arm(a).shape == base.shape
+        np.testing.assert_array_equal(features.rows(arms - 1, 72, 80), rows[-seeds:])
+        peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3.5 * base.nbytes < arms * base.nbytes / 3
+
+
+# Broken arms
+
+
+def test_the_spread_of_pixels_tells_flat_images_and_those_that_are_not_numbers():
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images[1] = torch.tensor([0.9, 0.1, 0.4])[:, None, None]  # one colour, though its channels differ
+    images[2, 0, 3, 3] = torch.nan
+    images[3, 1, 0, 0] = torch.inf
+    std = breakdown.pixel_std(images)
+    assert std[0] == pytest.approx(float(images[0].flatten(1).std(1, correction=0).max()))
+    assert std[1] < breakdown.FLAT and torch.isnan(std[2:]).all()
+
+
+def spoil(arm, column, value, rows=slice(None)):
+    def change(name, made):
+        if name == arm:
+            made[column][rows] = value
+
+    return change
+
+
+def test_an_adapter_of_numbers_that_are_none_draws_images_that_are_told_apart(tmp_path):
+    """Their PNGs look like any: it is the generator that sees them."""
+    found = config.load("smoke", None, [f"run.storage={tmp_path}", "sweep.kl_weights=[0]", "evaluate.prompts=2"])
+    model, files = models.load("tiny"), RunFiles(found.directory)
+    adapters.attach(model.denoiser, "a", 2, 2.0, "attention")
+    for name in (None, *(arm.arm.adapter for arm in study.all_arms(found))):
+        if name is not None and not (files.adapters / name).exists():
+            with torch.no_grad():
+                for parameter in adapters.parameters(model.denoiser, "a"):
+                    parameter.fill_(torch.nan if "@" in name else 0.01)
+            adapters.save(model.denoiser, "a", files.adapters / name, {})
+    actors = [actor(config.to_dict(found)) for actor in (generate.Generator, generate.Scorer)]
+    unit = generate.units(found, model.defaults)[0]
+    row = {"unit": unit.name, "prompt_id": 0, "prompt": unit.prompt, "seeds": list(unit.seeds)}
+    actors[1](actors[0](pa.Table.from_pylist([row])))
+    drawn = pq.read_table(files.images / generate.PART.format(unit=unit.name)).to_pylist()
+    by_arm = {row["arm"]: row for row in drawn}
+    stopped = [name for name in by_arm if "@" in name]
+    assert len(stopped) == 1 and np.isnan(by_arm[stopped[0]]["pixel_std"])
+    for name, row in by_arm.items():
+        assert np.isfinite(row["fragile"])
+        if name not in stopped:
+            pixels = generate.from_png(row["image"]) / 255
+            assert row["pixel_std"] == pytest.approx(pixels.std((0, 1)).max(), abs=1 / 255)
+
+
+BREAKDOWNS = {
+    "pixels that are not numbers": (spoil(ARMS[2], "pixel_std", np.nan, 0), (), "12 of 24 images have pixels that are"),
+    "flat images": (spoil(ARMS[2], "pixel_std", 0.001), (), "24 of 24 images are one flat colour"),
+    "a reward that is not a number": (spoil(ARMS[2], "gold", np.inf, 0), (), "gold is not finite for 12 of 24 images"),
+    "features that are not numbers": (spoil(ARMS[2], "features", np.nan, 0), (), "features of 12 of 24 images are not"),
+    "features that are all the same": (spoil(ARMS[2], "features", 1.0), (), "features of all 24 images are the same"),
+    "precision": (
+        spoil(ARMS[2], "features", np.arange(DIMENSION) * 1e3, 0),
+        ("measure.min_precision=0.6",),
+        "precision 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BREAKDOWNS)
+def test_an_arm_whose_images_left_the_data_is_shown_with_the_reason_and_has_no_part_in_a_front(kind, tmp_path, capsys):
+    change, more, reason = BREAKDOWNS[kind]
+
+    def change_and_win(name, made):
+        change(name, made)
+        if name == ARMS[2]:  # it would be best in everything
+            made[slug(RED)] += 100
+
+    found = build(settings(tmp_path, *more), change_and_win)
+    table, rows = measured(found)
+    assert list(table.broken) == [ARMS[2]] and reason in table.broken[ARMS[2]]
+    assert rows[ARMS[2], "frechet"]["broken"] == table.broken[ARMS[2]]
+    assert f"{ARMS[2]} is broken, and on no front: {table.broken[ARMS[2]]}" in measure.summary(found)
+    path = front.write_front(found)
+    single = json.loads(path.read_text())["studies"][0]
+    broken = next(arm for arm in single["arms"] if arm["arm"] == ARMS[2])
+    assert broken["broken"] == table.broken[ARMS[2]] and broken["x"] > 50
+    assert not broken["on_front"] and broken["front_probability"] == 0
+    for plane in (single, *single["planes"].values()):
+        assert not any(ARMS[2] in names for names in plane["fronts"].values())
+        assert plane["reference"][0] < 50 and plane["normalization"][0] < 50
+        low = plane["hypervolume"]["lora"][0]
+        assert plane["hypervolume"]["aig"][0] <= plane["hypervolume"]["all"][0] and low <= 1.5
+    assert "broken, on no front: AIG linear" in front.summary(path)
+
+
+def test_the_front_says_how_sure_it_is_that_an_arm_dominates_another(run):
+    found, table, _ = run
+    measured(found)
+    single = json.loads(front.write_front(found).read_text())["studies"][0]
+    names = [arm["arm"] for arm in single["arms"]]
+    result = bootstrap(table.rows(names), found.front.bootstrap, x=slug(RED), y="vendi", seed=found.front.seed)
+    expected = [[result.dominates(a, b) for b in range(5)] for a in range(5)]
+    assert single["dominance"] == expected and 0 < max(map(max, expected)) <= 1
+
+
+def test_images_of_one_colour_are_let_through_where_they_are_few(tmp_path):
+    change = spoil(ARMS[2], "pixel_std", 0.001, 0)
+    found = build(settings(tmp_path, "measure.max_constant=0.5"), change)
+    assert measured(found)[0].broken == {}
+
+
+def test_a_base_without_features_is_an_error_since_nothing_can_be_measured_against_it(tmp_path):
+    found = build(settings(tmp_path), spoil("base", "features", np.nan, 0))
+    with pytest.raises(ConfigError, match="the base model's features of 12 of 24 images are not finite"):
+        measured(found)
+    assert not list(found.directory.glob(".features*"))
+
+
+def test_a_mean_over_training_seeds_is_broken_where_one_of_its_members_is(tmp_path):
+    other = TUNED.replace("-s0", "-s1")
+    found = build(settings(tmp_path, "sweep.train_seeds=[0, 1]"), spoil(other, "pixel_std", np.nan))
+    table, rows = measured(found)
+    mean = TUNED.replace("-s0", "-mean")
+    assert table.broken[mean] == f"1 of 2 training seeds: {table.broken[other]}"
+    assert rows[mean, "vendi"]["n"] == 48
+    expected = (rows[TUNED, "frechet"]["value"] + rows[other, "frechet"]["value"]) / 2
+    assert rows[mean, "frechet"]["value"] == pytest.approx(expected)
+
+
+# Large sets
+
+
+@pytest.mark.timeout(280)
+def test_neighbours_by_ray_in_small_tiles_equal_those_of_one_process_exactly(ray_cluster, run, tmp_path):
+    found, _, rows = run
+    asked = []
+    large = replace(found, measure=replace(found.measure, tiles_from=24, tile=7))
+    _, tiled = measured(large, lambda: asked.append("Ray"))
+    assert asked == ["Ray"]
+    for arm in ARMS:
+        for metric in ("precision", "recall", "density", "coverage"):
+            assert tiled[arm, metric] == rows[arm, metric]
+
+
+# The commands
+
+
+def test_measure_needs_no_configuration_but_the_runs_directory_even_where_it_was_moved(run, tmp_path, capsys):
+    found, _, rows = run
+    moved = found.directory.rename(found.directory.with_name("moved"))
+    try:
+        assert main(["measure", str(moved), "front.level=0.5"]) == 0
+    finally:
+        moved.rename(found.directory)
+    said = capsys.readouterr()
+    assert "Images: 120 of 120 found, 0 missing, 0 duplicate." in said.out and "50 % intervals" in said.out
+    narrow = {
+        (row["arm"], row["metric"]): row for row in pq.read_table(found.directory / "metrics.parquet").to_pylist()
+    }
+    row, wide = narrow[TUNED, "vendi"], rows[TUNED, "vendi"]
+    assert row["value"] == wide["value"] and row["high"] - row["low"] < wide["high"] - wide["low"]
+
+
+@pytest.mark.parametrize("arguments", [["measure"], ["compare"], ["compare", "nowhere"]])
+def test_a_command_without_its_run_says_so(arguments, capsys):
+    assert main(arguments) == 2
+    assert "the following arguments are required: RUN" in capsys.readouterr().err
+
+
+def test_a_directory_that_is_no_run_is_named(tmp_path, capsys):
+    assert main(["measure", str(tmp_path)]) == 2
+    assert f"{tmp_path} is no run (it has no config.yaml)" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """The same run trained on at another rate: its tuned arms go half as far."""
+    found = build(settings(tmp_path_factory.mktemp("others"), "train.lr=0.5"), gain=0.5)
+    measured(found)
+    return found
+
+
+def test_runs_are_compared_arm_by_arm_on_the_same_prompts(run, other, capsys):
+    found, table, _ = run
+    measured(found)
+    assert main(["compare", str(found.directory), str(other.directory)]) == 0
+    said = capsys.readouterr().out
+    assert "on 6 shared prompts" in said and "The runs differ in train.lr is 0.001 and 0.5" in said
+    rows = pq.read_table(other.directory / "comparisons" / "smoke.parquet").to_pylist()
+    by_name = {(row["name"], row["metric"]): row for row in rows}
+    tuned, base = by_name[TUNED, slug(RED)], by_name["base", "vendi"]
+    # Half as far of 2, exactly, on every prompt: pairing takes the prompts' differences away.
+    assert tuned["value"] == pytest.approx(-1, abs=1e-6) and tuned["high"] - tuned["low"] < 1e-5
+    assert tuned["a"] == pytest.approx(table.rows([TUNED])[slug(RED)].mean())
+    assert (base["value"], base["low"], base["high"]) == (0, 0, 0)
+    family = by_name["pipeline_toys-red-k1-s0 all", "hypervolume"]
+    assert family["value"] == pytest.approx(family["b"] - family["a"]) and family["low"] < family["high"]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("evaluate.seeds=2", "differ in their seeds (evaluate.seeds is 4 and 2)"),
+        ("run.seed=1", "differ in their noise (run.seed is 0 and 1)"),
+        (
+            "evaluate.features=world",
+            "differ in their features (evaluate.features is 'pipeline_toys:pixels' and 'world')",
+        ),
+        ("model.height=64", "differ in their noise (model.height is None and 64)"),
+    ],
+)
+def test_runs_that_cannot_be_paired_are_refused_with_the_difference(change, expected, run, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        compare.compare(run[0], settings(tmp_path, change))
+    assert expected in str(error.value)
+
+
+def test_runs_on_other_prompts_are_refused_and_compared_on_the_shared_ones_where_asked(run, tmp_path):
+    found, *_ = run
+    fewer = build(settings(tmp_path, "evaluate.prompts=4", "run.name=fewer"))
+    measured(fewer)
+    measured(found)
+    with pytest.raises(ConfigError, match=r"2 only in the first, as 'a .*', 0 only in the second\): pass --shared"):
+        compare.compare(found, fewer)
+    result = compare.compare(found, fewer, shared=True)
+    assert result.prompts == 4
+    assert all(row["value"] == 0 for row in result.rows)
+
+
+def test_an_arm_that_is_broken_in_one_run_is_marked_and_in_no_hypervolume(run, tmp_path):
+    found, *_ = run
+    measured(found)
+    bad = build(settings(tmp_path, "run.name=bad"), spoil(ARMS[2], "pixel_std", np.nan))
+    measured(bad)
+    result = compare.compare(found, bad)
+    marked = {row["name"] for row in result.rows if row["broken"]}
+    assert marked == {ARMS[2]}
+    family = next(row for row in result.rows if row["name"].endswith(" aig"))
+    assert family["value"] == 0  # without it the family is what both share
+    assert f"{ARMS[2]} is broken" in compare.summary(result, "a", "b")
+
+
+def test_a_table_is_cut_into_parts_that_fit_the_terminal():
+    from pipelines import tables
+    from pipelines.report.data import Estimate
+
+    cells = {f"arm {i}": {f"metric {m}": Estimate(i + m, i, m + i + 1) for m in range(6)} for i in range(3)}
+    text = tables.estimates(cells, [f"metric {m}" for m in range(7)], {"arm 1": "it fell apart"}, width=60)
+    assert max(map(len, text.splitlines())) <= 60 and "metric 5" in text and "metric 6" not in text
+    assert text.count("arm 1 *") > 1 and text.endswith("* arm 1 is broken, and on no front: it fell apart")
