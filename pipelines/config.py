@@ -224,7 +224,7 @@ class Evaluate(Section):
     early_stops: tuple[int, ...] | None = number(None, 1)
     """Training steps whose snapshots are arms; null takes every snapshot, [] none."""
     path_prompts: int | None = number(None, 0)
-    """On how many prompts to measure the path length to the base, at the cost of more predictions; null is all."""
+    """On how many prompts to measure the distance to the base, at the cost of more predictions; null is all."""
     group: int = number(8, 1)
     """Images of one prompt and arm that are made together; a file of the dataset holds them for all arms."""
     groups_at_once: int = number(2, 1, **EXECUTION)

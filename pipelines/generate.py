@@ -28,7 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from aig import adapters, models
-from aig.sampler import sample_arms, to_uint8
+from aig.sampler import Grid, sample_arms, to_uint8
 from pipelines import config as configuration
 from pipelines import study
 from pipelines.cluster import Cluster
@@ -37,7 +37,7 @@ from pipelines.layout import RunFiles
 from pipelines.scoring import Scores
 from pipelines.study import StudyArm
 
-FORMAT = 1  # of the files; part of their names
+FORMAT = 2  # of the files; part of their names
 PART = "part-{unit}.parquet"
 # Beside the pools, a task has to find room to hand out the groups.
 SPARE_CPUS = 0.25
@@ -77,7 +77,7 @@ def units(config: Config, model_defaults: models.Sampling) -> list[Unit]:
 
 
 def has_path(config: Config, prompt_id: int) -> bool:
-    """Whether the path length to the base is measured on this prompt."""
+    """Whether the distance to the base is measured on this prompt."""
     return config.evaluate.path_prompts is None or prompt_id < config.evaluate.path_prompts
 
 
@@ -168,6 +168,7 @@ class Generator:
         files = RunFiles(self.config.directory)
         self.model = study.load_model(self.config)
         self.sampling = _sampling(self.config, self.model.defaults)
+        self.stochastic = Grid(self.model, self.sampling).stochastic
         self.arms = study.all_arms(self.config)
         for name in dict.fromkeys(arm.arm.adapter for arm in self.arms):
             if name is not None:
@@ -183,7 +184,7 @@ class Generator:
 
     @torch.no_grad()
     def draw(self, rows: list[dict[str, Any]], measured: bool) -> list[dict[str, Any]]:
-        """The units' rows, with their images and, where `measured`, path lengths, by arm and then by seed."""
+        """The units' rows, with their images and, where `measured`, distances to the base, by arm and then by seed."""
         arms = [arm.arm for arm in self.arms]
         prompts = [row["prompt"] for row in rows for _ in row["seeds"]]
         seeds = [seed for row in rows for seed in row["seeds"]]
@@ -192,20 +193,27 @@ class Generator:
         )
         pixels = {arm.name: to_uint8(self.model.decode(samples.latents[arm.name])).numpy() for arm in arms}
         cost = json.dumps({"predictions": samples.cost.predictions, "naive": samples.cost.naive})
+        columns = {"path": samples.path} | ({"kl_to_base": samples.kl} if self.stochastic else {})
         found, first = [], 0
         for row in rows:
             own = slice(first, first + len(row["seeds"]))
             first = own.stop
             images = [to_png(image) for arm in arms for image in pixels[arm.name][own]]
-            path = [x for arm in arms for x in (samples.path[arm.name][own].tolist() if measured else [])]
-            found.append({**row, "image": images, "path": path or [math.nan] * len(images), "cost": cost})
+            unknown = [math.nan] * len(images)
+            distances = {
+                name: [x for arm in arms for x in column[arm.name][own].tolist()] if measured else unknown
+                for name, column in columns.items()
+            }
+            found.append({**row, "image": images, **distances, "cost": cost})
         return found
 
 
 UNIT_SCHEMA = pa.schema({
     "unit": pa.string(), "prompt_id": pa.int32(), "prompt": pa.string(), "seeds": pa.list_(pa.int32()),
-    "image": pa.list_(pa.binary()), "path": pa.list_(pa.float32()), "cost": pa.string(),
+    "image": pa.list_(pa.binary()), "path": pa.list_(pa.float32()), "kl_to_base": pa.list_(pa.float32()),
+    "cost": pa.string(),
 })  # fmt: skip
+DISTANCES = ("path", "kl_to_base")  # eps_mse; nats, where sampling is stochastic
 
 
 class Scorer:
@@ -238,7 +246,7 @@ class Scorer:
             "height": pa.array([pixels.shape[1]] * len(arms), pa.int32()),
             "width": pa.array([pixels.shape[2]] * len(arms), pa.int32()),
             **{name: pa.array(value, pa.float32()) for name, value in scores.items()},
-            "path": pa.array(row["path"], pa.float32()),
+            **{name: pa.array(row[name], pa.float32()) for name in DISTANCES if row[name] is not None},
             "features": pa.FixedSizeListArray.from_arrays(pa.array(features.ravel(), pa.float32()), features.shape[1]),
         }
         return pa.table(columns).replace_schema_metadata({"cost": row["cost"]})

@@ -22,7 +22,7 @@ from aig import adapters, memory, rewards
 from aig.draft import DraftConfig, draw, train_step
 from aig.metrics import per_prompt, vendi_score
 from aig.models import Model, Sampling
-from aig.sampler import Arm, sample_arms
+from aig.sampler import Arm, Grid, sample_arms
 from pipelines import layout, progress, study
 from pipelines.config import Config
 from pipelines.layout import RunFiles
@@ -141,7 +141,7 @@ class Training:
         part.write_text("".join(json.dumps(r) + "\n" for r in self.curve))
         part.replace(path)
         place = {"step": self.step, "steps": self.config.train.steps}
-        self.status.update({**place, "kl": row["kl"], "diversity": row["diversity"]}, force=True)
+        self.status.update({**place, "path": row["path"], "diversity": row["diversity"]}, force=True)
 
     def elapsed(self) -> float:
         return self.seconds + time.monotonic() - self.begun
@@ -202,7 +202,7 @@ def scores_of(config: Config, device: torch.device) -> Scores:
 
 @torch.no_grad()
 def validate(config: Config, model: Model, scores: Scores, sampling: Sampling, step: int) -> dict[str, float | None]:
-    """Mean scores, within-prompt diversity and path length to the base of the adapter as it is."""
+    """Mean scores, within-prompt diversity and distances to the base of the adapter as it is."""
     settings = config.train
     chosen = study.resolve_prompts(settings.prompts, "train.prompts")[: settings.validate_prompts]
     prompts = [prompt for prompt in chosen for _ in range(settings.validate_seeds)]
@@ -211,6 +211,7 @@ def validate(config: Config, model: Model, scores: Scores, sampling: Sampling, s
     samples = sample_arms(
         model, prompts, seeds, [Arm(ADAPTER, ADAPTER)], config.run.seed, sampling, measure_path=step > 0
     )
+    distances = {"path": samples.path} | ({"kl_to_base": samples.kl} if Grid(model, sampling).stochastic else {})
     found = scores(rounded(model.decode(samples.latents[ADAPTER])), prompts)
     means = {name: float(column.mean()) for name, column in found.items() if name != "features"}
     other = study.held_out(config, settings.reward)
@@ -221,7 +222,7 @@ def validate(config: Config, model: Model, scores: Scores, sampling: Sampling, s
         "gold": means.get(GOLD),
         "accuracy": sum(judged) / len(judged) if judged else None,
         "diversity": float(per_prompt(vendi_score, found["features"], prompts).mean()),
-        "kl": float(samples.path[ADAPTER].mean()) if step > 0 else 0.0,
+        **{name: float(column[ADAPTER].mean()) if step > 0 else 0.0 for name, column in distances.items()},
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ def log_density(path, w, sampling, grid):
     total = torch.zeros(path.shape[1], dtype=torch.float64)
     memory = None
     sigmas = grid.scheduler.sigmas.double() if sampling.scheduler else None
-    for i, (x, after) in enumerate(zip(path[:-1], path[1:], strict=True)):
+    for i, (x, after) in enumerate(pairwise(path)):
         eps = x @ (BASE_MAP + w[i] * CHANGE).double().T + SHIFT.double()
         if sigmas is None:
             of_x, of_eps, sigma = ddim_steps(sampling.eta)[i]
@@ -166,7 +167,7 @@ def test_an_arms_kl_is_the_one_of_the_arm_sampled_alone(tiny, sampling):
         alone = sample_arms(tiny, prompts, seeds, [arm], sampling=sampling, measure_path=True)
         assert torch.equal(together.kl[arm.name], alone.kl[arm.name]), arm.name
     assert together.kl["base"].abs().max() == 0
-    assert 0 < together.kl["power"].min() and (together.kl["power"] < together.kl["tuned"]).all()
+    assert together.kl["power"].min() > 0 and (together.kl["power"] < together.kl["tuned"]).all()
 
 
 def test_deterministic_sampling_has_a_path_length_and_no_kl(tiny):

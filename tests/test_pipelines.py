@@ -63,7 +63,7 @@ def test_a_run_goes_from_training_to_a_front(run):
     assert sorted(path.name for path in files.adapters.iterdir()) == [key, f"{key}@2"]
     curve = [json.loads(line) for line in (files.curves / f"{key}.jsonl").read_text().splitlines()]
     assert [row["step"] for row in curve] == [0, 2, 4]
-    assert curve[0]["kl"] == 0 and curve[-1]["kl"] > 0
+    assert curve[0]["path"] == 0 and curve[-1]["path"] > 0
     assert curve[-1]["reward"] > curve[0]["reward"]
 
     images = generate.read(run, DEFAULTS)
