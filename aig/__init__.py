@@ -54,6 +54,7 @@ _MODULES = (
     "rewards",
     "sampler",
     "schedules",
+    "vision",
     "world",
 )
 

@@ -41,7 +41,11 @@ def checkpoint_blocks(denoiser: nn.Module) -> None:
 
 
 def checkpointed(reward: Callable[[Tensor, list[str]], Tensor]) -> Callable[[Tensor, list[str]], Tensor]:
-    """The reward, computed again in the backward pass instead of holding its activations."""
+    """The reward, computed again in the backward pass instead of holding its activations: block by block where it has
+    an image tower that can, else as a whole."""
+    if hasattr(reward, "checkpoint"):
+        reward.checkpoint()  # type: ignore[attr-defined]
+        return reward
 
     def score(images: Tensor, prompts: list[str]) -> Tensor:
         return checkpoint(reward, images, prompts, use_reentrant=False)  # type: ignore[return-value]

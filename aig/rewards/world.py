@@ -7,10 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aig.rewards.base import LibraryReward
+from aig.rewards.spec import RewardSpec
+from aig.vision import Source, Views
 from aig.world import weights
 
 # name: (network, range, whether it may be tuned to)
 WORLD = {
+    "world": ("fragile", (5.0, 25.0), True),
     "fragile": ("fragile", (5.0, 25.0), True),
     "robust": ("robust", (5.0, 25.0), True),
     "gold": ("gold", (-2.0, 4.5), False),
@@ -19,21 +23,35 @@ WORLD = {
 }
 
 
-class WorldReward:
+class WorldReward(LibraryReward):
     """A frozen reward of the embedded world; images are (B, 3, 32, 32) in [0, 1], prompts follow its caption
     grammar."""
 
-    higher_is_better = True
-    differentiable = True
-
-    def __init__(self, name: str, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        name: str,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        label: str | None = None,
+    ) -> None:
         network, self.range, self.trainable = WORLD[name]
-        self.name = name
-        self.network: Any = weights.load(network).to(device)
+        self.name, self.key = label or name, name
+        self.network: Any = weights.load(network).to(device, dtype)
+        self.dtype = dtype
 
-    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        score = self.network.gold if self.name in ("gold_a", "gold_b") else self.network
-        return score(images.float(), prompts)
+    def score(self, views: Views, prompts: list[str]) -> Tensor:
+        score = self.network.gold if self.key in ("gold_a", "gold_b") else self.network
+        return score(views.floats.to(self.dtype), prompts)
+
+
+def sources(spec: RewardSpec) -> list[Source]:
+    """Nothing: the weights are in the package."""
+    return []
+
+
+def load(spec: RewardSpec, device: torch.device, dtype: torch.dtype) -> WorldReward:
+    """One of `WORLD`; its networks are small, so float32 stands in for what is narrower."""
+    return WorldReward(spec.name, device, torch.promote_types(dtype, torch.float32), spec.column)
 
 
 @torch.no_grad()

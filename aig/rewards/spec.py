@@ -1,0 +1,136 @@
+"""What a reward is asked for with: a name, a mapping, a list of them, or a weighted sum in words."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+# name: the module of aig.rewards that loads it
+FAMILIES = {
+    "pickscore": "pickscore",
+    "hpsv2": "hps",
+    "hpsv2.1": "hps",
+    "clip": "clip",
+    "aesthetic": "aesthetic",
+    "imagereward": "imagereward",
+    "world": "world",
+    "fragile": "world",
+    "robust": "world",
+    "gold": "world",
+    "gold_a": "world",
+    "gold_b": "world",
+}
+NAMES = tuple(FAMILIES)
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """One reward, or one term of a weighted sum."""
+
+    name: str
+    """One of `NAMES`, or `package.module:callable`."""
+    weights: str | None = None
+    """Hub id, folder or file; None: the published ones."""
+    architecture: str | None = None
+    """An open_clip model name or the path of its config JSON; for `aesthetic` the hub id or folder of its CLIP."""
+    processor: str | None = None
+    """Hub id or folder of the processor, for what goes through transformers."""
+    weight: float = 1.0
+    """In a weighted sum."""
+    label: str | None = None
+    """What the reward is called in columns and messages; None: its name."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.weight, (int, float)) or isinstance(self.weight, bool) or not math.isfinite(self.weight):
+            raise ValueError(f"reward {self.name!r}: weight must be a finite number, got {self.weight!r}")
+        for key in ("weights", "architecture", "processor", "label"):
+            value = getattr(self, key)
+            if value is not None and (not isinstance(value, str) or not value):
+                raise ValueError(f"reward {self.name!r}: {key} must be a text or left out, got {value!r}")
+        if self.name not in FAMILIES and ":" not in self.name:
+            close = difflib.get_close_matches(self.name, NAMES, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"reward {self.name!r} is not known{hint} (known: {', '.join(NAMES)}, or package.module:callable for "
+                "your own)"
+            )
+        if self.family in ("world", "function") and (self.weights or self.architecture or self.processor):
+            raise ValueError(
+                f"reward {self.name!r}: weights, architecture and processor are of the pretrained rewards; the "
+                "embedded ones and your own take name, weight and label"
+            )
+
+    @property
+    def family(self) -> str:
+        """The module of aig.rewards that loads it."""
+        return FAMILIES.get(self.name, "function")
+
+    @property
+    def column(self) -> str:
+        return self.label or self.name
+
+    @property
+    def user(self) -> str:
+        """How messages call it."""
+        return f"reward {self.column!r}"
+
+
+Spec = str | Mapping[str, Any] | RewardSpec | Sequence[Any]
+
+
+def parse(spec: Spec) -> list[RewardSpec]:
+    """The terms of a specification, in order: one, or those of a weighted sum.
+
+    Raises ValueError for an unknown name or key (with the nearest known one), a weight that is no number, and for a
+    column that occurs twice.
+    """
+    if isinstance(spec, RewardSpec):
+        return [spec]
+    if isinstance(spec, str):
+        terms = [_term(text) for text in re.split(r"(?<!\d[eE])\+", spec)]
+    elif isinstance(spec, Mapping):
+        terms = [_from_mapping(spec)]
+    else:
+        terms = [term for part in spec for term in parse(part)]
+        if not terms:
+            raise ValueError("reward []: an empty list; give a name, or a list of at least one")
+    columns = [term.column for term in terms]
+    twice = sorted({column for column in columns if columns.count(column) > 1})
+    if twice:
+        raise ValueError(
+            f"reward {_shown(spec)}: {', '.join(twice)} occurs twice; add up the weights, or give each a label of its "
+            "own"
+        )
+    return terms
+
+
+def _term(text: str) -> RewardSpec:
+    weight, star, name = text.rpartition("*")
+    if not star:
+        return RewardSpec(text.strip())
+    try:
+        return RewardSpec(name.strip(), weight=float(weight))
+    except ValueError as error:
+        if "could not convert" not in str(error):
+            raise
+        raise ValueError(f"reward {text.strip()!r}: {weight.strip()!r} is no number; write 0.5*pickscore") from None
+
+
+def _from_mapping(spec: Mapping[str, Any]) -> RewardSpec:
+    known = [item.name for item in fields(RewardSpec)]
+    for key in spec:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"reward {dict(spec)!r}: unknown key {key!r}{hint} (known: {', '.join(known)})")
+    if not isinstance(spec.get("name"), str):
+        raise ValueError(f"reward {dict(spec)!r}: the key 'name' is missing; give one of {', '.join(NAMES)}")
+    return RewardSpec(**spec)
+
+
+def _shown(spec: Spec) -> str:
+    return repr(spec if isinstance(spec, str) else [*spec])

@@ -1,0 +1,140 @@
+"""CLIP's two towers behind one interface, through transformers or open_clip; a checkpoint is loaded once a process."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aig.vision.preprocess import Preprocess, Views
+from aig.vision.shared import ByPrompt, shared
+from aig.vision.weights import Source, fetch
+
+CLIP_FILES = ("config.json", "model.safetensors|model.safetensors.index.json|pytorch_model.bin")
+PROCESSOR_FILES = ("preprocessor_config.json|processor_config.json", "tokenizer.json|vocab.json")
+OPEN_CLIP_FILES = ("open_clip_model.safetensors|open_clip_pytorch_model.bin",)
+
+
+class Clip:
+    """A frozen CLIP. Embeddings are unit vectors (B, d), in float32 (float64 where the towers are).
+
+    Text embeddings are cached by prompt, a bounded number of them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocess: Preprocess,
+        image_features: Callable[[Tensor], Tensor],
+        text_features: Callable[[Tensor], Tensor],
+        tokenize: Callable[[list[str]], tuple[Tensor, list[int]]],
+        checkpoint: Callable[[], None],
+    ) -> None:
+        """`tokenize` gives token ids (B, context length) and the number of tokens that each prompt would have
+        untruncated; `checkpoint` makes the image tower recompute its blocks in the backward pass."""
+        self.model, self.preprocess, self.checkpoint = model, preprocess, checkpoint
+        self._image_features, self._text_features, self._tokenize = image_features, text_features, tokenize
+        parameter = next(model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.texts: ByPrompt[Tensor] = ByPrompt()
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """`exp` of the learned log temperature, a scalar (100 in most checkpoints)."""
+        return wide(self.model.logit_scale).exp()  # type: ignore[arg-type]
+
+    def embed_images(self, images: Views | Tensor, preprocess: Preprocess | None = None) -> Tensor:
+        """Unit embeddings (B, d) of images (B, 3, H, W): floats in [0, 1], or uint8 for the report path."""
+        views = images if isinstance(images, Views) else Views(images)
+        preprocess = self.preprocess if preprocess is None else preprocess
+        return views.once((self, preprocess), lambda: self._embed(views.pixels(preprocess)))
+
+    def _embed(self, pixels: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, enabled=False):
+            features = self._image_features(pixels.to(self.device, self.dtype))
+        return F.normalize(wide(features), dim=-1)  # (B, d)
+
+    def embed_texts(self, prompts: Sequence[str]) -> Tensor:
+        """Unit embeddings (B, d) of prompts, without gradient.
+
+        Prompts longer than the context (77 tokens) are truncated, with one warning that counts them.
+        """
+        return torch.stack(self.texts.get(prompts, self._embed_new))  # (B, d)
+
+    def _embed_new(self, prompts: list[str]) -> list[Tensor]:
+        tokens, lengths = self._tokenize(prompts)
+        warn_of_truncation(lengths, tokens.shape[1])
+        # Whoever calls first may be in inference mode, whose tensors a later backward pass could not use.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            features = wide(self._text_features(tokens.to(self.device)))
+            return [row.clone() for row in F.normalize(features, dim=-1)]
+
+
+def wide(values: Tensor) -> Tensor:
+    """The values in float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def warn_of_truncation(lengths: Sequence[int], limit: int) -> None:
+    """One warning that counts the prompts of more than `limit` tokens, if there are any."""
+    over = [length for length in lengths if length > limit]
+    if over:
+        warnings.warn(
+            f"{len(over)} of {len(lengths)} prompts are longer than {limit} tokens and were truncated to them (the "
+            f"longest has {max(over)}): the reward does not see the rest",
+            stacklevel=2,
+        )
+
+
+def clip_sources(
+    weights: str,
+    architecture: str | None = None,
+    processor: str | None = None,
+    user: str = "CLIP",
+    key: str = "weights",
+) -> list[Source]:
+    """What `load_clip` reads: a hub id or folder of transformers' `CLIPModel` and that of its processor (by default the
+    same), or, with an open_clip architecture, a checkpoint file or a hub id or folder that holds one.
+
+    `user` is who asks and `key` the key that names the weights, as messages say them.
+    """
+    if architecture is not None:
+        return [Source(user, weights, OPEN_CLIP_FILES, key=key)]
+    extras = ("*.json", "merges.txt")
+    return [
+        Source(user, weights, CLIP_FILES, extras, key),
+        Source(user, processor or weights, PROCESSOR_FILES, extras, "processor" if processor else key),
+    ]
+
+
+def load_clip(
+    architecture: str | None,
+    sources: Sequence[Source],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Clip:
+    """The CLIP of `clip_sources`: through transformers, or, with an architecture (an open_clip model name or the path
+    of its config JSON), through open_clip.
+
+    Two calls with the same files, architecture, device and dtype give one and the same object while it is in use.
+    Raises ValueError where files are not to be had, or do not fit.
+    """
+    paths = [fetch(source) for source in sources]
+    if architecture is not None:
+        paths = [sources[0].file(paths[0])]
+    device, user = torch.device(device), sources[0].user
+    return shared(
+        ("clip", architecture, *paths, device, dtype), lambda: _load(architecture, paths, device, dtype, user)
+    )
+
+
+def _load(architecture: str | None, paths: list[Path], device: torch.device, dtype: torch.dtype, user: str) -> Clip:
+    # Imported when first used: each of the two libraries takes seconds.
+    if architecture is None:
+        return import_module("aig.vision.clip_transformers").load(paths[0], paths[1], device, dtype, user)
+    return import_module("aig.vision.clip_open").load(architecture, paths[0], device, dtype, user)

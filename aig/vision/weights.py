@@ -1,0 +1,166 @@
+"""Where pretrained weights are: a file, a folder, the hub or its cache; and one error that says what to do offline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+from urllib.request import Request, urlopen
+
+import torch
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, snapshot_download, try_to_load_from_cache
+
+SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".json", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files that are needed of one place."""
+
+    user: str
+    """Who needs them, as messages say it: `reward 'hpsv2.1'`."""
+    place: str
+    """A hub id `owner/name`, a folder, a file, or an https address of a file."""
+    files: tuple[str, ...]
+    """What must be there; `a|b` where either will do. A place that is a file stands for all of them."""
+    extras: tuple[str, ...] = ()
+    """Patterns of what is downloaded along where it exists."""
+    key: str = "weights"
+    """The key of a specification that names another place."""
+
+    @property
+    def is_url(self) -> bool:
+        return self.place.startswith(("https://", "http://"))
+
+    @property
+    def is_path(self) -> bool:
+        """Whether the place can only be a path: it exists, or it does not read as a hub id."""
+        plain = self.place.count("/") == 1 and not self.place.startswith((".", "/", "~")) and "\\" not in self.place
+        return not self.is_url and (self.path.exists() or not plain or self.place.endswith(SUFFIXES))
+
+    @property
+    def path(self) -> Path:
+        return Path(self.place).expanduser()
+
+    def file(self, path: Path) -> Path:
+        """The one file that is meant, of the path that `fetch` gave: itself, or the first alternative in a folder."""
+        if path.is_file():
+            return path
+        return next(path / name for name in self.files[0].split("|") if (path / name).exists())
+
+    @property
+    def downloaded(self) -> Path:
+        """Where a file from an https address is kept."""
+        return Path(torch.hub.get_dir()) / "checkpoints" / unquote(self.place.rsplit("/", 1)[1])
+
+
+def find(source: Source) -> Path | None:
+    """The folder (or the file, where the place is one) that holds the source's files here; None if it has to be
+    downloaded.
+
+    Raises ValueError for a path that does not exist, and for a folder that lacks a file. Never uses the network.
+    """
+    if source.is_url:
+        return source.downloaded if source.downloaded.exists() else None
+    if not source.is_path:
+        found = [_cached(source.place, names) for names in source.files]
+        return found[0].parent if found and all(found) and found[0] is not None else None
+    if not source.path.exists():
+        raise ValueError(
+            f"{source.user}: there is no {source.path} ({source.key}); give a file, a folder or a hub id that has "
+            f"{_listed(source)}"
+        )
+    if source.path.is_file():
+        return source.path
+    for names in source.files:
+        if not any((source.path / name).exists() for name in names.split("|")):
+            raise ValueError(
+                f"{source.user}: the folder {source.path} ({source.key}) has no {names.replace('|', ' or ')}; it needs "
+                f"{_listed(source)}"
+            )
+    return source.path
+
+
+def fetch(source: Source) -> Path:
+    """As `find`, downloading what is not here yet.
+
+    Raises ValueError where that fails: what to download, from where, to which path.
+    """
+    found = find(source)
+    if found is not None:
+        return found
+    try:
+        if source.is_url:
+            if constants.HF_HUB_OFFLINE:
+                raise OSError("HF_HUB_OFFLINE is set")
+            source.downloaded.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(source.place, str(source.downloaded))
+            return source.downloaded
+        for count in (1, None):  # every alternative only where the first is not there: they can hold the same weights
+            wanted = [name for names in source.files for name in names.split("|")[:count]]
+            snapshot_download(source.place, allow_patterns=[*wanted, *source.extras])
+            if (found := find(source)) is not None:
+                return found
+        raise OSError("the repository has no such file")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise unavailable(source, error) from error
+
+
+def missing(sources: Iterable[Source]) -> list[str]:
+    """What `fetch` would download, an address each; loads nothing.
+
+    Raises one ValueError for all that cannot be downloaded: offline, or no such file.
+    """
+    addresses, errors = [], []
+    for source in dict.fromkeys(sources):
+        try:
+            if find(source) is None:
+                addresses.append(_reachable(source))
+        except ValueError as error:
+            errors.append(str(error))
+    if errors:
+        raise ValueError("\n".join(dict.fromkeys(errors)))
+    return addresses
+
+
+def unavailable(source: Source, why: object) -> ValueError:
+    """The error for what is neither here nor to be had: what to download, from where, to which path."""
+    reason = str(why).strip().split("\n")[0]
+    if source.is_url:
+        place, command, target = source.place, f"curl -Lo '{source.downloaded}' {source.place}", source.downloaded
+    else:
+        names = " ".join(names.split("|")[0] for names in source.files)
+        place = f"https://huggingface.co/{source.place}"
+        command, target = f"hf download {source.place} {names}", Path(constants.HF_HUB_CACHE)
+    return ValueError(
+        f"{source.user} needs {_listed(source)} from {place}, which is not in {target} and cannot be downloaded "
+        f"({reason}). Where there is a network run `{command}` and bring the result to that path, or download it to "
+        f"any folder and set {source.key!r} to the folder or file"
+    )
+
+
+def _reachable(source: Source) -> str:
+    address = source.place if source.is_url else hf_hub_url(source.place, source.files[-1].split("|")[0])
+    if constants.HF_HUB_OFFLINE:
+        raise unavailable(source, "HF_HUB_OFFLINE is set")
+    try:
+        if source.is_url:
+            with urlopen(Request(address, method="HEAD"), timeout=10):
+                return address
+        get_hf_file_metadata(address, timeout=10)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise unavailable(source, error) from error
+    return address
+
+
+def _cached(repository: str, names: str) -> Path | None:
+    for name in names.split("|"):
+        path = try_to_load_from_cache(repository, name)
+        if isinstance(path, str):
+            return Path(path)
+    return None
+
+
+def _listed(source: Source) -> str:
+    return ", ".join(names.replace("|", " or ") for names in source.files)

@@ -1,0 +1,476 @@
+"""Rewards against the published pipelines on tiny weights, finite differences, and what is bad input."""
+
+import warnings
+from types import SimpleNamespace
+
+import open_clip
+import pytest
+import reward_models as tiny
+import torch
+from open_clip.transform import image_transform
+from PIL import Image
+from torch import nn
+from transformers import BertTokenizer, CLIPModel, CLIPProcessor
+
+from aig import memory, rewards
+from aig.rewards import WeightedSum
+from aig.vision import blip, clip
+
+FAMILIES = ("pickscore", "hpsv2", "hpsv2.1", "clip", "open-clip", "aesthetic", "imagereward")
+SIZES = [(64, 64), (64, 91), (97, 64)]
+PROMPTS = tiny.PROMPTS
+WORLD = ["a red star", "a blue heart"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Where the tiny weights of each family are."""
+    path = tmp_path_factory.mktemp("rewards")
+    folder = tiny.clip_folder(path / "clip")
+    config, first = tiny.open_clip_files(path, seed=1)
+    _, second = tiny.open_clip_files(path, seed=2)
+    blip_file, bert = tiny.imagereward_files(path)
+    return SimpleNamespace(
+        folder=folder,
+        config=config,
+        first=first,
+        second=second,
+        blip=blip_file,
+        bert=bert,
+        head=tiny.aesthetic_file(path),
+    )
+
+
+@pytest.fixture(scope="module")
+def specs(files):
+    """The mapping that loads each family's tiny weights."""
+    hps = {"architecture": str(files.config)}
+    return {
+        "pickscore": {"name": "pickscore", "weights": str(files.folder)},
+        "hpsv2": {"name": "hpsv2", "weights": str(files.first), **hps},
+        "hpsv2.1": {"name": "hpsv2.1", "weights": str(files.second), **hps},
+        "clip": {"name": "clip", "weights": str(files.folder)},
+        "open-clip": {"name": "clip", "weights": str(files.first), **hps, "label": "open-clip"},
+        "aesthetic": {"name": "aesthetic", "weights": str(files.head), "architecture": str(files.folder)},
+        "imagereward": {"name": "imagereward", "weights": str(files.blip), "processor": str(files.bert)},
+    }
+
+
+def pil(images):
+    return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in tiny.saved(images)]
+
+
+# --- the published protocols ----------------------------------------------------------------------------------------
+
+
+def transformers_scores(files, images, prompts):
+    model, processor = (
+        CLIPModel.from_pretrained(files.folder, dtype=torch.float32),
+        CLIPProcessor.from_pretrained(files.folder),
+    )
+    inputs = processor(
+        text=prompts, images=pil(images), padding=True, truncation=True, max_length=77, return_tensors="pt"
+    )
+    return model.eval()(**inputs).logits_per_image.diagonal(), model.logit_scale.exp()
+
+
+def open_clip_scores(files, checkpoint, images, prompts, mode):
+    open_clip.add_model_config(files.config)
+    model = open_clip.create_model("tiny", pretrained=str(checkpoint)).eval()
+    transform = image_transform(tiny.SIZE, False, resize_mode=mode)
+    pixels = torch.stack([transform(picture) for picture in pil(images)])
+    image, text, _ = model(pixels, open_clip.get_tokenizer("tiny")(prompts))
+    return 100 * (image * text).sum(-1)
+
+
+def aesthetic_scores(files, images, prompts):
+    model, processor = (
+        CLIPModel.from_pretrained(files.folder, dtype=torch.float32),
+        CLIPProcessor.from_pretrained(files.folder),
+    )
+    pixels = processor(images=pil(images), return_tensors="pt").pixel_values
+    embedding = model.eval().get_image_features(pixel_values=pixels).pooler_output
+    return published_head(torch.load(files.head), "layers.")(embedding / embedding.norm(dim=-1, keepdim=True))[:, 0]
+
+
+def published_head(state, prefix):
+    """The head as its authors build it: linear layers with dropouts between."""
+    sizes = [state[f"{prefix}{place}.weight"].shape for place in (0, 2, 4, 6, 7)]
+    first, second, third, fourth, fifth = (nn.Linear(old, new) for new, old in sizes)
+    head = nn.Sequential(first, nn.Dropout(0.2), second, nn.Dropout(0.2), third, nn.Dropout(0.1), fourth, fifth)
+    head.load_state_dict({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
+    return head.eval()
+
+
+def imagereward_scores(files, images, prompts):
+    state = torch.load(files.blip)
+    model = blip.from_published({key.removeprefix("blip."): v for key, v in state.items() if key.startswith("blip.")})
+    tokens = BertTokenizer.from_pretrained(files.bert)(
+        prompts, padding="max_length", truncation=True, max_length=35, return_tensors="pt"
+    )
+    transform = image_transform(tiny.SIZE, False)
+    pixels = torch.stack([transform(picture) for picture in pil(images)])
+    features = model(pixels, tokens.input_ids, tokens.attention_mask)
+    return (published_head(state, "mlp.layers.")(features)[:, 0] - 0.16717362830052426) / 1.0333394966054072
+
+
+@torch.no_grad()
+def published_scores(name, files, images, prompts):
+    """Scores through each model's own processor and forward, without anything of this library's rewards."""
+    if name == "pickscore":
+        return transformers_scores(files, images, prompts)[0]
+    if name == "clip":
+        scores, scale = transformers_scores(files, images, prompts)
+        return 100 * scores / scale
+    if name == "open-clip":
+        return open_clip_scores(files, files.first, images, prompts, "shortest")
+    if name.startswith("hpsv2"):
+        return open_clip_scores(files, files.first if name == "hpsv2" else files.second, images, prompts, "longest")
+    return (aesthetic_scores if name == "aesthetic" else imagereward_scores)(files, images, prompts)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_reports_equal_the_models_own_processor_and_forward(name, size, files, specs):
+    images = tiny.pictures(len(PROMPTS), *size)
+    scores = rewards.report(rewards.load(specs[name]), tiny.saved(images), PROMPTS)
+    expected = published_scores(name, files, images, PROMPTS)
+    assert torch.allclose(scores, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_differentiable_path_is_within_a_hundredth_of_the_scores_spread(name, size, specs):
+    images, prompts = tiny.pictures(32, *size), [PROMPTS[0]] * 32
+    reward = rewards.load(specs[name])
+    reported = rewards.report(reward, tiny.saved(images), prompts)
+    assert (reward(images, prompts) - reported).square().mean().sqrt() < 0.01 * reported.std()
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "fragile", "sum"])
+def test_gradients_equal_finite_differences_in_float64(name, specs):
+    spec = [specs["pickscore"], specs["hpsv2"]] if name == "sum" else specs.get(name, name)
+    statistics = {"pickscore": (1.0, 2.0), "hpsv2": (3.0, 4.0)} if name == "sum" else None
+    reward = rewards.load(spec, dtype=torch.float64, statistics=statistics)
+    prompts, shape = (WORLD, (32, 32)) if name == "fragile" else (PROMPTS[:2], (40, 56))
+    images = tiny.pictures(2, *shape).double() * 0.8 + 0.1
+    images.requires_grad_()
+    (gradient,) = torch.autograd.grad(reward(images, prompts).sum(), images)
+    direction = torch.randn(images.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    step = 1e-5
+    with torch.no_grad():
+        ahead, behind = (reward(images + sign * step * direction, prompts).sum() for sign in (1, -1))
+    slope = (gradient * direction).sum()
+    assert gradient.flatten(1).abs().amax(dim=1).min() > 0
+    assert torch.allclose((ahead - behind) / (2 * step), slope, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_score_depends_on_its_own_image_and_prompt_alone(name, specs):
+    images = tiny.pictures(len(PROMPTS), 64, 91)
+    together = rewards.load(specs[name])(images, PROMPTS)
+    alone = []
+    for row, prompt in enumerate(PROMPTS):
+        reward = rewards.load(specs[name])
+        getattr(reward, "clip", SimpleNamespace()).texts = clip.ByPrompt()  # nothing remembered of the batch
+        alone.append(reward(images[row : row + 1], [prompt]))
+    assert torch.allclose(together, torch.cat(alone), rtol=1e-5, atol=1e-5 * float(together.std()))
+
+
+@pytest.mark.parametrize("name", ["pickscore", "hpsv2", "imagereward"])
+def test_a_prompt_that_was_scored_before_scores_the_same(name, specs):
+    images = tiny.pictures(len(PROMPTS), 64, 64)
+    reward = rewards.load(specs[name])
+    first, again = (reward(images, PROMPTS) for _ in range(2))
+    assert torch.equal(first, again)
+    mixed = reward(images.flip(0), PROMPTS[::-1]).flip(0)
+    assert torch.allclose(first, mixed, rtol=1e-5)
+
+
+def test_prompts_are_embedded_once(specs, monkeypatch):
+    reward = rewards.load(specs["hpsv2"])
+    reward.clip.texts = clip.ByPrompt()
+    seen = []
+    embed = reward.clip._embed_new
+    monkeypatch.setattr(reward.clip, "_embed_new", lambda prompts: seen.append(prompts) or embed(prompts))
+    for prompts in (["a", "b", "a"], ["b", "c", "a"]):
+        reward(tiny.pictures(3, 32, 32), prompts)
+    assert seen == [["a", "b"], ["c"]]
+
+
+def test_a_prompt_first_seen_in_inference_mode_can_be_trained_on_later(specs):
+    images = tiny.pictures(1, 32, 32)
+    reward = rewards.load(specs["pickscore"])
+    with torch.inference_mode():
+        reward(images, ["never seen before"])
+    images.requires_grad_()
+    reward(images, ["never seen before"]).sum().backward()
+    assert images.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_autocast_around_a_reward_does_not_change_its_scores(name, specs):
+    images, reward = tiny.pictures(6, 64, 64), rewards.load(specs[name])
+    plain = reward(images, PROMPTS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(reward(images, PROMPTS), plain)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_bfloat16_scores_are_near_and_in_float32(name, specs):
+    images, prompts = tiny.pictures(32, 64, 64), [PROMPTS[0]] * 32
+    exact = rewards.load(specs[name])(images, prompts)
+    short = rewards.load(specs[name], dtype=torch.bfloat16)(images, prompts)
+    assert short.dtype == torch.float32
+    error = (short - exact).square().mean().sqrt() / exact.std()
+    assert 0 < error < 0.1
+
+
+# --- sharing and memory ---------------------------------------------------------------------------------------------
+
+
+def test_rewards_of_one_checkpoint_share_its_tower_and_its_forward(specs, monkeypatch):
+    names = ("pickscore", "clip", "aesthetic")
+    loaded = {name: rewards.load(specs[name]) for name in names}
+    assert len({id(reward.clip) for reward in loaded.values()}) == 1
+    tower, calls = loaded["clip"].clip, []
+    features = tower._image_features
+    monkeypatch.setattr(tower, "_image_features", lambda pixels: calls.append(pixels.shape) or features(pixels))
+    images = tiny.pictures(6, 64, 64)
+    together = rewards.report_all(loaded, tiny.saved(images), PROMPTS)
+    rewards.load([specs[name] for name in names])(images, PROMPTS)
+    assert len(calls) == 2
+    for name in names:
+        assert torch.equal(together[name], rewards.report(loaded[name], tiny.saved(images), PROMPTS))
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "fragile"])
+def test_checkpointing_keeps_the_gradient_and_holds_less(name, specs):
+    prompts = WORLD if name == "fragile" else PROMPTS[:2]
+    images = tiny.pictures(2, 32, 32).requires_grad_()
+
+    def gradient_and_held(reward):
+        held = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t.numel()) or t, lambda t: t):
+            score = reward(images, prompts).sum()
+        return torch.autograd.grad(score, images)[0], sum(held)
+
+    reward = rewards.load(specs.get(name, name), dtype=torch.float64)
+    plain, much = gradient_and_held(reward)
+    again = memory.checkpointed(reward)
+    assert again is reward
+    recomputed, less = gradient_and_held(again)
+    assert torch.allclose(plain, recomputed, rtol=1e-6)
+    assert less < 0.7 * much
+
+
+# --- weighted sums --------------------------------------------------------------------------------------------------
+
+
+def test_a_weighted_sum_is_that_of_z_scores(specs):
+    images = tiny.pictures(6, 64, 64)
+    parts = {name: rewards.load(specs[name])(images, PROMPTS) for name in ("pickscore", "hpsv2")}
+    statistics = {"pickscore": (2.0, 0.5), "hpsv2": (-20.0, 4.0)}
+    terms = [{**specs["pickscore"], "weight": 0.25}, {**specs["hpsv2"], "weight": 0.75}]
+    total = rewards.load(terms, statistics=statistics)
+    expected = 0.25 * (parts["pickscore"] - 2) / 0.5 + 0.75 * (parts["hpsv2"] + 20) / 4
+    assert torch.allclose(total(images, PROMPTS), expected, rtol=1e-5)
+    assert total.range == (-3.0, 3.0)
+    columns = total.columns(images, PROMPTS)
+    assert all(torch.equal(columns[name], parts[name]) for name in parts)
+    assert torch.equal(total.combine(columns), total(images, PROMPTS))
+
+
+def test_without_statistics_a_weighted_sum_is_raw_and_in_words():
+    total = rewards.load("0.5*fragile + 2*robust")
+    images = tiny.pictures(2, 32, 32)
+    raw = 0.5 * rewards.load("fragile")(images, WORLD) + 2 * rewards.load("robust")(images, WORLD)
+    assert torch.allclose(total(images, WORLD), raw)
+    assert total.name == "0.5*fragile + 2*robust"
+    assert total.range == (12.5, 62.5)
+
+
+def test_a_component_of_which_less_is_better_enters_with_the_opposite_sign():
+    def darkness(images, prompts):
+        return 1 - images.mean(dim=(1, 2, 3))
+
+    darkness.higher_is_better = False
+    total = WeightedSum({"darkness": rewards.FunctionReward(darkness, "darkness")}, {"darkness": 2.0})
+    images = tiny.pictures(2, 32, 32)
+    assert torch.allclose(total(images, WORLD), -2 * darkness(images, WORLD))
+
+
+def test_a_sum_reports_through_its_components_processors(specs):
+    images = tiny.saved(tiny.pictures(6, 64, 91))
+    names = ("pickscore", "hpsv2.1")
+    total = rewards.load([specs[name] for name in names])
+    expected = sum(rewards.report(rewards.load(specs[name]), images, PROMPTS) for name in names)
+    assert torch.allclose(rewards.report(total, images, PROMPTS), expected)
+
+
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        ({"fragile": (0, 1)}, "statistics lack robust"),
+        ({"fragile": (0, 1), "robust": (1, 0)}, "robust has mean 1 and standard deviation 0"),
+        ({"fragile": (0, float("nan")), "robust": (1, 1)}, "fragile has mean 0 and standard deviation nan"),
+    ],
+)
+def test_statistics_that_cannot_normalize_are_refused(statistics, message):
+    with pytest.raises(ValueError, match=message):
+        rewards.load("fragile + robust", statistics=statistics)
+
+
+# --- specifications -------------------------------------------------------------------------------------------------
+
+
+def test_a_sum_in_words_is_parsed():
+    terms = rewards.parse("0.5*pickscore+ 1e-1 * hpsv2.1 + my.module:score + -2e+1*clip")
+    assert [(term.name, term.weight) for term in terms] == [
+        ("pickscore", 0.5), ("hpsv2.1", 0.1), ("my.module:score", 1.0), ("clip", -20.0),
+    ]  # fmt: skip
+
+
+def test_lists_names_and_mappings_nest():
+    terms = rewards.parse(["0.5*clip + aesthetic", {"name": "clip", "weights": "/mine", "weight": 2, "label": "mine"}])
+    assert [(term.column, term.weight) for term in terms] == [("clip", 0.5), ("aesthetic", 1.0), ("mine", 2)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("picscore", "'picscore' is not known; did you mean 'pickscore'"),
+        ("half*clip", "'half' is no number"),
+        ("", "'' is not known"),
+        ([], "an empty list"),
+        ({"weights": "/mine"}, "the key 'name' is missing"),
+        ({"name": "clip", "wheights": "/mine"}, "unknown key 'wheights'; did you mean 'weights'"),
+        ({"name": "clip", "weight": "much"}, "weight must be a finite number"),
+        ({"name": "clip", "weights": 3}, "weights must be a text"),
+        ({"name": "fragile", "weights": "/mine"}, "are of the pretrained rewards"),
+        ("clip + 2*clip", "clip occurs twice"),
+        ("nowhere:score", "cannot be imported"),
+        ({"name": "pickscore", "architecture": "ViT-H-14"}, "takes no architecture"),
+        ({"name": "hpsv2", "processor": "/mine"}, "takes no processor"),
+        ({"name": "imagereward", "architecture": "ViT-H-14"}, "leave architecture out"),
+    ],
+)
+def test_a_wrong_specification_says_what_is_right(spec, message):
+    with pytest.raises(ValueError, match=message):
+        rewards.load(spec)
+
+
+def test_what_is_needed_is_checked_without_loading(specs, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert rewards.needed(list(specs.values())) == []
+    assert rewards.needed("fragile + gold") == []
+    with pytest.raises(ValueError) as caught:
+        rewards.needed("0.5*pickscore + 0.5*hpsv2.1")
+    for part in ("hf download yuvalkirstain/PickScore_v1 config.json", "hf download xswu/HPSv2 HPS_v2.1_compressed.pt"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "message"),
+    [
+        ("aesthetic", "weights", "do not have the keys of a published linear head"),
+        ("imagereward", "weights", "does not have the weights of a BLIP"),
+        ("hpsv2", "weights", "does not fit the architecture"),
+    ],
+)
+def test_a_file_with_other_weights_is_refused(name, key, message, specs, tmp_path):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=message):
+        rewards.load({**specs[name], key: str(tmp_path / "other.pt")})
+
+
+def test_a_head_of_another_backbone_is_refused(specs, tmp_path):
+    with pytest.raises(ValueError, match="takes 8 numbers and gets 16"):
+        rewards.load({**specs["aesthetic"], "weights": str(tiny.aesthetic_file(tmp_path, width=8))})
+
+
+@pytest.mark.parametrize("name", ["gold", "gold_a", "0.5*fragile + 0.5*gold"])
+def test_gold_scores_and_is_never_trained_on(name):
+    reward = rewards.load(name)
+    assert reward(tiny.pictures(2, 32, 32), WORLD).shape == (2,)
+    with pytest.raises(ValueError, match="exists to judge and is never tuned to"):
+        rewards.check_trainable(reward)
+
+
+def test_a_reward_without_gradient_scores_and_is_not_trained_on():
+    def brightness(images, prompts):
+        return images.detach().mean(dim=(1, 2, 3))
+
+    brightness.differentiable = False
+    reward = rewards.FunctionReward(brightness, "brightness")
+    assert reward(tiny.pictures(2, 8, 8), ["", ""][:2] and WORLD).shape == (2,)
+    with pytest.raises(ValueError, match="'brightness' is not differentiable"):
+        rewards.check_trainable(reward)
+
+
+def test_world_is_the_embedded_default():
+    images = tiny.pictures(2, 32, 32)
+    assert torch.equal(rewards.load("world")(images, WORLD), rewards.load("fragile")(images, WORLD))
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+GOOD = tiny.pictures(2, 32, 32)
+
+
+def broken(value):
+    images = GOOD.clone()
+    images[1, 0, 0, 0] = value
+    return images
+
+
+@pytest.mark.parametrize(
+    ("images", "prompts", "message", "rows"),
+    [
+        (broken(float("nan")), WORLD, r"rows \[1\] have NaN or lie outside", (1,)),
+        (broken(1.5), WORLD, r"images in \[0, 1\].*highest 1\.5", (1,)),
+        (GOOD * 2 - 1, WORLD, "needs images / 2 \\+ 0.5", (0, 1)),
+        (GOOD[0], WORLD, r"images \(B, 3, H, W\), got \(3, 32, 32\)", ()),
+        (GOOD[:, :1], WORLD, r"got \(2, 1, 32, 32\)", ()),
+        (GOOD[:0], [], r"got \(0, 3, 32, 32\)", ()),
+        (tiny.saved(GOOD), WORLD, "got torch.uint8.*aig.rewards.report", ()),
+        (GOOD.numpy(), WORLD, "takes a tensor of images", ()),
+        (GOOD, ["a red star"], "2 images, 1 prompts", ()),
+        (GOOD, "a red star", "one string", ()),
+        (GOOD, ["a red star", " "], r"the prompts of rows \[1\] are empty", (1,)),
+    ],
+)
+def test_bad_input_is_named(images, prompts, message, rows):
+    with pytest.raises(rewards.InputError, match=message) as caught:
+        rewards.load("fragile")(images, prompts)
+    assert caught.value.rows == rows
+
+
+@pytest.mark.parametrize("images", [GOOD, tiny.saved(GOOD)[0], tiny.saved(GOOD).numpy()])
+def test_a_report_takes_8_bit_images_only(images):
+    with pytest.raises(rewards.InputError, match="reports score images"):
+        rewards.report(rewards.load("fragile"), images, WORLD)
+
+
+def test_a_reward_of_the_image_alone_takes_empty_prompts(specs):
+    assert rewards.load(specs["aesthetic"])(GOOD, ["", ""]).shape == (2,)
+
+
+def test_a_function_that_does_not_return_one_score_an_image_is_refused():
+    reward = rewards.FunctionReward(lambda images, prompts: images.mean(), "mean")
+    with pytest.raises(ValueError, match=r"'mean' must return a tensor \(2,\)"):
+        reward(GOOD, WORLD)
+
+
+@pytest.mark.parametrize(("name", "limit"), [("pickscore", 77), ("hpsv2", 77), ("imagereward", 35)])
+def test_long_prompts_are_truncated_with_one_warning_that_counts_them(name, limit, specs):
+    reward = rewards.load(specs[name])
+    long = " ".join(["fox"] * 80)
+    prompts = ["a red fox", f"{long} in rain", f"{long} in snow"]
+    with pytest.warns(UserWarning, match=f"2 of 3 prompts are longer than {limit} tokens.*longest has 84") as caught:
+        scores = reward(tiny.pictures(1, 32, 32).expand(3, -1, -1, -1), prompts)
+    assert len(caught) == 1
+    assert scores[1] == scores[2]  # what differs comes after the limit
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reward(GOOD, ["a red fox", " ".join(["fox"] * (limit - 2))])
