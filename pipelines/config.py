@@ -213,8 +213,9 @@ class Evaluate(Section):
     """Rewards that score every image; the first that was not trained on is the held-out one."""
     gold: str | None = "gold"
     """The reward that stands for the truth, never trained on, or null."""
-    features: str = "world"
-    """The feature extractor of the diversity metrics."""
+    features: str | dict[str, Any] = field(default="world", hash=False)
+    """The feature extractor of the diversity metrics: a name, `package.module:callable`, or a mapping as in
+    {name: dinov2, weights: FOLDER}."""
     lora_scales: tuple[float, ...] = number((0.25, 0.5, 0.75), 0, 1)
     """LoRA scales of the unregularized adapter."""
     schedules: tuple[str, ...] = ("linear", "power:2", "power:4", "step:0.6", "constant:0.5")
@@ -511,6 +512,8 @@ def _as_type(value: Any, wanted: Any) -> Any:
         if not isinstance(value, (list, tuple)):
             raise TypeError
         return tuple(_as_type(single, typing.get_args(wanted)[0]) for single in value)
+    if typing.get_origin(wanted) is dict:
+        wanted = dict
     if wanted is float or wanted is int:
         return _as_number(value, wanted)
     if not isinstance(value, wanted):
@@ -535,6 +538,8 @@ def _type_name(wanted: Any) -> str:
     if typing.get_origin(wanted) is tuple:
         inner = {int: "whole numbers", float: "numbers", str: "texts"}[typing.get_args(wanted)[0]]
         return f"a list of {inner}, as in [a, b]" if inner == "texts" else f"a list of {inner}, as in [1, 2]"
+    if typing.get_origin(wanted) is dict:
+        return "a mapping, as in {name: ...}"
     return {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}[wanted]
 
 

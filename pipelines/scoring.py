@@ -20,7 +20,7 @@ class Scores:
     """Loads rewards, the gold one with its judges, and a feature extractor once; scores any images with them."""
 
     def __init__(
-        self, names: Sequence[str], gold: str | None, extractor: str, device: str | torch.device = "cpu"
+        self, names: Sequence[str], gold: str | None, extractor: features.Spec, device: str | torch.device = "cpu"
     ) -> None:
         self.rewards = {slug(name): rewards.load(name, device) for name in names}
         if gold is not None:
@@ -40,7 +40,8 @@ class Scores:
         columns = {name: reward(images, texts) for name, reward in (self.rewards | self.judges).items()}
         if self.judges:
             columns |= rewards.accuracies(self.judges, images, texts)  # type: ignore[arg-type]
-        return {**{name: value.float() for name, value in columns.items()}, "features": self.features(images)}
+        found = features.report(self.features, (images * 255).round().to(torch.uint8))
+        return {**{name: value.float() for name, value in columns.items()}, "features": found}
 
 
 def rounded(images: Tensor) -> Tensor:

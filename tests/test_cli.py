@@ -64,7 +64,10 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, expected, tmp_path, ca
         ("evaluate.schedules=[power:-1]", "evaluate.schedules: schedule power: p = -1"),
         ("sweep.rewards=[fragille]", "sweep.rewards: reward 'fragille' is not known; did you mean 'fragile'?"),
         ("sweep.rewards=['nowhere:to_be_found']", "cannot be imported"),
-        ("evaluate.features=inception", "evaluate.features: features 'inception' are not known"),
+        (
+            "evaluate.features=incepton",
+            "evaluate.features: features 'incepton' are not known; did you mean 'inception'?",
+        ),
         ("model.name=nowhere", "model.name: "),
         ("sweep.ks=[99]", "train: draft.k = 99"),
         ("evaluate.prompts=[a red star, a beige dodecahedron]", "evaluate.prompts: "),
