@@ -10,7 +10,7 @@ import torch
 from open_clip.transform import image_transform
 from PIL import Image
 from torch import nn
-from transformers import BertTokenizer, CLIPModel, CLIPProcessor
+from transformers import BertTokenizer, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
 from aig import memory, rewards
 from aig.rewards import WeightedSum
@@ -43,9 +43,9 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def specs(files):
-    """The mapping that loads each family's tiny weights."""
+    """The mapping that loads each family's tiny weights, with the towers kept in memory for the tests to share."""
     hps = {"architecture": str(files.config)}
-    return {
+    mappings = {
         "pickscore": {"name": "pickscore", "weights": str(files.folder)},
         "hpsv2": {"name": "hpsv2", "weights": str(files.first), **hps},
         "hpsv2.1": {"name": "hpsv2.1", "weights": str(files.second), **hps},
@@ -54,6 +54,9 @@ def specs(files):
         "aesthetic": {"name": "aesthetic", "weights": str(files.head), "architecture": str(files.folder)},
         "imagereward": {"name": "imagereward", "weights": str(files.blip), "processor": str(files.bert)},
     }
+    kept = [rewards.load(mapping) for mapping in mappings.values()]
+    yield mappings
+    kept.clear()
 
 
 def pil(images):
@@ -63,34 +66,49 @@ def pil(images):
 # --- the published protocols ----------------------------------------------------------------------------------------
 
 
-def transformers_scores(files, images, prompts):
-    model, processor = (
-        CLIPModel.from_pretrained(files.folder, dtype=torch.float32),
-        CLIPProcessor.from_pretrained(files.folder),
-    )
-    inputs = processor(
-        text=prompts, images=pil(images), padding=True, truncation=True, max_length=77, return_tensors="pt"
-    )
-    return model.eval()(**inputs).logits_per_image.diagonal(), model.logit_scale.exp()
+def transformers_clip(files):
+    """CLIPModel, and its processor with transformers' own PIL backend."""
+    processor = CLIPProcessor.from_pretrained(files.folder)
+    processor.image_processor = CLIPImageProcessorPil.from_pretrained(files.folder)
+    return CLIPModel.from_pretrained(files.folder, dtype=torch.float32).eval(), processor
 
 
-def open_clip_scores(files, checkpoint, images, prompts, mode):
+def published_pickscore(files, scale=None):
+    model, processor = transformers_clip(files)
+
+    def score(images, prompts):
+        inputs = processor(
+            text=prompts, images=pil(images), padding=True, truncation=True, max_length=77, return_tensors="pt"
+        )
+        scores = model(**inputs).logits_per_image.diagonal()
+        return scores if scale is None else scale * scores / model.logit_scale.exp()
+
+    return score
+
+
+def published_open_clip(files, checkpoint, mode):
     open_clip.add_model_config(files.config)
     model = open_clip.create_model("tiny", pretrained=str(checkpoint)).eval()
-    transform = image_transform(tiny.SIZE, False, resize_mode=mode)
-    pixels = torch.stack([transform(picture) for picture in pil(images)])
-    image, text, _ = model(pixels, open_clip.get_tokenizer("tiny")(prompts))
-    return 100 * (image * text).sum(-1)
+    tokenizer, transform = open_clip.get_tokenizer("tiny"), image_transform(tiny.SIZE, False, resize_mode=mode)
+
+    def score(images, prompts):
+        pixels = torch.stack([transform(picture) for picture in pil(images)])
+        image, text, _ = model(pixels, tokenizer(prompts))
+        return 100 * (image * text).sum(-1)
+
+    return score
 
 
-def aesthetic_scores(files, images, prompts):
-    model, processor = (
-        CLIPModel.from_pretrained(files.folder, dtype=torch.float32),
-        CLIPProcessor.from_pretrained(files.folder),
-    )
-    pixels = processor(images=pil(images), return_tensors="pt").pixel_values
-    embedding = model.eval().get_image_features(pixel_values=pixels).pooler_output
-    return published_head(torch.load(files.head), "layers.")(embedding / embedding.norm(dim=-1, keepdim=True))[:, 0]
+def published_aesthetic(files):
+    model, processor = transformers_clip(files)
+    head = published_head(torch.load(files.head), "layers.")
+
+    def score(images, prompts):
+        pixels = processor(images=pil(images), return_tensors="pt").pixel_values
+        embedding = model.get_image_features(pixel_values=pixels).pooler_output
+        return head(embedding / embedding.norm(dim=-1, keepdim=True))[:, 0]
+
+    return score
 
 
 def published_head(state, prefix):
@@ -102,49 +120,49 @@ def published_head(state, prefix):
     return head.eval()
 
 
-def imagereward_scores(files, images, prompts):
-    state = torch.load(files.blip)
+def published_imagereward(files):
+    state, tokenizer = torch.load(files.blip), BertTokenizer.from_pretrained(files.bert)
     model = blip.from_published({key.removeprefix("blip."): v for key, v in state.items() if key.startswith("blip.")})
-    tokens = BertTokenizer.from_pretrained(files.bert)(
-        prompts, padding="max_length", truncation=True, max_length=35, return_tensors="pt"
-    )
-    transform = image_transform(tiny.SIZE, False)
-    pixels = torch.stack([transform(picture) for picture in pil(images)])
-    features = model(pixels, tokens.input_ids, tokens.attention_mask)
-    return (published_head(state, "mlp.layers.")(features)[:, 0] - 0.16717362830052426) / 1.0333394966054072
+    head, transform = published_head(state, "mlp.layers."), image_transform(tiny.SIZE, False)
+
+    def score(images, prompts):
+        tokens = tokenizer(prompts, padding="max_length", truncation=True, max_length=35, return_tensors="pt")
+        pixels = torch.stack([transform(picture) for picture in pil(images)])
+        features = model(pixels, tokens.input_ids, tokens.attention_mask)
+        return (head(features)[:, 0] - 0.16717362830052426) / 1.0333394966054072
+
+    return score
+
+
+# Each model's own processor and forward, with nothing of this library's rewards.
+PUBLISHED = {
+    "pickscore": published_pickscore,
+    "clip": lambda files: published_pickscore(files, scale=100),
+    "open-clip": lambda files: published_open_clip(files, files.first, "shortest"),
+    "hpsv2": lambda files: published_open_clip(files, files.first, "longest"),
+    "hpsv2.1": lambda files: published_open_clip(files, files.second, "longest"),
+    "aesthetic": published_aesthetic,
+    "imagereward": published_imagereward,
+}
 
 
 @torch.no_grad()
-def published_scores(name, files, images, prompts):
-    """Scores through each model's own processor and forward, without anything of this library's rewards."""
-    if name == "pickscore":
-        return transformers_scores(files, images, prompts)[0]
-    if name == "clip":
-        scores, scale = transformers_scores(files, images, prompts)
-        return 100 * scores / scale
-    if name == "open-clip":
-        return open_clip_scores(files, files.first, images, prompts, "shortest")
-    if name.startswith("hpsv2"):
-        return open_clip_scores(files, files.first if name == "hpsv2" else files.second, images, prompts, "longest")
-    return (aesthetic_scores if name == "aesthetic" else imagereward_scores)(files, images, prompts)
-
-
-@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_reports_equal_the_models_own_processor_and_forward(name, size, files, specs):
-    images = tiny.pictures(len(PROMPTS), *size)
-    scores = rewards.report(rewards.load(specs[name]), tiny.saved(images), PROMPTS)
-    expected = published_scores(name, files, images, PROMPTS)
-    assert torch.allclose(scores, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+def test_reports_equal_the_models_own_processor_and_forward(name, files, specs):
+    reward, published = rewards.load(specs[name]), PUBLISHED[name](files)
+    for size in SIZES:
+        images = tiny.pictures(len(PROMPTS), *size)
+        scores, expected = rewards.report(reward, tiny.saved(images), PROMPTS), published(images, PROMPTS)
+        assert torch.allclose(scores, expected, rtol=1e-4, atol=1e-4 * float(expected.std())), size
 
 
-@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_differentiable_path_is_within_a_hundredth_of_the_scores_spread(name, size, specs):
-    images, prompts = tiny.pictures(32, *size), [PROMPTS[0]] * 32
-    reward = rewards.load(specs[name])
-    reported = rewards.report(reward, tiny.saved(images), prompts)
-    assert (reward(images, prompts) - reported).square().mean().sqrt() < 0.01 * reported.std()
+def test_the_differentiable_path_is_within_a_hundredth_of_the_scores_spread(name, specs):
+    reward, prompts = rewards.load(specs[name]), [PROMPTS[0]] * 32
+    for size in SIZES:
+        images = tiny.pictures(32, *size)
+        reported = rewards.report(reward, tiny.saved(images), prompts)
+        assert (reward(images, prompts) - reported).square().mean().sqrt() < 0.01 * reported.std(), size
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "fragile", "sum"])
@@ -403,7 +421,7 @@ def test_a_reward_without_gradient_scores_and_is_not_trained_on():
 
     brightness.differentiable = False
     reward = rewards.FunctionReward(brightness, "brightness")
-    assert reward(tiny.pictures(2, 8, 8), ["", ""][:2] and WORLD).shape == (2,)
+    assert reward(tiny.pictures(2, 8, 8), WORLD).shape == (2,)
     with pytest.raises(ValueError, match="'brightness' is not differentiable"):
         rewards.check_trainable(reward)
 

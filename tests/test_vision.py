@@ -2,6 +2,7 @@
 
 import gc
 import pickle
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ import torchvision.transforms.v2 as transforms
 from huggingface_hub import constants
 from open_clip.transform import image_transform
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil
 
 from aig import vision
@@ -65,7 +66,8 @@ def test_the_differentiable_path_is_within_rounding_of_pil(fit, size):
     images = tiny.pictures(4, *size)
     step = Preprocess((32, 32), fit, mean=(0.0,) * 3, std=(1.0,) * 3)
     error = (step(images) - step.report(tiny.saved(images))).abs() * 255
-    assert error.mean() < 0.5 and error.max() < 3  # PIL rounds to 8 bits after each of two passes, we never
+    # 8 bits are rounded to three times by 0.5, and a bicubic pass amplifies what came before it by at most 1.4.
+    assert error.mean() < 0.5 and error.max() < 0.5 * (1 + 1.4 + 1.4**2)
 
 
 def test_a_resize_before_a_smaller_crop_is_torchvisions():
@@ -132,10 +134,10 @@ def test_one_checkpoint_is_one_module_while_it_is_in_use(clip_folder):
     first, second = (vision.load_clip(None, sources) for _ in range(2))
     assert first is second
     assert vision.load_clip(None, sources, dtype=torch.float64) is not first
-    mark = id(first.model)
+    model = weakref.ref(first.model)
     del first, second
     gc.collect()
-    assert id(vision.load_clip(None, sources).model) != mark or not gc.garbage
+    assert model() is None  # nothing holds the memory of a reward that is no longer used
 
 
 @pytest.mark.parametrize("library", ["transformers", "open_clip"])
@@ -199,8 +201,6 @@ def test_a_folder_with_a_parameter_missing_is_refused(clip_folder, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     state = load_file(clip_folder / "model.safetensors")
     del state["visual_projection.weight"]
-    from safetensors.torch import save_file
-
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"do not fit CLIPModel.*visual_projection\.weight"):
         vision.load_clip(None, vision.clip_sources(str(tmp_path)))
@@ -284,14 +284,14 @@ def test_a_path_that_does_not_exist_is_no_hub_id(tmp_path):
 
 
 def test_a_hub_id_is_found_in_the_cache(tmp_path, monkeypatch):
-    snapshot = tmp_path / "models--some--model" / "snapshots" / "0" * 1
+    snapshot = tmp_path / "models--some--model" / "snapshots" / "0"
     snapshot.mkdir(parents=True)
     (tmp_path / "models--some--model" / "refs").mkdir()
     (tmp_path / "models--some--model" / "refs" / "main").write_text("0")
     (snapshot / "config.json").write_text("{}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert vision.fetch(Source("reward 'x'", "some/model", ("config.json",))) == snapshot
-    with pytest.raises(ValueError, match="needs config.json, model.bin"):
+    with pytest.raises(ValueError, match=r"needs config\.json, model\.bin"):
         vision.fetch(Source("reward 'x'", "some/model", ("config.json", "model.bin")))
 
 
