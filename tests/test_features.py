@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -93,6 +94,19 @@ def test_torchvisions_inception_equals_torchvisions_own_pipeline(folder):
         wanted = net.eval()(torch.stack([transform(picture) for picture in as_pil(images)]))
     assert torch.equal(features.report(ours, images), wanted)
     assert distance(ours(images / 255), wanted) < 0.02
+
+
+def test_dinov2_weights_that_are_cut_off_or_another_models_are_refused_by_their_folder(
+    dinov2_path, clip_path, tmp_path
+):
+    short = shutil.copytree(dinov2_path, tmp_path / "short")
+    weights = short / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"features 'dinov2': .*short cannot be loaded .* give a folder"):
+        features.load({"name": "dinov2", "weights": str(short)})
+    shutil.copy(clip_path / "model.safetensors", weights)
+    with pytest.raises(ValueError, match=r"the weights in .*short do not fit Dinov2Model \(\d+ parameters"):
+        features.load({"name": "dinov2", "weights": str(short)})
 
 
 @pytest.mark.parametrize("size", [(SIZE, SIZE), (53, 41), (96, 128)])
