@@ -165,7 +165,8 @@ def test_an_arms_kl_is_the_one_of_the_arm_sampled_alone(tiny, sampling):
     together = sample_arms(tiny, prompts, seeds, arms, sampling=sampling, measure_path=True)
     for arm in arms:
         alone = sample_arms(tiny, prompts, seeds, [arm], sampling=sampling, measure_path=True)
-        assert torch.equal(together.kl[arm.name], alone.kl[arm.name]), arm.name
+        # A prediction's last bit may depend on how many rows share its forward.
+        assert torch.allclose(together.kl[arm.name], alone.kl[arm.name], rtol=1e-4), arm.name
     assert together.kl["base"].abs().max() == 0
     assert together.kl["power"].min() > 0 and (together.kl["power"] < together.kl["tuned"]).all()
 
