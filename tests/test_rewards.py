@@ -368,14 +368,24 @@ def test_lists_names_and_mappings_nest():
         ({"name": "fragile", "weights": "/mine"}, "are of the pretrained rewards"),
         ("clip + 2*clip", "clip occurs twice"),
         ("nowhere:score", "cannot be imported"),
-        ({"name": "pickscore", "architecture": "ViT-H-14"}, "takes no architecture"),
-        ({"name": "hpsv2", "processor": "/mine"}, "takes no processor"),
-        ({"name": "imagereward", "architecture": "ViT-H-14"}, "leave architecture out"),
     ],
 )
 def test_a_wrong_specification_says_what_is_right(spec, message):
     with pytest.raises(ValueError, match=message):
         rewards.load(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"name": "pickscore", "architecture": "ViT-H-14"}, "takes no architecture"),
+        ({"name": "hpsv2", "processor": "/mine"}, "takes no processor"),
+        ({"name": "imagereward", "architecture": "ViT-H-14"}, "leave architecture out"),
+    ],
+)
+def test_a_key_that_a_reward_does_not_take_is_refused_before_anything_is_loaded(spec, message):
+    with pytest.raises(ValueError, match=message):
+        rewards.needed(spec)
 
 
 def test_what_is_needed_is_checked_without_loading(specs, monkeypatch):

@@ -66,8 +66,9 @@ def test_the_differentiable_path_is_within_rounding_of_pil(fit, size):
     images = tiny.pictures(4, *size)
     step = Preprocess((32, 32), fit, mean=(0.0,) * 3, std=(1.0,) * 3)
     error = (step(images) - step.report(tiny.saved(images))).abs() * 255
-    # 8 bits are rounded to three times by 0.5, and a bicubic pass amplifies what came before it by at most 1.4.
-    assert error.mean() < 0.5 and error.max() < 0.5 * (1 + 1.4 + 1.4**2)
+    # Rounding to 8 bits three times by 0.5, a bicubic pass amplifying what came before it by up to 1.4. Where the
+    # aspect changes much, Pillow may begin with the columns, which clamps an overshoot elsewhere.
+    assert error.mean() < 0.5 and error.max() < (2.5 if fit == "stretch" else 0.5 * (1 + 1.4 + 1.4**2))
 
 
 def test_a_resize_before_a_smaller_crop_is_torchvisions():
@@ -178,6 +179,11 @@ def test_an_open_clip_architecture_is_a_known_name_or_a_file(hps):
         vision.load_clip("ViT-Q", vision.clip_sources(str(hps[1]), "ViT-Q"))
 
 
+def test_a_checkpoint_file_without_an_architecture_is_refused(hps):
+    with pytest.raises(ValueError, match="is a file, which needs an architecture"):
+        vision.load_clip(None, vision.clip_sources(str(hps[1])))
+
+
 def test_weights_of_another_architecture_are_refused(hps, tmp_path):
     other = tmp_path / "other.json"
     other.write_text(hps[0].read_text().replace('"embed_dim": 16', '"embed_dim": 8'))
@@ -190,7 +196,7 @@ def test_a_checkpoint_that_holds_code_is_not_unpickled(hps, tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "trace"), "w"))
 
-    (tmp_path / "bad.pt").write_bytes(pickle.dumps({"state_dict": Code()}))
+    (tmp_path / "bad.pt").write_bytes(pickle.dumps({"state_dict": Code()}, protocol=2))
     with pytest.raises(ValueError, match="does not fit"):
         vision.load_clip(str(hps[0]), vision.clip_sources(str(tmp_path / "bad.pt"), str(hps[0])))
     assert not (tmp_path / "trace").exists()

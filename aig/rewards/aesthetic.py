@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +48,8 @@ def load(spec: RewardSpec, device: torch.device, dtype: torch.dtype) -> Aestheti
     head_source, *clip_places = sources(spec)
     state = read_state(head_source.file(fetch(head_source)), spec.user)
     clip = load_clip(None, clip_places, device, dtype)
-    width = clip.model.config.projection_dim  # type: ignore[union-attr]
-    head = linear_head(state, width, spec.user).to(device, torch.promote_types(dtype, torch.float32))
+    model: Any = clip.model
+    head = linear_head(state, model.config.projection_dim, spec.user).to(
+        device, torch.promote_types(dtype, torch.float32)
+    )
     return AestheticReward(spec.column, clip, head)

@@ -62,6 +62,8 @@ class ImageReward(LibraryReward):
 
 def sources(spec: RewardSpec) -> list[Source]:
     """The checkpoint in BLIP's own naming, and BERT's tokenizer."""
+    if spec.architecture is not None:
+        raise ValueError(f"{spec.user}: ImageReward's sizes are read from its weights; leave architecture out")
     tokenizer = ("tokenizer.json|vocab.txt",)
     return [
         Source(spec.user, spec.weights or WEIGHTS, (FILE,)),
@@ -71,8 +73,6 @@ def sources(spec: RewardSpec) -> list[Source]:
 
 def load(spec: RewardSpec, device: torch.device, dtype: torch.dtype) -> ImageReward:
     """The towers in `dtype`, the head in float32 at least; sizes are read from the weights' shapes."""
-    if spec.architecture is not None:
-        raise ValueError(f"{spec.user}: ImageReward's sizes are read from its weights; leave architecture out")
     weights, tokenizer = sources(spec)
     file, folder = weights.file(fetch(weights)), fetch(tokenizer)
     rater = shared(("imagereward", file, device, dtype), lambda: _read(file, spec.user, device, dtype))

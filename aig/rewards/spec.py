@@ -36,7 +36,8 @@ class RewardSpec:
     weights: str | None = None
     """Hub id, folder or file; None: the published ones."""
     architecture: str | None = None
-    """An open_clip model name or the path of its config JSON; for `aesthetic` the hub id or folder of its CLIP."""
+    """An open_clip model name or the path of its config JSON (HPSv2: `ViT-H-14`); for `aesthetic` the hub id or folder
+    of the CLIP under its head."""
     processor: str | None = None
     """Hub id or folder of the processor, for what goes through transformers."""
     weight: float = 1.0
@@ -102,8 +103,7 @@ def parse(spec: Spec) -> list[RewardSpec]:
     twice = sorted({column for column in columns if columns.count(column) > 1})
     if twice:
         raise ValueError(
-            f"reward {_shown(spec)}: {', '.join(twice)} occurs twice; add up the weights, or give each a label of its "
-            "own"
+            f"reward {spec!r}: {', '.join(twice)} occurs twice; add up the weights, or give each a label of its own"
         )
     return terms
 
@@ -130,7 +130,3 @@ def _from_mapping(spec: Mapping[str, Any]) -> RewardSpec:
     if not isinstance(spec.get("name"), str):
         raise ValueError(f"reward {dict(spec)!r}: the key 'name' is missing; give one of {', '.join(NAMES)}")
     return RewardSpec(**spec)
-
-
-def _shown(spec: Spec) -> str:
-    return repr(spec if isinstance(spec, str) else [*spec])

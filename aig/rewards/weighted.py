@@ -39,15 +39,12 @@ class WeightedSum(LibraryReward):
     @statistics.setter
     def statistics(self, given: Statistics | None) -> None:
         self._statistics = None if given is None else _checked(self.name, given, self.components)
-
-    @property
-    def range(self) -> tuple[float, float]:  # type: ignore[override]
-        """Where sums usually lie: three standard deviations of each term, or the terms' own ranges."""
+        # Where sums usually lie: three standard deviations of each term, or the terms' own ranges.
         ends = [
-            sorted(weight * value for value in ((-3.0, 3.0) if self.statistics else self.components[name].range))
+            sorted(weight * value for value in (self.components[name].range if given is None else (-3.0, 3.0)))
             for name, weight in self._signed().items()
         ]
-        return sum(low for low, _ in ends), sum(high for _, high in ends)
+        self.range = sum(low for low, _ in ends), sum(high for _, high in ends)
 
     def score(self, views: Views, prompts: list[str]) -> Tensor:
         return self.combine(self._columns(views, prompts))

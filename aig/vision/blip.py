@@ -42,7 +42,8 @@ class Blip(nn.Module):
     @property
     def size(self) -> int:
         """Side of the square image that the tower takes, px."""
-        return int(self.vision.config.image_size)
+        side = self.vision.config.image_size
+        return side if isinstance(side, int) else side[0]
 
     def checkpoint(self) -> None:
         """Recompute the blocks of both in the backward pass: the image's gradient runs through the text encoder too."""
@@ -98,7 +99,7 @@ def _vision_config(state: Mapping[str, Tensor]) -> BlipVisionConfig:
 
 def _text_config(state: Mapping[str, Tensor], width: int) -> BlipTextConfig:
     words = state["embeddings.word_embeddings.weight"]
-    return BlipTextConfig(
+    config = BlipTextConfig(
         vocab_size=len(words),
         hidden_size=words.shape[1],
         encoder_hidden_size=width,
@@ -108,8 +109,9 @@ def _text_config(state: Mapping[str, Tensor], width: int) -> BlipTextConfig:
         max_position_embeddings=len(state["embeddings.position_embeddings.weight"]),
         layer_norm_eps=1e-12,
         is_decoder=True,  # what makes transformers build cross-attention
-        attn_implementation="eager",
     )
+    config._attn_implementation = "eager"  # the only one that BLIP's text layers have
+    return config
 
 
 def _layers(state: Mapping[str, Tensor], prefix: str) -> int:

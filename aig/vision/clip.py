@@ -125,9 +125,14 @@ def load_clip(
     Raises ValueError where files are not to be had, or do not fit.
     """
     paths = [fetch(source) for source in sources]
+    device, user = torch.device(device), sources[0].user
     if architecture is not None:
         paths = [sources[0].file(paths[0])]
-    device, user = torch.device(device), sources[0].user
+    elif paths[0].is_file():
+        raise ValueError(
+            f"{user}: {paths[0]} is a file, which needs an architecture (an open_clip model name, as ViT-H-14, or the "
+            "path of its config JSON); without one give a folder that CLIPModel.save_pretrained wrote"
+        )
     return shared(
         ("clip", architecture, *paths, device, dtype), lambda: _load(architecture, paths, device, dtype, user)
     )

@@ -20,7 +20,8 @@ def load(folder: Path, processor: Path, device: torch.device, dtype: torch.dtype
 
     Raises ValueError where the folder's weights leave a parameter unset.
     """
-    model, info = CLIPModel.from_pretrained(folder, dtype=dtype, output_loading_info=True, local_files_only=True)
+    loaded: Any = CLIPModel.from_pretrained(folder, dtype=dtype, output_loading_info=True, local_files_only=True)
+    model, info = loaded
     wrong = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
     if wrong:
         raise ValueError(
