@@ -150,6 +150,11 @@ class Grid:
         """Standard deviation of the noise that step i adds to each latent value; 0 where it adds none."""
         return self._response(i, 0, 1) if self.stochastic else 0.0
 
+    @property
+    def has_path_kl(self) -> bool:
+        """Whether some step adds noise, so that two models' trajectories have densities to compare."""
+        return any(self.deviation(i) > 0 for i in range(len(self)))
+
     def _response(self, i: int, prediction: float, noise: float) -> float:
         """How far step i moves from where it would with neither prediction nor noise, all else being 0."""
         zero = torch.zeros(1, 1, dtype=torch.float64, device=self.times.device)

@@ -17,11 +17,11 @@ class PathMeter:
     """Adds up what separates each arm from the base along the arm's own trajectory; an observer of `advance` from step
     0 on, `with_base`.
 
-    The path KL of an arm is that of its trajectories to the base's, KL(p_arm(x_T..x_0) || p_base(x_T..x_0)) =
+    The path KL of an arm is that of its trajectories to the base's, KL(p_arm(x_T..x_k) || p_base(x_T..x_k)) =
     E_arm sum_i ||mu_arm - mu_base||^2 / (2 sigma_i^2) by the chain rule, with both means at the arm's own x_t. An
-    image's value is the sum along its trajectory, in nats; its mean over images estimates the KL without bias. A step
-    without noise has no density ratio: the last one, where the noise schedule ends at 0, is left out, so that the KL
-    is that of the trajectories up to the last noise.
+    image's value is the sum along its trajectory, in nats; its mean over images estimates the KL without bias. x_k is
+    the last state that got noise: a step without noise, as the last one of a schedule that ends at sigma = 0, has no
+    density ratio and is left out.
 
     The path length is the mean over all steps of ||eps_arm - eps_base||^2 / numel: no KL, and the same for any noise.
     """
@@ -30,7 +30,7 @@ class PathMeter:
         self.grid = grid
         self.length = torch.zeros(arms, images, device=device)
         """eps_mse path lengths (arms, images), >= 0."""
-        self.kl = torch.zeros(arms, images, device=device) if grid.stochastic else None
+        self.kl = torch.zeros(arms, images, device=device) if grid.has_path_kl else None
         """Path KL in nats (arms, images), >= 0; None where sampling is deterministic and no KL exists."""
         self._sigma = [grid.deviation(i) for i in range(len(grid))]
         # What a multistep scheduler would remember, had it followed the arm (and the base) on the arm's own x_t.

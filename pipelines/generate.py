@@ -168,7 +168,7 @@ class Generator:
         files = RunFiles(self.config.directory)
         self.model = study.load_model(self.config)
         self.sampling = _sampling(self.config, self.model.defaults)
-        self.stochastic = Grid(self.model, self.sampling).stochastic
+        self.has_kl = Grid(self.model, self.sampling).has_path_kl
         self.arms = study.all_arms(self.config)
         for name in dict.fromkeys(arm.arm.adapter for arm in self.arms):
             if name is not None:
@@ -193,7 +193,7 @@ class Generator:
         )
         pixels = {arm.name: to_uint8(self.model.decode(samples.latents[arm.name])).numpy() for arm in arms}
         cost = json.dumps({"predictions": samples.cost.predictions, "naive": samples.cost.naive})
-        columns = {"path": samples.path} | ({"kl_to_base": samples.kl} if self.stochastic else {})
+        columns = {"path": samples.path} | ({"kl_to_base": samples.kl} if self.has_kl else {})
         found, first = [], 0
         for row in rows:
             own = slice(first, first + len(row["seeds"]))

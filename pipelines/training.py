@@ -211,7 +211,7 @@ def validate(config: Config, model: Model, scores: Scores, sampling: Sampling, s
     samples = sample_arms(
         model, prompts, seeds, [Arm(ADAPTER, ADAPTER)], config.run.seed, sampling, measure_path=step > 0
     )
-    distances = {"path": samples.path} | ({"kl_to_base": samples.kl} if Grid(model, sampling).stochastic else {})
+    distances = {"path": samples.path} | ({"kl_to_base": samples.kl} if Grid(model, sampling).has_path_kl else {})
     found = scores(rounded(model.decode(samples.latents[ADAPTER])), prompts)
     means = {name: float(column.mean()) for name, column in found.items() if name != "features"}
     other = study.held_out(config, settings.reward)

@@ -178,6 +178,12 @@ def test_deterministic_sampling_has_a_path_length_and_no_kl(tiny):
     assert samples.path["tuned"].min() > 0
 
 
+def test_one_step_to_the_end_of_the_noise_has_no_kl_either(model):
+    samples = sample_arms(model, ["p"], [0], ARMS, sampling=replace(DDIM, steps=1), measure_path=True)
+    assert samples.kl == {}
+    assert samples.path["tuned"].min() > 0
+
+
 def test_a_path_without_the_bases_predictions_is_refused(tiny):
     grid = Grid(tiny, DDIM)
     x = torch.zeros(1, *tiny.latent_shape)
