@@ -161,7 +161,7 @@ def last_steps(
     """The last K steps with gradient: final latents (B, C, H, W) and each image's KL term (B,), eps_mse or nats."""
     terms: list[Tensor] = []
 
-    def observe(i: int, a: int, x_t: Tensor, tuned: Tensor, base: Tensor | None) -> None:
+    def observe(i: int, a: int, state: State, tuned: Tensor, base: Tensor | None) -> None:
         if base is not None:
             full = torch.promote_types(
                 tuned.dtype, torch.float32

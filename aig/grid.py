@@ -140,16 +140,26 @@ class Grid:
 
         A step is affine in the prediction and in its noise, so the scheduler itself, asked at 0 and 1, says how far its
         mean moves and how wide it is. 0 where the step is deterministic: both models' transitions are points, and no
-        density ratio exists.
+        density ratio exists. Of this step's prediction alone: `aig.path` also counts what a multistep scheduler
+        remembers.
         """
-        if not self.stochastic:
-            return 0.0
+        deviation = self.deviation(i)
+        return self._response(i, 1, 0) ** 2 / (2 * deviation**2 * self.eps_scale(i)) if deviation > 0 else 0.0
+
+    def deviation(self, i: int) -> float:
+        """Standard deviation of the noise that step i adds to each latent value; 0 where it adds none."""
+        return self._response(i, 0, 1) if self.stochastic else 0.0
+
+    @property
+    def has_path_kl(self) -> bool:
+        """Whether some step adds noise, so that two models' trajectories have densities to compare."""
+        return any(self.deviation(i) > 0 for i in range(len(self)))
+
+    def _response(self, i: int, prediction: float, noise: float) -> float:
+        """How far step i moves from where it would with neither prediction nor noise, all else being 0."""
         zero = torch.zeros(1, 1, dtype=torch.float64, device=self.times.device)
         state = State(zero, (zero,) * (min(i, self.scheduler.config.solver_order) if self._multistep else 0))
-        origin = self.move(i, zero, state, zero).x
-        slope = float(self.move(i, zero + 1, state, zero).x - origin)
-        deviation = float(self.move(i, zero, state, zero + 1).x - origin)
-        return slope**2 / (2 * deviation**2 * self.eps_scale(i)) if deviation > 0 else 0.0
+        return float(self.move(i, zero + prediction, state, zero + noise).x - self.move(i, zero, state, zero).x)
 
     def _at(self, i: int) -> None:
         # The schedulers count their steps; one that is asked for step i has to be told, since arms and probes share it.

@@ -24,6 +24,7 @@ from torch import Tensor
 from aig import adapters, schedules
 from aig.grid import Grid, State
 from aig.models.protocol import Condition, Model, Sampling
+from aig.path import Observer, PathMeter
 
 __all__ = [
     "Arm",
@@ -108,16 +109,15 @@ class Noise:
 
 @dataclass
 class Samples:
-    """What `sample_arms` returns, by arm name: latents (G, C, H, W), eps_mse path length to the base (G,) if asked for,
-    and the cost."""
+    """What `sample_arms` returns, by arm name: latents (G, C, H, W), distances to the base (G,) if asked for, and the
+    cost."""
 
     latents: dict[str, Tensor]
     path: dict[str, Tensor] = field(default_factory=dict)
+    """eps_mse path length of each image, which is no KL."""
+    kl: dict[str, Tensor] = field(default_factory=dict)
+    """Path KL of each image in nats; empty where sampling is deterministic."""
     cost: Cost = field(default_factory=Cost)
-
-
-# (step, arm index, x_t, mixed prediction, base prediction or None)
-Observer = Callable[[int, int, Tensor, Tensor, "Tensor | None"], None]
 
 
 def advance(
@@ -178,7 +178,7 @@ def advance(
                     stepped[kind] = len(moved)
                     moved.append(grid.move(i, mixes[kind], states[at[a]], variance_noise))
                 if observe is not None:
-                    observe(i, a, states[at[a]].x, mixes[kind], predictions.get((at[a], adapters.BASE)))
+                    observe(i, a, states[at[a]], mixes[kind], predictions.get((at[a], adapters.BASE)))
                 at[a] = stepped[kind]
             states = moved
             if progress is not None:
@@ -262,10 +262,8 @@ def sample_arms(
 ) -> Samples:
     """Sample every arm for G (prompt, seed index) pairs from common noise.
 
-    `measure_path` also accumulates each image's eps_mse path length to the base: the mean over steps of ||eps_arm -
-    eps_base||^2 / numel at
-    the arm's own x_t, which costs a base prediction wherever an arm makes none itself. `progress` is called with the
-    steps done.
+    `measure_path` also accumulates each image's distances to the base, as `aig.path.PathMeter` defines them, which
+    costs a base prediction wherever an arm makes none itself. `progress` is called with the steps done.
     Raises ValueError for duplicate arm names, adapters that are not loaded and prompts that the model cannot read.
     """
     if len({arm.name for arm in arms}) != len(arms) or not arms:
@@ -274,20 +272,17 @@ def sample_arms(
     noise = Noise(prompts, seed_indices, run_seed, model.latent_shape)
     grid = Grid(model, sampling)
     start = grid.start(noise.initial(), model)
-    path = torch.zeros(len(arms), len(prompts))
-
-    def observe(i: int, a: int, x_t: Tensor, mixed: Tensor, base: Tensor | None) -> None:
-        if base is not None:
-            path[a] += grid.eps_scale(i) * (mixed - base).float().square().flatten(1).mean(dim=1).cpu() / len(grid)
-
+    meter = PathMeter(grid, len(arms), len(prompts), start.device) if measure_path else None
     result = Samples({})
     finals = advance(
         model, encode(model, prompts, sampling), start, arms, sampling, grid=grid, noise=noise.at_step,
-        with_base=measure_path, observe=observe if measure_path else None, progress=progress, cost=result.cost,
+        with_base=measure_path, observe=meter, progress=progress, cost=result.cost,
     )  # fmt: skip
     result.latents = {arm.name: final.x for arm, final in zip(arms, finals, strict=True)}
-    if measure_path:
-        result.path = {arm.name: path[a] for a, arm in enumerate(arms)}
+    if meter is not None:
+        result.path = {arm.name: row for arm, row in zip(arms, meter.length.cpu(), strict=True)}
+    if meter is not None and meter.kl is not None:
+        result.kl = {arm.name: row for arm, row in zip(arms, meter.kl.cpu(), strict=True)}
     return result
 
 

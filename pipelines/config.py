@@ -249,8 +249,9 @@ class Evaluate(Section):
     one."""
     gold: str | None = "gold"
     """The reward that stands for the truth, never trained on, or null."""
-    features: str = "world"
-    """The feature extractor of the diversity metrics."""
+    features: str | dict[str, Any] = field(default="world", hash=False)
+    """The feature extractor of the diversity metrics: a name, `package.module:callable`, or a mapping as in
+    {name: dinov2, weights: FOLDER}."""
     lora_scales: tuple[float, ...] = number((0.25, 0.5, 0.75), 0, 1)
     """LoRA scales of the unregularized adapter."""
     schedules: tuple[str, ...] = ("linear", "power:2", "power:4", "step:0.6", "constant:0.5")
@@ -260,7 +261,7 @@ class Evaluate(Section):
     early_stops: tuple[int, ...] | None = number(None, 1)
     """Training steps whose snapshots are arms; null takes every snapshot, [] none."""
     path_prompts: int | None = number(None, 0)
-    """On how many prompts to measure the path length to the base, at the cost of more predictions; null is all."""
+    """On how many prompts to measure the distance to the base, at the cost of more predictions; null is all."""
     group: int = number(8, 1)
     """Images of one prompt and arm that are made together; a file of the dataset holds them for all arms."""
     groups_at_once: int = number(2, 1, **EXECUTION)

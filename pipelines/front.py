@@ -25,6 +25,8 @@ from pipelines.scoring import GOLD
 from pipelines.study import Study
 
 RIVALS = ("kl", "lora", "early")
+# The KL where there is one: the path length of deterministic sampling is none.
+DISTANCE_UNITS = {"kl_to_base": "nats per image", "path": "mean squared difference of predictions (eps_mse)"}
 
 
 def write_front(config: Config) -> Path:
@@ -139,15 +141,16 @@ def _plane(result: Bootstrap, names: list[str]) -> dict[str, Any]:
 
 
 def _reward_vs_kl(single: Study, proxy: str, measured: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
-    """Each arm's path length to the base and its reward, where the path was measured."""
-    rows = []
-    for arm in single.arms:
-        metrics = measured[arm.arm.name]
-        if "path" in metrics:
-            reward, low, high = metrics[proxy]
-            about = {"arm": arm.arm.name, "kl_weight": arm.kl_weight, "path": metrics["path"][0]}
-            rows.append({**about, "reward": reward, "low": low, "high": high})
-    return rows
+    """Each arm's distance to the base and its reward, [value, low, high], where the distance was measured."""
+    measures = [measure for measure in DISTANCE_UNITS if any(measure in metrics for metrics in measured.values())]
+    return [
+        {
+            "arm": arm.arm.name, "kl_weight": arm.kl_weight, "metric": measures[0], "unit": DISTANCE_UNITS[measures[0]],
+            "distance": measured[arm.arm.name][measures[0]], "reward": measured[arm.arm.name][proxy],
+        }
+        for arm in single.arms
+        if measures and measures[0] in measured[arm.arm.name]
+    ]  # fmt: skip
 
 
 def _claims(

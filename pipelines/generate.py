@@ -22,7 +22,7 @@ import ray.data
 import torch
 
 from aig import adapters, models
-from aig.sampler import sample_arms, to_uint8
+from aig.sampler import Grid, sample_arms, to_uint8
 from pipelines import config as configuration
 from pipelines import normalization, rewarding, streaming, study
 from pipelines.breakdown import PIXEL_STD, pixel_std
@@ -75,7 +75,7 @@ def units(config: Config, model_defaults: models.Sampling) -> list[Unit]:
 
 
 def has_path(config: Config, prompt_id: int) -> bool:
-    """Whether the path length to the base is measured on this prompt."""
+    """Whether the distance to the base is measured on this prompt."""
     return config.evaluate.path_prompts is None or prompt_id < config.evaluate.path_prompts
 
 
@@ -153,6 +153,7 @@ class Generator:
         files = RunFiles(self.config.directory)
         self.model = study.load_model(self.config)
         self.sampling = _sampling(self.config, self.model.defaults)
+        self.has_kl = Grid(self.model, self.sampling).has_path_kl
         self.arms = study.all_arms(self.config)
         for name in dict.fromkeys(arm.arm.adapter for arm in self.arms):
             if name is not None:
@@ -168,7 +169,7 @@ class Generator:
 
     @torch.no_grad()
     def draw(self, rows: list[dict[str, Any]], measured: bool) -> list[dict[str, Any]]:
-        """The units' rows, with their images and, where `measured`, path lengths, by arm and then by seed."""
+        """The units' rows, with their images and, where `measured`, distances to the base, by arm and then by seed."""
         arms = [arm.arm for arm in self.arms]
         prompts = [row["prompt"] for row in rows for _ in row["seeds"]]
         seeds = [seed for row in rows for seed in row["seeds"]]
@@ -180,23 +181,29 @@ class Generator:
             decoded = self.model.decode(samples.latents[arm.name])
             pixels[arm.name], spread[arm.name] = to_uint8(decoded).numpy(), pixel_std(decoded).tolist()
         cost = json.dumps({"predictions": samples.cost.predictions, "naive": samples.cost.naive})
+        columns = {"path": samples.path} | ({"kl_to_base": samples.kl} if self.has_kl else {})
         found, first = [], 0
         for row in rows:
             own = slice(first, first + len(row["seeds"]))
             first = own.stop
             images = [to_png(image) for arm in arms for image in pixels[arm.name][own]]
-            path = [x for arm in arms for x in (samples.path[arm.name][own].tolist() if measured else [])]
             std = [x for arm in arms for x in spread[arm.name][own]]
-            path = path or [math.nan] * len(images)
-            found.append({**row, "image": images, PIXEL_STD: std, "path": path, "cost": cost})
+            unknown = [math.nan] * len(images)
+            distances = {
+                name: [x for arm in arms for x in column[arm.name][own].tolist()] if measured else unknown
+                for name, column in columns.items()
+            }
+            found.append({**row, "image": images, PIXEL_STD: std, **distances, "cost": cost})
         return found
 
 
 UNIT_SCHEMA = pa.schema({
     "unit": pa.string(), "prompt_id": pa.int32(), "prompt": pa.string(), "seeds": pa.list_(pa.int32()),
     "image": pa.list_(pa.binary()), PIXEL_STD: pa.list_(pa.float32()), "path": pa.list_(pa.float32()),
+    "kl_to_base": pa.list_(pa.float32()),
     "cost": pa.string(),
 })  # fmt: skip
+DISTANCES = ("path", "kl_to_base")  # eps_mse; nats, where sampling is stochastic
 
 
 class Evaluation:
@@ -221,7 +228,8 @@ class Evaluation:
         arms = [arm for arm in self.arms for _ in row["seeds"]]
         columns = identity_columns(arms, row["prompt_id"], row["prompt"], [*row["seeds"]] * len(self.arms))
         columns |= {"image": pa.array(row["image"], pa.binary())}
-        columns |= {name: pa.array(row[name], pa.float32()) for name in (PIXEL_STD, "path")}
+        measured = [name for name in (PIXEL_STD, *DISTANCES) if row[name] is not None]
+        columns |= {name: pa.array(row[name], pa.float32()) for name in measured}
         prompts = [row["prompt"]] * len(arms)
         return Pictures(columns["id"].to_pylist(), row["image"], prompts, columns, {"cost": row["cost"]})
 

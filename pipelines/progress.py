@@ -24,12 +24,12 @@ def duration(seconds: float) -> str:
 
 
 def training_line(key: str, status: dict[str, Any], width: int = 0) -> str:
-    """Step, rate, time left, loss, reward, KL and diversity of one training."""
+    """Step, rate, time left, loss, reward, path length to the base and diversity of one training."""
     step, steps = status["step"], status["steps"]
     line = f"{key:<{width}}  {step:>{len(str(steps))}}/{steps}"
     if status.get("rate"):
         line += f"  {status['rate']:.2f} s/step  {duration(status['rate'] * (steps - step))} left"
-    for name, form in (("loss", "8.3f"), ("reward", "7.3f"), ("kl", "8.2g"), ("diversity", "5.2f")):
+    for name, form in (("loss", "8.3f"), ("reward", "7.3f"), ("path", "8.2g"), ("diversity", "5.2f")):
         if status.get(name) is not None:
             line += f"  {name} {status[name]:{form}}"
     return line

@@ -39,7 +39,7 @@ class Scores:
         columns: Columns,
         statistics: Statistics | None = None,
         gold: RewardSpec | None = None,
-        extractor: str | None = None,
+        extractor: features.Spec | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         self.device = torch.device(device)
@@ -72,7 +72,7 @@ class Scores:
         if self.judges:
             columns |= rewards.accuracies(self.judges, images.float() / 255, texts)
         found = {name: columns[name].float().cpu() for name in self.columns}
-        return found if self.features is None else {**found, "features": self.features(images.float() / 255).cpu()}
+        return found if self.features is None else {**found, "features": features.report(self.features, images).cpu()}
 
 
 @dataclass(frozen=True)

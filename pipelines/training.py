@@ -24,7 +24,7 @@ from aig import adapters, memory
 from aig.draft import DraftConfig, draw, over_kept, train_step
 from aig.metrics import per_prompt, vendi_score
 from aig.models import Model, Sampling
-from aig.sampler import Arm, sample_arms, to_uint8
+from aig.sampler import Arm, Grid, sample_arms, to_uint8
 from pipelines import layout, normalization, progress, rewarding, study
 from pipelines.config import Config
 from pipelines.layout import RunFiles
@@ -176,7 +176,7 @@ class Training:
         part.write_text("".join(json.dumps(r) + "\n" for r in self.curve))
         part.replace(path)
         place = {"step": self.step, "steps": self.config.train.steps}
-        self.status.update({**place, "kl": row["kl"], "diversity": row["diversity"]}, force=True)
+        self.status.update({**place, "path": row["path"], "diversity": row["diversity"]}, force=True)
 
     def elapsed(self) -> float:
         return self.seconds + time.monotonic() - self.begun
@@ -239,7 +239,7 @@ def scores_of(config: Config, device: torch.device, statistics: Statistics | Non
 
 @torch.no_grad()
 def validate(config: Config, model: Model, scores: Scores, sampling: Sampling, step: int) -> dict[str, Any]:
-    """Mean scores, within-prompt diversity and path length to the base of the adapter as it is.
+    """Mean scores, within-prompt diversity and distances to the base of the adapter as it is.
 
     An image without a finite score raises FloatingPointError with its prompt and seed; with train.on_nan = skip it is
     left out of every mean, and counted.
@@ -252,6 +252,7 @@ def validate(config: Config, model: Model, scores: Scores, sampling: Sampling, s
     samples = sample_arms(
         model, prompts, seeds, [Arm(ADAPTER, ADAPTER)], config.run.seed, sampling, measure_path=step > 0
     )
+    distances = {"path": samples.path} | ({"kl_to_base": samples.kl} if Grid(model, sampling).has_path_kl else {})
     images = model.decode(samples.latents[ADAPTER])
     found = scores(to_uint8(images).permute(0, 3, 1, 2), prompts)
     vectors = found.pop("features")
@@ -277,7 +278,7 @@ def validate(config: Config, model: Model, scores: Scores, sampling: Sampling, s
         "gold": means.get(GOLD),
         "accuracy": sum(judged) / len(judged) if judged else None,
         "diversity": _diversity(vectors[kept], [prompts[row] for row in kept]),
-        "kl": float(samples.path[ADAPTER][kept].mean()) if step > 0 else 0.0,
+        **{name: float(column[ADAPTER][kept].mean()) if step > 0 else 0.0 for name, column in distances.items()},
         "scores": {name: mean for name, mean in means.items() if name not in ACCURACIES},
         "left_out": len(prompts) - len(kept),
     }

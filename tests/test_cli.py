@@ -66,7 +66,10 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, expected, tmp_path, ca
         ("sweep.rewards=['nowhere:to_be_found']", "cannot be imported"),
         ("sweep.rewards=['0.5*fragile + 0.5*gold']", "sweep.rewards: reward 'gold' exists to judge"),
         ("sweep.rewards=[pickscore]", "sweep.rewards: reward 'pickscore' needs"),
-        ("evaluate.features=inception", "evaluate.features: features 'inception' are not known"),
+        (
+            "evaluate.features=incepton",
+            "evaluate.features: features 'incepton' are not known; did you mean 'inception'?",
+        ),
         ("model.name=nowhere", "model.name: "),
         ("sweep.ks=[99]", "train: draft.k = 99"),
         ("evaluate.prompts=[a red star, a beige dodecahedron]", "evaluate.prompts: "),

@@ -33,6 +33,15 @@ def test_numbers_and_lists_are_read_as_yaml():
     assert loaded.ray.address is None
 
 
+def test_a_feature_extractor_is_named_or_described_by_a_mapping(tmp_path):
+    loaded = config.load(None, None, ["evaluate.features={name: dinov2, weights: /data/dinov2}"])
+    assert loaded.evaluate.features == {"name": "dinov2", "weights": "/data/dinov2"}
+    assert config.from_dict(config.yaml.safe_load(config.to_yaml(loaded))) == loaded
+    hash(loaded.evaluate)
+    with pytest.raises(ConfigError, match=r"evaluate\.features is 3: give a text or a mapping, as in \{name: \.\.\.\}"):
+        config.load(None, None, ["evaluate.features=3"])
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

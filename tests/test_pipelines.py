@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +41,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def arguments(model, tmp_path_factory):
-    return ["--preset", "smoke", *overrides(model, tmp_path_factory.mktemp("runs"))]
+    return ["--preset", "smoke", *overrides(model, tmp_path_factory.mktemp("runs"), model__eta=0.5)]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,8 @@ def test_a_run_goes_from_training_to_a_front(run):
     assert sorted(path.name for path in files.adapters.iterdir()) == [key, f"{key}@2"]
     curve = [json.loads(line) for line in (files.curves / f"{key}.jsonl").read_text().splitlines()]
     assert [row["step"] for row in curve] == [0, 2, 4]
-    assert curve[0]["kl"] == 0 and curve[-1]["kl"] > 0
+    assert curve[0]["path"] == curve[0]["kl_to_base"] == 0
+    assert curve[-1]["kl_to_base"] > curve[-1]["path"] > 0
     assert curve[-1]["reward"] > curve[0]["reward"]
 
     images = generate.read(run, DEFAULTS)
@@ -73,6 +75,8 @@ def test_a_run_goes_from_training_to_a_front(run):
     row = images.table.slice(0, 1).to_pylist()[0]
     assert scoring.from_png(row["image"]).shape == (row["height"], row["width"], 3) == (32, 32, 3)
     assert len(row["features"]) == 48
+    nats = np.array(images.table["kl_to_base"].to_pylist())
+    assert ((nats == 0) == (np.array(images.table["arm"].to_pylist()) == "base")).all()
 
     found = json.loads(files.front.read_text())["studies"][0]
     assert [arm["family"] for arm in found["arms"]] == ["base", "tuned", "aig", "lora", "early"]
@@ -81,10 +85,30 @@ def test_a_run_goes_from_training_to_a_front(run):
     base, tuned = (next(arm for arm in found["arms"] if arm["family"] == family) for family in ("base", "tuned"))
     claim = found["claims"][0]
     assert claim["value"] == pytest.approx(tuned["x"] - base["x"])
+    against = {row["arm"]: row for row in found["reward_vs_kl"]}
+    assert set(against) == set(arms) and {row["unit"] for row in against.values()} == {"nats per image"}
+    value, low, high = against[key]["distance"]
+    assert (
+        value == pytest.approx(nats[np.array(images.table["arm"].to_pylist()) == key].mean()) and low <= value <= high
+    )
+    assert against[key]["reward"] == [tuned["x"], tuned["x_low"], tuned["x_high"]]
     listed = json.loads(files.arms.read_text())
     assert [arm["name"] for arm in listed["arms"]] == arms
     assert listed["check"] == {"expected": 20, "found": 20, "missing": 0, "duplicate": 0}
     assert 0 < listed["cost"]["predictions"] < listed["cost"]["naive"]
+
+
+def test_rewards_stand_against_a_path_length_that_says_so_where_there_is_no_kl():
+    single = SimpleNamespace(arms=[SimpleNamespace(arm=SimpleNamespace(name=name), kl_weight=0.0) for name in "ab"])
+    measured = {name: {"red": [1.0, 0.5, 1.5], "path": [0.1, 0.0, 0.2]} for name in "ab"}
+    rows = front._reward_vs_kl(single, "red", measured)
+    assert {(row["metric"], row["unit"].endswith("(eps_mse)")) for row in rows} == {("path", True)}
+    assert [row["distance"] for row in rows] == [[0.1, 0.0, 0.2]] * 2
+    measured["a"]["kl_to_base"] = [3.0, 2.0, 4.0]
+    assert [(row["arm"], row["metric"], row["distance"]) for row in front._reward_vs_kl(single, "red", measured)] == [
+        ("a", "kl_to_base", [3.0, 2.0, 4.0])
+    ]
+    assert front._reward_vs_kl(single, "red", {name: {"red": [1.0, 0.5, 1.5]} for name in "ab"}) == []
 
 
 def test_a_second_run_changes_nothing(run, arguments, capsys):

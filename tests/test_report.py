@@ -29,7 +29,17 @@ from pipelines.report.reading import read_run
 
 COLOURS = ("red", "blue", "green", "yellow")
 SHAPES = ("star", "heart on a dark background", "circle", "cross")
-HALF = {"fragile": 0.8, "robust": 0.5, "gold": 0.4, "accuracy": 0.2, "vendi": 0.5, "pairwise": 0.05, "path": 0.002}
+UNITS = {"path": "mean squared difference of predictions (eps_mse)", "kl_to_base": "nats per image"}
+HALF = {
+    "fragile": 0.8,
+    "robust": 0.5,
+    "gold": 0.4,
+    "accuracy": 0.2,
+    "vendi": 0.5,
+    "pairwise": 0.05,
+    "path": 0.002,
+    "kl_to_base": 1.5,
+}
 
 
 def arms_of(reward: str, k: int, seed: int) -> list[dict[str, Any]]:
@@ -67,7 +77,7 @@ def measure(arm: dict[str, Any], rng: np.random.Generator, prompts: int) -> dict
     d, gain = arm["d"], {"aig": 0.25, "mix": 0.2, "kl": 0.3, "early": 0.1}.get(arm["family"], 0.0)
     truth = {"fragile": 12.4 + 5.5 * d, "robust": 16.5 + 0.8 * d, "gold": 3.3 + 1.9 * d - 2.2 * d**2 - 0.4 * gain}
     truth |= {"accuracy": 0.69 + 0.3 * d - 0.5 * d**2, "vendi": 4.8 - 1.5 * d - 0.8 * d**3 + gain}
-    truth |= {"pairwise": 0.42 - 0.2 * d, "path": 0.08 * d**2}
+    truth |= {"pairwise": 0.42 - 0.2 * d, "path": 0.08 * d**2, "kl_to_base": 40 * d**2}
     table = {}
     for metric, value in truth.items():
         half = HALF[metric] / math.sqrt(prompts / 2)
@@ -116,10 +126,6 @@ def front_study(
         entry |= dict(zip(("x", "x_low", "x_high"), measured[reward], strict=True))
         entry |= dict(zip(("y", "y_low", "y_high"), measured["vendi"], strict=True))
         entries.append(entry | {"on_front": best, "front_probability": 0.9 if best else 0.1})
-    against_kl = []
-    for arm in arms:
-        row = {"arm": arm["name"], "kl_weight": arm["kl_weight"], "path": metrics[arm["name"]]["path"][0]}
-        against_kl.append(row | dict(zip(("reward", "low", "high"), metrics[arm["name"]][reward], strict=True)))
     gold = "gold falls under its peak along training (tuned - peak; the peak's step is chosen on other prompts)"
     claims = [
         {"claim": "proxy reward rises (tuned - base)", "expected": 1, "value": 5.02, "low": 4.61, "high": 5.44},
@@ -130,7 +136,13 @@ def front_study(
         **{"study": name, "reward": reward, "held_out": other, "k": k, "train_seeds": seeds, "arms": entries},
         **own,
         "planes": {"gold": plane("gold", arms, metrics)},
-        "reward_vs_kl": against_kl,
+        "reward_vs_kl": [
+            {
+                **{"arm": arm["name"], "kl_weight": arm["kl_weight"], "metric": "path", "unit": UNITS["path"]},
+                **{"distance": metrics[arm["name"]]["path"], "reward": metrics[arm["name"]][reward]},
+            }
+            for arm in arms
+        ],
         "claims": claims,
     }
 
@@ -144,7 +156,7 @@ def write_curves(folder: Path, arms: list[dict[str, Any]], rng: np.random.Genera
         for step in range(0, 161, 20):
             d = (step / 160) ** 0.6 / (1 + 0.3 * math.log1p(arm["kl_weight"]))
             row = {"reward": 12.4 + 5.5 * d, "held_out": 16.5 + 0.8 * d - 0.5 * d**2, "diversity": 4.8 - 2.3 * d}
-            row |= {"gold": 3.3 + 1.9 * d - 2.2 * d**2, "accuracy": 0.69 + 0.3 * d - 0.5 * d**2, "kl": d**2}
+            row |= {"gold": 3.3 + 1.9 * d - 2.2 * d**2, "accuracy": 0.69 + 0.3 * d - 0.5 * d**2, "path": d**2}
             row = {key: value + 0.02 * rng.normal() for key, value in row.items()}
             lines.append(json.dumps({"step": step, **row, "loss": None, "seconds": 1.1 * step}))
         (folder / f"{arm['adapter']}.jsonl").write_text("\n".join(lines) + "\n")
@@ -471,11 +483,28 @@ def test_a_broken_arm_is_shown_with_its_reason_and_is_on_no_front(copy: Path) ->
 
 
 def test_path_lengths_of_some_prompts_say_so(copy: Path) -> None:
-    said = "Path lengths are means over the first 2 prompts."
+    said = "Distances to the base are means over the first 2 prompts."
     assert said not in write_report(copy).read_text()
     config = yaml.safe_load((copy / "config.yaml").read_text())
     (copy / "config.yaml").write_text(yaml.safe_dump({**config, "evaluate": {"path_prompts": 2}}))
     assert said in write_report(copy).read_text()
+
+
+def test_reward_is_set_against_a_kl_in_nats_only_where_there_is_one(copy: Path) -> None:
+    text = Links(write_report(copy).read_text()).text
+    assert "Reward against path length" in text and "This path length is no KL" in text
+    assert "Reward against KL" not in text
+
+    def stochastic(front: dict[str, Any]) -> None:
+        study = front["studies"][0]
+        nats = {arm["arm"]: arm["metrics"]["kl_to_base"] for arm in study["arms"]}
+        for row in study["reward_vs_kl"]:
+            row |= {"metric": "kl_to_base", "unit": UNITS["kl_to_base"], "distance": nats[row["arm"]]}
+
+    edit(copy / "front.json", stochastic)
+    text = Links(write_report(copy).read_text()).text
+    assert "Reward against KL" in text and "This path length is no KL" not in text
+    assert {point.unit for point in study_of(copy).reward_vs_kl} == {"nats per image"}
 
 
 def test_several_training_seeds_are_shown_as_their_mean_first_and_text_from_files_is_escaped(tmp_path: Path) -> None:

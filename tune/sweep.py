@@ -95,17 +95,19 @@ def result_row(config: Config) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The adapters with their rewards, gold, accuracy and diversity before and after, as text."""
+    """The adapters with their rewards, gold, accuracy and diversity before and after, and their distance to the base
+    (the path KL in nats where sampling is stochastic, else the eps_mse path length), as text."""
+    distance, title = ("kl_to_base", "KL, nats") if "kl_to_base" in rows[0] else ("path", "path")
     names = ("reward", "held_out", "gold", "accuracy", "diversity")
     width = max(len(row["adapter"]) for row in rows)
     lines = [
         f"{'adapter':<{width}}  steps  "
         + "".join(f"{name.replace('_', ' '):^18}" for name in names)
-        + "KL       seconds"
+        + f"{title:<10}seconds"
     ]
     for row in rows:
         cells = "".join(f"{_change(row['start'].get(name), row.get(name)):^18}" for name in names)
-        lines.append(f"{row['adapter']:<{width}}  {row['step']:>5}  {cells}{row['kl']:<9.2g}{row['seconds']:.0f}")
+        lines.append(f"{row['adapter']:<{width}}  {row['step']:>5}  {cells}{row[distance]:<10.2g}{row['seconds']:.0f}")
     return "\n".join(lines)
 
 

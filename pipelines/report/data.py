@@ -34,6 +34,7 @@ METRICS = {
     "shape_ok": "shape right",
     "vendi": "Vendi score in a prompt",
     "pairwise": "pairwise distance in a prompt",
+    "kl_to_base": "path KL to base (nats per image)",
     "path": "path length to base (eps_mse)",
     "spectral": "spectral distance",
     "log_spectral": "log spectral distance",
@@ -142,11 +143,13 @@ class Claim(NamedTuple):
 
 
 class KLPoint(NamedTuple):
-    """One arm of the reward-against-KL figure."""
+    """One arm of the reward-against-KL figure; the distance to the base is a KL where the metric says so."""
 
     arm: str
     kl_weight: float
-    path: float
+    metric: str
+    unit: str
+    distance: Estimate
     reward: Estimate
 
 
@@ -193,6 +196,11 @@ class Study:
     def slug(self) -> str:
         """The name, fit for a file name."""
         return re.sub(r"[^A-Za-z0-9._-]+", "-", self.name)
+
+    @property
+    def has_kl(self) -> bool:
+        """Whether rewards are set against a KL in nats, not against a path length, which is none."""
+        return any(point.metric == "kl_to_base" for point in self.reward_vs_kl)
 
     @property
     def plane(self) -> Plane:
@@ -252,11 +260,11 @@ class Run:
 
     @property
     def path_note(self) -> str:
-        """On how many prompts path lengths were measured, in words, where those are not all; else empty."""
+        """On how many prompts distances to the base were measured, in words, where those are not all; else empty."""
         prompts = (self.config.get("evaluate") or {}).get("path_prompts")
         if prompts is None or prompts >= self.prompts:
             return ""
-        return f"Path lengths are means over the first {prompts} prompts."
+        return f"Distances to the base are means over the first {prompts} prompts."
 
     @cached_property
     def by_name(self) -> dict[str, Arm]:

@@ -12,7 +12,18 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from pipelines.report import labels, style
-from pipelines.report.data import FAMILIES, ROLES, UNKNOWN, Difference, Estimate, Run, Study, family_name, sample
+from pipelines.report.data import (
+    FAMILIES,
+    ROLES,
+    UNKNOWN,
+    Difference,
+    Estimate,
+    KLPoint,
+    Run,
+    Study,
+    family_name,
+    sample,
+)
 from pipelines.report.drawing import Drawing, cross_out, legend, reward_axis
 from pipelines.report.style import INK, MARK, MARKER, MUTED, TEXT
 from pipelines.report.words import comparisons
@@ -23,9 +34,10 @@ CURVES = {
     "gold": "gold",
     "accuracy": "prompt accuracy",
     "diversity": "diversity",
-    "kl": "KL to base",
+    "path": "path length to base (eps_mse)",
+    "kl_to_base": "path KL to base (nats)",
 }
-"""Columns of curves/*.jsonl that are drawn, and their names."""
+"""Columns of curves/*.jsonl that are drawn, and their names; of the last two, the KL where sampling has one."""
 
 
 _Row = tuple[str, Estimate | None, str, str, bool]  # name, estimate, colour, marker, filled
@@ -126,10 +138,16 @@ def curve_lines(run: Run, study: Study) -> list[Line]:
     return lines
 
 
+def curve_keys(lines: Sequence[Line]) -> list[str]:
+    """The six columns that are drawn."""
+    unwanted = "path" if any("kl_to_base" in row for line in lines for row in line.rows) else "kl_to_base"
+    return [key for key in CURVES if key != unwanted]
+
+
 def curve_panels(study: Study, lines: Sequence[Line]) -> dict[str, Drawing]:
     """Training curves, one figure for each quantity."""
     panels = {}
-    for key in CURVES:
+    for key in curve_keys(lines):
         figure, ax = style.canvas(3.3, 2.4, left=0.5, top=0.3, bottom=0.48)
         _curve(ax, study, key, lines)
         panels[key] = Drawing(figure)
@@ -143,20 +161,19 @@ def curves(study: Study, lines: Sequence[Line]) -> Drawing:
     note = "Validations during training, on few images and without intervals: levels are read from the evaluation."
     handles = [Line2D([], [], color=line.color, ls=line.dash, label=line.label) for line in lines]
     style.annotate(figure, f"{study.title}: training", note, handles, columns=7)
-    for ax, key in zip(axes.flat, CURVES, strict=True):
+    for ax, key in zip(axes.flat, curve_keys(lines), strict=True):
         _curve(ax, study, key, lines)
     return Drawing(figure)
 
 
 def reward_vs_kl(run: Run, study: Study) -> tuple[Drawing, list[Drawing]] | None:
-    """Proxy reward, and gold where measured, against the path length to the base; None without path lengths.
+    """Proxy reward, and gold where measured, against the distance to the base; None where that was not measured.
 
     Both in one figure, and one figure each.
     """
-    points = {point.arm: point for point in study.reward_vs_kl if math.isfinite(point.path)}
+    points = {point.arm: point for point in study.reward_vs_kl if math.isfinite(point.distance.value)}
     if not points:
         return None
-    paths = {name: point.path for name, point in points.items()}
     values = {study.reward: {name: point.reward for name, point in points.items()}}
     gold = {name: study.by_name[name].metric("gold") for name in points}
     if sum(estimate.known for estimate in gold.values()) > 1:
@@ -165,16 +182,23 @@ def reward_vs_kl(run: Run, study: Study) -> tuple[Drawing, list[Drawing]] | None
     note = f"{note} {run.path_note}".rstrip()
     margins: dict[str, Any] = {"top": style.HEAD, "bottom": style.FOOT, "squeeze": False}
     whole, axes = style.canvas(5.8 * len(values), 5.0, 1, len(values), **margins)
-    apart = style.annotate(whole, f"{study.title}: reward against KL", note, legend(study, fronts=False))
+    apart = style.annotate(
+        whole, f"{study.title}: reward against {distance_name(study)}", note, legend(study, fronts=False)
+    )
     unnamed: list[str] = []
     for ax, (metric, estimates) in zip(axes[0], values.items(), strict=True):
-        unnamed += _against_kl(ax, study, metric, paths, estimates)
+        unnamed += _against_kl(ax, study, metric, points, estimates)
     style.mention(apart, unnamed)
     panels = []
     for metric, estimates in values.items():
         figure, ax = style.canvas(5.4, 4.0)
-        panels.append(Drawing(figure, left_out=tuple(_against_kl(ax, study, metric, paths, estimates))))
+        panels.append(Drawing(figure, left_out=tuple(_against_kl(ax, study, metric, points, estimates))))
     return Drawing(whole), panels
+
+
+def distance_name(study: Study) -> str:
+    """What arms are drawn against: KL only where it is one."""
+    return "KL" if study.has_kl else "path length"
 
 
 def _volumes(ax: Axes, study: Study, height: int) -> None:
@@ -229,25 +253,30 @@ def _curve(ax: Axes, study: Study, key: str, lines: Sequence[Line]) -> None:
 
 
 def _against_kl(
-    ax: Axes, study: Study, metric: str, paths: Mapping[str, float], values: Mapping[str, Estimate]
+    ax: Axes, study: Study, metric: str, points: Mapping[str, KLPoint], values: Mapping[str, Estimate]
 ) -> list[str]:
-    """Draws one metric against path length, names included; returns the names for which there was no room."""
-    ends = [name for name in paths if study.by_name[name].family in ("base", "tuned")]
+    """Draws one metric against the distance, names included; returns the names for which there was no room."""
+    ends = [name for name in points if study.by_name[name].family in ("base", "tuned")]
     bars, texts = [], []
     for family in study.families:
-        members = [name for name in paths if study.by_name[name].family == family]
-        joined = sorted(members + ends, key=lambda name: paths[name])
+        members = [name for name in points if study.by_name[name].family == family]
+        joined = sorted(members + ends, key=lambda name: points[name].distance.value)
         if family not in ("base", "tuned") and members:
-            xy = [(paths[name], values[name].value) for name in joined if not study.by_name[name].broken]
+            xy = [
+                (points[name].distance.value, values[name].value) for name in joined if not study.by_name[name].broken
+            ]
             ax.plot([x for x, _ in xy], [y for _, y in xy], color=MARK[family], linewidth=0.9, alpha=0.5)
         for name in members:
-            x, y = paths[name], values[name]
-            ax.plot([x, x], [y.low, y.high], color=MARK[family], linewidth=1.0, alpha=0.45)
-            ax.plot(x, y.value, MARKER[family], color=MARK[family], markersize=5.5)
-            bars.append((x, y.low, x, y.high))
-            texts.append(labels.Label(x, y.value, study.by_name[name].label, TEXT[family], name in ends))
-    cross_out(ax, [(paths[name], values[name].value) for name in paths if study.by_name[name].broken])
+            x, y = points[name].distance, values[name]
+            own = [(x.value, y.low, x.value, y.high), (x.low, y.value, x.high, y.value)]
+            for x0, y0, x1, y1 in own:
+                ax.plot([x0, x1], [y0, y1], color=MARK[family], linewidth=1.0, alpha=0.45)
+            ax.plot(x.value, y.value, MARKER[family], color=MARK[family], markersize=5.5)
+            bars += own
+            texts.append(labels.Label(x.value, y.value, study.by_name[name].label, TEXT[family], name in ends))
+    broken = [name for name in points if study.by_name[name].broken]
+    cross_out(ax, [(points[name].distance.value, values[name].value) for name in broken])
     ax.margins(0.07)
     ax.set_ylabel(reward_axis(study, metric))
-    ax.set_xlabel("path length to base: mean squared difference of predictions (eps_mse)")
+    ax.set_xlabel(f"{'path KL' if study.has_kl else 'path length'} to base, {study.reward_vs_kl[0].unit} →")
     return labels.place(ax, texts, bars, line_color=MUTED, reach=40.0)

@@ -125,7 +125,7 @@ def _section(run: Run, study: Study, grid: images.Grid | None, folder: Path) -> 
             for key, panel in (figures.curve_panels(study, lines) if lines else {}).items()
         ],
         "reward_vs_kl": [
-            _svg(panel, f"{name}-kl-{i}", f"Reward against KL: {study.title}")
+            _svg(panel, f"{name}-kl-{i}", f"Reward against {figures.distance_name(study)}: {study.title}")
             for i, panel in enumerate(against_kl[1] if against_kl else ())
         ],
         "kl_left_out": sorted({label for panel in (against_kl[1] if against_kl else ()) for label in panel.left_out}),
@@ -221,6 +221,7 @@ def _metric_order(run: Run, arms: list[Arm]) -> list[str]:
         "accuracy",
         "accuracy_a",
         "accuracy_b",
+        "kl_to_base",
         "path",
     ]
     present = {metric for arm in arms for metric in arm.metrics if math.isfinite(arm.metric(metric).value)}

@@ -212,8 +212,10 @@ def _study(study: _Checked, front: _Checked, arms: Mapping[str, Arm]) -> Study:
             KLPoint(
                 _known(row, "arm", known),
                 row.number("kl_weight"),
-                row.number("path"),
-                Estimate(row.number("reward"), row.number("low"), row.number("high")),
+                row.text("metric"),
+                row.text("unit"),
+                row.estimate("distance"),
+                row.estimate("reward"),
             )
             for row in study.items("reward_vs_kl", required=False)
         ),

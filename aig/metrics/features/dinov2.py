@@ -1,0 +1,58 @@
+"""DINOv2 (Oquab et al. 2023), which agrees with people on how alike images are better than Inception (Stein et al.
+2023)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import BitImageProcessorPil, Dinov2Model
+
+from aig.metrics.features.base import Features, in_words
+from aig.metrics.features.spec import FeatureSpec
+from aig.vision import Source, Views, fetch
+from aig.vision.clip_transformers import preprocess_of
+
+WEIGHTS = "facebook/dinov2-base"
+FILES = ("config.json", "model.safetensors|model.safetensors.index.json|pytorch_model.bin")
+PROCESSOR = ("preprocessor_config.json|processor_config.json",)
+
+
+def sources(spec: FeatureSpec) -> list[Source]:
+    """A folder of `Dinov2Model`, and that of its image processor, by default the same."""
+    weights = spec.weights or WEIGHTS
+    own = Source(spec.user, spec.processor or weights, PROCESSOR, (), "processor" if spec.processor else "weights")
+    return [Source(spec.user, weights, FILES, ("*.json",)), own]
+
+
+def load(spec: FeatureSpec, device: torch.device, dtype: torch.dtype) -> Features:
+    """The class token after the last layer norm, 768 features in the base size; resized and cropped as the processor's
+    configuration says (published: shortest side to 256 px, bicubic, centre crop of 224)."""
+    folder, processor = (fetch(source) for source in sources(spec))
+    model = _model(folder, dtype, spec).to(device).eval().requires_grad_(False)
+    preprocess = preprocess_of(BitImageProcessorPil.from_pretrained(processor, local_files_only=True), spec.user)
+
+    def extract(views: Views) -> Tensor:
+        return model(pixel_values=views.pixels(preprocess).to(device, dtype)).pooler_output
+
+    return Features(extract, spec.title, model.config.hidden_size, preprocess.size, in_words(preprocess))
+
+
+def _model(folder: Path, dtype: torch.dtype, spec: FeatureSpec) -> Any:
+    fix = "give a folder that Dinov2Model.save_pretrained wrote"
+    try:
+        loaded: Any = Dinov2Model.from_pretrained(folder, dtype=dtype, output_loading_info=True, local_files_only=True)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{spec.user}: {folder} cannot be loaded ({reason}): {fix}") from error
+    model, info = loaded
+    wrong = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
+    if wrong:
+        raise ValueError(
+            f"{spec.user}: the weights in {folder} do not fit Dinov2Model ({len(wrong)} parameters are missing or of "
+            f"another shape, as {wrong[0]}): {fix}"
+        )
+    return model
