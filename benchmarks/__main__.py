@@ -168,6 +168,7 @@ def main(argv: list[str] | None = None) -> None:
     if unknown:
         parser.error(f"benchmark {unknown[0]!r} is not known (known: {', '.join(BENCHMARKS)})")
     torch.set_num_threads(1)
+    sys.stdout.reconfigure(line_buffering=True)  # each table as it comes, also into a file
     what = (
         torch.cuda.get_device_name()
         if arguments.device == "cuda"
