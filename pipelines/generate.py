@@ -207,9 +207,12 @@ DISTANCES = ("path", "kl_to_base")  # eps_mse; nats, where sampling is stochasti
 
 
 class Evaluation:
-    """The scorers' job in an evaluation: a unit's images as the generators drew them; each must have its scores."""
+    """The scorers' job in an evaluation: a unit's images as the generators drew them.
 
-    strict = True
+    An image without a score is kept, warned of, and marks its arm as broken.
+    """
+
+    warns = True
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = configuration.from_dict(config)

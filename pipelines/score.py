@@ -61,7 +61,7 @@ class Files:
 class FolderJob:
     """The scorers' job for images in files: an image that cannot be read or scored is recorded with the reason."""
 
-    strict = False
+    warns = False  # failures are listed by file at the end
 
     def __init__(self, folder: Path, columns: Columns, threads: int, batch: int) -> None:
         self.folder, self.columns, self.threads, self.batch = folder, columns, threads, batch

@@ -93,8 +93,8 @@ class Job(Protocol):
     folder: Path
     threads: int
     batch: int
-    strict: bool
-    """Whether an image without a score is an error; else it is recorded with its reason in a column `error`."""
+    warns: bool
+    """Whether an image without a score is warned of by its id; the column `error` has the reason in any case."""
 
     def scores(self) -> Scores:
         """What scores the images, loaded."""
@@ -132,11 +132,12 @@ class Scorer:
         pictures = self.job.pictures(row)
         decoded, errors = decode(pictures.contents)
         columns, vectors = self._score(decoded, pictures.prompts, errors)
-        if errors and self.job.strict:
+        if errors and self.job.warns:
             first = min(errors)
-            raise FloatingPointError(
-                f"image {pictures.ids[first]} of the prompt {pictures.prompts[first]!r}: {errors[first]}; no file of "
-                f"its group was written{f' ({len(errors)} such images)' if len(errors) > 1 else ''}"
+            more = f" ({len(errors)} such images in its group)" if len(errors) > 1 else ""
+            warnings.warn(
+                f"image {pictures.ids[first]} of the prompt {pictures.prompts[first]!r}: {errors[first]}{more}",
+                stacklevel=2,
             )
         sizes = [(None, None) if image is None else image.shape[:2] for image in decoded]
         found = dict(pictures.columns)
@@ -148,8 +149,7 @@ class Scorer:
             found["features"] = pa.FixedSizeListArray.from_arrays(
                 pa.array(vectors.ravel(), pa.float32()), vectors.shape[1]
             )
-        if not self.job.strict:
-            found["error"] = pa.array([errors.get(place) for place in range(len(decoded))], pa.string())
+        found["error"] = pa.array([errors.get(place) for place in range(len(decoded))], pa.string())
         return pa.table(found).replace_schema_metadata(pictures.metadata)
 
     def _score(

@@ -12,6 +12,7 @@ from aig.metrics import (
     Moments,
     NeighbourScores,
     cmmd,
+    features,
     frechet_distance,
     kernel_distance,
     log_spectral_distance,
@@ -68,7 +69,7 @@ def subset_size(prompts: int, seeds: int, images: int) -> int:
     return max(min(prompts // 2, images // seeds), NEIGHBOURS // seeds + 1)
 
 
-def distances(ref: np.ndarray, gen: np.ndarray, extractor: str) -> dict[str, float]:
+def distances(ref: np.ndarray, gen: np.ndarray, extractor: features.Spec) -> dict[str, float]:
     """Distances of gen to ref, both (prompts, seeds, d): all rows, and the spread inside the prompts."""
     r, g = flat(ref), flat(gen)
     moments = Moments.of(r), Moments.of(g)
@@ -79,7 +80,7 @@ def distances(ref: np.ndarray, gen: np.ndarray, extractor: str) -> dict[str, flo
         "kid": in_parts(kernel_distance, r, g),
         "collapse": spectral_profile(within(ref), within(gen)).mean_log_ratio,
     }
-    if extractor == "clip":
+    if features.parse(extractor).name == "clip":
         found["cmmd"] = in_parts(partial(cmmd, unbiased=True), r, g)
     return found
 

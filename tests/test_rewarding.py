@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from pipeline_toys import HERE, bright, overrides, red
@@ -295,10 +296,10 @@ def test_a_validation_never_averages_nan_in_silence(model, tmp_path, on_nan):
     assert np.isfinite([row["reward"], row["held_out"], row["diversity"]]).all()
 
 
-class StrictJob:
+class WarningJob:
     """A job of an evaluation's kind: four images, of which the third has no score."""
 
-    strict, threads, batch = True, 1, 2
+    warns, threads, batch = True, 1, 2
 
     def __init__(self, folder):
         self.folder = folder
@@ -311,12 +312,12 @@ class StrictJob:
         return scoring.Pictures(list("abcd"), contents, ["a star", "a star", "a heart", "a star"], {})
 
 
-def test_an_evaluated_image_without_a_score_is_an_error_with_its_id_and_leaves_no_file(tmp_path):
-    with pytest.raises(
-        FloatingPointError, match=r"image c of the prompt 'a heart': the score of pipeline_toys-spoiled"
-    ):
-        scoring.Scorer(StrictJob(tmp_path))(pa.table({"unit": ["u"]}))
-    assert list(tmp_path.iterdir()) == []
+def test_an_evaluated_image_without_a_score_is_recorded_with_its_reason_and_warned_of_by_its_id(tmp_path):
+    said = scoring.Scorer(WarningJob(tmp_path))(pa.table({"unit": ["u"]}))["said"].to_pylist()[0]
+    assert len(said) == 1 and "image c of the prompt 'a heart': the score of pipeline_toys-spoiled" in said[0]
+    table = pq.read_table(tmp_path / "part-u.parquet")
+    assert table["pipeline_toys-spoiled"].is_null().to_pylist() == [False, False, True, False]
+    assert [reason is not None for reason in table["error"].to_pylist()] == [False, False, True, False]
 
 
 def test_images_of_different_sizes_are_batched_by_size():
