@@ -34,6 +34,11 @@ def check_training(config: Config, *, sweep: bool) -> Model:
             rewarding.check(config, train.reward, trained=True)
         with _named("train"):
             draft_config(replace(config, train=train), model)
+    if config.train.method == "full" and config.model.dtype != "float32":
+        raise ConfigError(
+            f"train.method is full and model.dtype {config.model.dtype}, in which Adam's small steps are lost: take "
+            "model.dtype=float32, and train.autocast=bfloat16 for speed"
+        )
     if config.train.num_workers > config.train.batch:
         raise ConfigError(
             f"train.num_workers is {config.train.num_workers} and train.batch {config.train.batch}: "
@@ -69,7 +74,7 @@ def check_evaluation(config: Config, model: Model | None = None, *, trained: boo
         for name in dict.fromkeys(arm.arm.adapter for arm in study.all_arms(config)):
             adapter_digest(config, name)
             if name is not None:
-                _check_readable(RunFiles(config.directory).adapters / name / adapters.WEIGHTS)
+                _check_readable(adapters.weights_file(RunFiles(config.directory).adapters / name))
         _check_adapters(config, layout.trainings(config))
     return model
 

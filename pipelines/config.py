@@ -186,6 +186,10 @@ class Train(Section):
     """The gradient's largest norm."""
     on_nan: str = choice("stop", "stop", "skip", **EXECUTION)
     """What happens where an image's score is NaN: stop, naming the image, or skip it and count it."""
+    method: str = choice("lora", "lora", "full")
+    """What is tuned: a LoRA, or every weight of the denoiser, as a second set beside the frozen base."""
+    offload: bool = field(default=False, metadata=EXECUTION)
+    """Of full fine-tuning: keep the base's weights on the CPU; slower where the base is evaluated too, as for KL."""
     rank: int = number(8, 1)
     """LoRA rank."""
     alpha: float = number(8.0, above=0)

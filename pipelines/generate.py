@@ -24,7 +24,7 @@ import torch
 from aig import adapters, models
 from aig.sampler import Grid, sample_arms, to_uint8
 from pipelines import config as configuration
-from pipelines import normalization, rewarding, streaming, study
+from pipelines import layout, normalization, rewarding, streaming, study
 from pipelines.breakdown import PIXEL_STD, pixel_std
 from pipelines.cluster import Cluster, actor, needs, times
 from pipelines.config import Config, ConfigError
@@ -83,10 +83,9 @@ def adapter_digest(config: Config, name: str | None) -> str | None:
     """A hash of an adapter's weights; ConfigError where it was not trained."""
     if name is None:
         return None
-    path = RunFiles(config.directory).adapters / name / adapters.WEIGHTS
     try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
-    except FileNotFoundError:
+        return layout.file_digest(adapters.weights_file(RunFiles(config.directory).adapters / name))
+    except ValueError:
         raise ConfigError(
             f"adapter {name!r} is not trained: run `python -m pipelines sweep` with the same configuration first"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass, replace
@@ -111,6 +112,15 @@ def read_prompts(path: str, key: str) -> list[str]:
     if len(prompts) < 2:
         raise ConfigError(f"{key}: {path} has {len(prompts)} prompts: give one a line, at least two")
     return prompts
+
+
+def file_digest(path: Path) -> str:
+    """A hash of a file's content, read a piece at a time."""
+    digest = hashlib.blake2b(digest_size=8)
+    with path.open("rb") as file:
+        while piece := file.read(2**24):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -23,7 +23,7 @@ from aig.models.protocol import Condition
 from aig.models.published import PUBLISHED
 from pipelines import study
 from pipelines.config import Config
-from pipelines.training import ADAPTER, draft_config
+from pipelines.training import ADAPTER, attach, draft_config
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 DAY = 86_400
@@ -73,7 +73,7 @@ def make(config: Config) -> Plan:
     sampling = settings.sampling
     scheduler_for(model, sampling)
     frozen = all_parameters(model)
-    adapters.attach(model.denoiser, ADAPTER, train.rank, train.alpha, train.targets, train.seed)
+    attach(train, model.denoiser)
     trained = sum(parameter.numel() for parameter in adapters.parameters(model.denoiser, ADAPTER))
     memory.prepare(model, [part for part in train.checkpointing if part != "reward"])
     size = BYTES[config.model.dtype if train.autocast is None else train.autocast]
@@ -85,8 +85,9 @@ def make(config: Config) -> Plan:
     extra = with_gradient if train.kl_weight > 0 else 0
     steps = sampling.steps - train.k + (1 if train.lv > 1 else 0)
     predictions = train.batch * (steps + with_gradient + extra)
-    # A backward pass through frozen weights costs about what the forward one does: it needs no gradients of theirs.
-    operations = train.batch / micro * (once * (steps + 2 * with_gradient + extra) + decoded * 2 * train.lv)
+    # A backward pass through frozen weights costs about what the forward one does; with their gradients, twice.
+    passes = 3 if train.method == "full" else 2
+    operations = train.batch / micro * (once * (steps + passes * with_gradient + extra) + decoded * 2 * train.lv)
     return Plan(
         config, model, here, trained, predictions * (1 if sampling.guidance == 1 else 2), predictions,
         weights=frozen * BYTES[config.model.dtype],
@@ -129,7 +130,9 @@ def lines(plan: Plan) -> list[str]:
     config, model, train = plan.config, plan.model, plan.config.train
     sampling = draft_config(config, model).sampling
     height, width = model.image_size
+    whole = train.method == "full"
     denoiser = parameters(model.denoiser) - plan.trained
+    how = "every weight" if whole else f"LoRA rank {train.rank}, {train.targets}"
     scheduler = sampling.scheduler or type(model.scheduler).__name__
     download = "nothing: the weights are here" if plan.here else f"about {_size(plan.download)} from the hub"
     total = plan.weights + plan.states + plan.activations
@@ -141,16 +144,15 @@ def lines(plan: Plan) -> list[str]:
         "sampling": f"{scheduler}, {sampling.steps} steps, guidance {sampling.guidance:g}, eta {sampling.eta:g}",
         "objective": f"DRaFT-{train.k}, reward {train.reward}, KL weight {train.kl_weight:g}"
         + (f", {train.lv} draws of the last step" if train.lv > 1 else ""),
-        "trained": f"{plan.trained / 1e6:.2f} M parameters (LoRA rank {train.rank}, {train.targets}) beside "
-        f"{denoiser / 1e6:,.0f} M frozen ones",
+        "trained": f"{plan.trained / 1e6:.2f} M parameters ({how}) beside {denoiser / 1e6:,.0f} M frozen ones",
         "a step": f"{train.batch} images, {plan.predictions:,} predictions ({plan.rows:,} rows of the denoiser), "
         f"{plan.operations / 1e12:,.3g} TFLOP without the reward",
         "all steps": f"{train.steps:,} steps, {train.steps * train.batch:,} images",
         "to end in a day": f"{train.steps * train.batch / DAY:.2f} images/s are needed",
         f"at {100 * SHARE:g} % of peak": times,
-        "memory": f"about {_size(total)}: weights {_size(plan.weights)}, adapter and optimizer {_size(plan.states)}, "
-        f"activations of {min(train.micro_batch, train.batch)} images {_size(plan.activations)}; the reward's are not "
-        "in it",
+        "memory": f"about {_size(total)}: weights {_size(plan.weights)}, what is trained with its optimizer "
+        f"{_size(plan.states)}, activations of {min(train.micro_batch, train.batch)} images {_size(plan.activations)}; "
+        "the reward's are not in it",
         "run directory": str(config.directory),
     }
     return [f"{name:<20}{value}" for name, value in rows.items()]

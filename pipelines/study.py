@@ -186,8 +186,9 @@ def _study_arms(config: Config, reward: str, k: int, seed: int) -> Iterator[Stud
             yield StudyArm(arm, "aig" if tuned else "mix", mixed, **common, step=steps)
         if not tuned:
             continue
+        scaled = "LoRA" if config.train.method == "lora" else "tuning"
         for scale in evaluate.lora_scales:
-            yield StudyArm(Arm(f"{key}x{scale:g}", key, scale), "lora", f"LoRA ×{scale:g}", **common, step=steps)
+            yield StudyArm(Arm(f"{key}x{scale:g}", key, scale), "lora", f"{scaled} ×{scale:g}", **common, step=steps)
         for step in early_stops(config):
             stop = f"{key}@{step}"
             yield StudyArm(Arm(stop, stop), "early", f"stop at {step}", **common, step=step)
@@ -197,6 +198,8 @@ def training_record(config: Config, train: Train, step: int) -> dict[str, Any]:
     """What made an adapter, as JSON holds it: it decides whether one that is there is the one that is wanted."""
     settings: dict[str, Any] = {key: getattr(train, key) for key in RECORDED}
     settings["prompts"] = resolve_prompts(train.prompts, "train.prompts")
+    if train.method != "lora":  # nor has a LoRA's record a method
+        settings = {key: value for key, value in settings.items() if key not in OF_LORA} | {"method": train.method}
     # Only where they say more than the name does: records are compared, and older ones have no such keys.
     if config.rewards.define:
         settings["terms"] = [asdict(term) for term in rewarding.terms(config, train.reward)]
@@ -212,6 +215,9 @@ RECORDED = (
     "reward", "kl_weight", "k", "seed", "kl", "lv", "batch", "lr", "weight_decay", "clip", "rank", "alpha", "targets",
     "optimizer", "autocast", "vae_tiling", "compile",
 )  # fmt: skip
+
+
+OF_LORA = ("rank", "alpha", "targets")
 
 
 def is_saved(config: Config, folder: Path, step: int) -> bool:

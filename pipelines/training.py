@@ -26,7 +26,7 @@ from aig.metrics import per_prompt, vendi_score
 from aig.models import Model, Sampling
 from aig.sampler import Arm, Grid, sample_arms, to_uint8
 from pipelines import layout, normalization, progress, rewarding, study
-from pipelines.config import Config
+from pipelines.config import Config, Train
 from pipelines.layout import RunFiles
 from pipelines.rewarding import Statistics
 from pipelines.scoring import ACCURACIES, GOLD, Scores
@@ -78,7 +78,7 @@ class Training:
         statistics = normalization.of_sums(config)
         self.reward = rewarding.load_trained(config, self.model.device, statistics or {})
         denoiser = self.model.denoiser
-        adapters.attach(denoiser, ADAPTER, settings.rank, settings.alpha, settings.targets, settings.seed)
+        attach(settings, denoiser)
         self.parameters = adapters.parameters(denoiser, ADAPTER)
         self.optimizer = memory.make_optimizer(
             settings.optimizer, self.parameters, settings.lr, BETAS, settings.weight_decay
@@ -217,6 +217,14 @@ class Training:
                 parameter.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.skipped = state["step"], state["seconds"], state.get("skipped", 0.0)
+
+
+def attach(settings: Train, denoiser: nn.Module) -> None:
+    """Put what `config.train` tunes into the denoiser: a LoRA, or a whole second set of its weights."""
+    if settings.method == "full":
+        adapters.full(denoiser, ADAPTER, settings.offload)
+    else:
+        adapters.attach(denoiser, ADAPTER, settings.rank, settings.alpha, settings.targets, settings.seed)
 
 
 def draft_config(config: Config, model: Model) -> DraftConfig:

@@ -86,6 +86,12 @@ def test_what_only_the_libraries_can_know_is_found_before_ray_starts(wrong, expe
     assert not (tmp_path / "storage").exists()
 
 
+def test_full_fine_tuning_of_half_precision_weights_is_refused(tmp_path, capsys):
+    storage = f"run.storage={tmp_path / 'storage'}"
+    assert main(["train", "--preset", "smoke", storage, "train.method=full", "model.dtype=bfloat16"]) == 2
+    assert "train.method is full and model.dtype bfloat16" in capsys.readouterr().err
+
+
 def test_corrupt_weights_are_named_before_ray_starts(tmp_path, capsys):
     folder = tmp_path / "broken"
     build_pipeline(0).save_pretrained(folder)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from pipeline_toys import HERE, overrides
 from safetensors.torch import load_file
 
@@ -214,6 +215,22 @@ def test_two_workers_halves_add_up_to_the_step_of_one(model, tmp_path):
     assert whole["loss"] == pytest.approx(parts[0]["loss"] + parts[1]["loss"], abs=1e-5)
     for one, a, b in zip(alone.parameters, first.parameters, second.parameters, strict=True):
         torch.testing.assert_close(one.grad, a.grad + b.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.timeout(280)
+def test_full_fine_tuning_leaves_a_model_that_diffusers_loads_and_a_resumed_run_leaves_alone(
+    ray_cluster, model, tmp_path, capsys
+):
+    arguments = ["train", "--preset", "smoke", *overrides(model, tmp_path, train__method="full", train__steps=2)]
+    assert main(arguments) == 0
+    folder = tmp_path / "smoke" / "adapters" / "pipeline_toys-red-k1-kl0-s0"
+    tuned, base = (UNet2DConditionModel.from_pretrained(path) for path in (folder, model / "unet"))
+    moved = [not torch.equal(a, b) for a, b in zip(tuned.parameters(), base.parameters(), strict=True)]
+    assert sum(moved) > len(moved) / 2
+    record = adapters.read_record(folder)
+    assert record["train"]["method"] == "full" and "rank" not in record["train"]
+    assert main(arguments) == 0
+    assert "Finished already" in capsys.readouterr().out
 
 
 def test_an_adapter_of_another_configuration_is_refused(run, arguments, capsys):

@@ -21,13 +21,13 @@ def red(images, prompts):
     return (images[:, 0] - images[:, 1:].mean(1)).flatten(1).mean(1)
 
 
-@pytest.mark.parametrize("overrides", [[], ["train.k=3", "train.kl_weight=1"], ["train.lv=2"]])
+@pytest.mark.parametrize("overrides", [[], ["train.k=3", "train.kl_weight=1"], ["train.lv=2"], ["train.method=full"]])
 def test_the_plan_counts_what_a_training_step_does(overrides, monkeypatch):
     asked = config.load(None, None, ["train.batch=8", "train.micro_batch=4", "model.steps=6", *overrides])
     made = plan.make(asked)
     model = study.load_model(asked)
     train = asked.train
-    adapters.attach(model.denoiser, "tuned", train.rank, train.alpha, train.targets, train.seed)
+    training.attach(train, model.denoiser)
     tensors = adapters.parameters(model.denoiser, "tuned")
     assert made.trained == sum(tensor.numel() for tensor in tensors)
     rows = []

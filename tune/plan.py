@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -118,11 +119,9 @@ def scored(config: Config, reward: str) -> list[str]:
 
 
 def _digest(files: RunFiles, adapter: str) -> str:
-    folder = files.adapters / adapter
-    weights = folder / adapters.WEIGHTS
-    if weights.exists():
-        return hashlib.blake2b(weights.read_bytes(), digest_size=8).hexdigest()
-    there = sorted(path.parent.name for path in files.adapters.glob(f"*/{adapters.WEIGHTS}"))
+    with suppress(ValueError):
+        return layout.file_digest(adapters.weights_file(files.adapters / adapter))
+    there = sorted(path.parent.name for path in files.adapters.glob(f"*/{adapters.RECORD}"))
     if not there:
         raise ConfigError(
             f"search.adapter: {files.root} has no adapters: run `python -m pipelines sweep` (or train) with the same "

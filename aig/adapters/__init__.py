@@ -5,7 +5,7 @@ The base model is the denoiser with no adapter, so one set of weights (with `ful
 both predictions of annealed importance guidance, in one forward.
 """
 
-from aig.adapters.files import FULL_WEIGHTS, RECORD, WEIGHTS, load, read_record, save
+from aig.adapters.files import FULL_WEIGHTS, RECORD, WEIGHTS, load, read_record, save, weights_file
 from aig.adapters.full import full
 from aig.adapters.lora import TARGETS, attach, parameters, scaled
 from aig.adapters.routing import BASE, Fuser, fusing, key, names, routed
@@ -28,4 +28,5 @@ __all__ = [
     "routed",
     "save",
     "scaled",
+    "weights_file",
 ]

@@ -57,7 +57,7 @@ def load(denoiser: nn.Module, folder: str | os.PathLike[str], name: str) -> None
     the reason and the fix.
     """
     check_new(denoiser, name)
-    path = _weights_file(Path(folder))
+    path = weights_file(folder)
     if (path.parent / RECORD).exists():
         check_same_base(denoiser, read_record(path.parent), path.parent / RECORD)
     tensors, metadata = foreign.read(path)
@@ -114,8 +114,12 @@ def _save(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> Non
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, {"format": "pt", **header})
 
 
-def _weights_file(path: Path) -> Path:
-    """The file itself, or the one of a folder: ours by its name, else the only safetensors file."""
+def weights_file(folder: str | os.PathLike[str]) -> Path:
+    """Where an adapter's weights are: the path itself, or of a folder ours by its name, else the only safetensors file.
+
+    Raises ValueError where there is none, or no single one.
+    """
+    path = Path(folder)
     if path.is_file():
         return path
     for name in (WEIGHTS, FULL_WEIGHTS):
