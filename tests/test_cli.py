@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 from pipeline_toys import HERE, overrides
+from waiting import wait_for
 
 from aig.world.tiny import build_pipeline
 from pipelines.__main__ import main
@@ -163,13 +163,3 @@ def test_ctrl_c_and_sigterm_leave_a_resumable_run_and_no_process(model, tmp_path
     assert "Traceback" not in said
     _, alive = psutil.wait_procs(family, timeout=20)
     assert alive == []
-
-
-def wait_for(happened, process, log, seconds=200):
-    """Poll until it happened; the process has to live until then."""
-    deadline = time.monotonic() + seconds
-    while not happened():
-        if process.poll() is not None or time.monotonic() > deadline:
-            log.seek(0)
-            raise AssertionError(f"exit code {process.poll()} before it happened:\n{log.read()}")
-        time.sleep(0.2)

@@ -7,12 +7,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from pipeline_toys import HERE, overrides
+from waiting import wait_for
 
 from aig.world.tiny import build_pipeline
 
@@ -37,6 +37,7 @@ def head():
     temporary = Path(tempfile.mkdtemp(prefix="aig-"))  # pytest's own folders are too deep for Ray's sockets
     environment = {
         **os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_enable_autoscaler_v2": "0",
+        "PATH": os.pathsep.join([str(RAY.parent), os.environ["PATH"]]),  # jobs say `python`
         "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1",
         "RAY_raylet_start_wait_time_s": "180",  # a busy machine takes longer than Ray's half minute
     }  # fmt: skip
@@ -50,7 +51,7 @@ def head():
     process = subprocess.Popen([str(part) for part in command], env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{dashboard}"
     try:
-        client = wait_for(lambda: answering(JobSubmissionClient, address, process, log))
+        client = wait_for(lambda: answering(JobSubmissionClient, address), process, log)
         yield SimpleNamespace(client=client, address=address, environment=environment)
     finally:
         process.terminate()
@@ -59,8 +60,7 @@ def head():
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def answering(kind, address, process, log):
-    assert process.poll() is None, f"ray start ended: {log.seek(0) or log.read()}"
+def answering(kind, address):
     try:
         # In this process tokens are off for good, so it shows its own.
         client = kind(address, headers={"Authorization": f"Bearer {TOKEN}"})
@@ -68,17 +68,6 @@ def answering(kind, address, process, log):
         return client
     except (RuntimeError, ConnectionError):
         return None
-
-
-def wait_for(condition, seconds=WAIT):
-    """What the condition returns, once that is true."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.5)
-    raise AssertionError(f"nothing came within {seconds} s")
 
 
 def submit(head, *command):
@@ -109,7 +98,7 @@ def arguments(tmp_path_factory):
     model = tmp_path_factory.mktemp("models") / "untrained"
     build_pipeline(0).save_pretrained(model)
     storage = tmp_path_factory.mktemp("runs")
-    return ["--preset", "smoke", *overrides(model, storage, evaluate__prompts=40, evaluate__groups_at_once=1)]
+    return ["--preset", "smoke", *overrides(model, storage, evaluate__prompts=16, evaluate__groups_at_once=1)]
 
 
 @pytest.mark.timeout(600)
@@ -123,13 +112,18 @@ def test_a_job_with_bad_input_ends_with_the_exit_code_of_bad_input(head, argumen
 def test_a_stopped_job_leaves_a_run_that_a_resubmitted_one_finishes(head, arguments):
     folder = Path(next(text for text in arguments if text.startswith("run.storage")).partition("=")[2]) / "smoke"
     first = submit(head, "demo", *arguments)
-    wait_for(lambda: len(list(folder.glob("images/part-*.parquet"))) >= 2)
+    wait_for(
+        lambda: (
+            len(list(folder.glob("images/part-*.parquet"))) >= 2 or head.client.get_job_info(first).status.is_terminal()
+        )
+    )
+    assert not head.client.get_job_info(first).status.is_terminal(), head.client.get_job_logs(first)
     head.client.stop_job(first)
     info, _ = ended(head, first)
     assert info.status == "STOPPED"
     made = {path: path.stat().st_mtime_ns for path in folder.glob("images/part-*.parquet")}
     adapters = {path: path.stat().st_mtime_ns for path in folder.glob("adapters/*/*.safetensors")}
-    assert 2 <= len(made) < 40
+    assert 2 <= len(made) < 16
 
     info, log = ended(head, submit(head, "demo", *arguments))
     assert (info.status, info.driver_exit_code) == ("SUCCEEDED", 0), log
