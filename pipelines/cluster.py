@@ -101,7 +101,8 @@ def connected(settings: configuration.Ray) -> Iterator[Cluster]:
     address = _address(settings)
     quiet()
     try:
-        context = _start(settings) if address is None else _join(address)
+        with _own_signals():
+            context = _start(settings) if address is None else _join(address)
         dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else None
         yield Cluster(_resources(), address is None, dashboard)
     finally:
@@ -159,6 +160,15 @@ def _start(settings: configuration.Ray) -> Any:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray takes SIGTERM for itself and would end this process without letting it tell how to go on."""
+    ours = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ours)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from aig import adapters, models
 from aig.metrics import cmmd, frechet_distance, kernel_distance, log_spectral_distance, neighbour_scores, vendi_score
 from aig.models import TinyModel
 from aig.pareto import bootstrap
-from pipelines import breakdown, compare, config, front, generate, measure, sets, study
+from pipelines import breakdown, compare, config, front, generate, measure, scoring, sets, study
 from pipelines.__main__ import main
 from pipelines.config import ConfigError
 from pipelines.feature_file import gathered
@@ -192,18 +192,19 @@ def test_an_adapter_of_numbers_that_are_none_draws_images_that_are_told_apart(tm
                 for parameter in adapters.parameters(model.denoiser, "a"):
                     parameter.fill_(torch.nan if "@" in name else 0.01)
             adapters.save(model.denoiser, "a", files.adapters / name, {})
-    actors = [actor(config.to_dict(found)) for actor in (generate.Generator, generate.Scorer)]
+    generator = generate.Generator(config.to_dict(found))
+    scorer = scoring.Scorer(generate.Evaluation(config.to_dict(found)))
     unit = generate.units(found, model.defaults)[0]
     row = {"unit": unit.name, "prompt_id": 0, "prompt": unit.prompt, "seeds": list(unit.seeds)}
-    actors[1](actors[0](pa.Table.from_pylist([row])))
-    drawn = pq.read_table(files.images / generate.PART.format(unit=unit.name)).to_pylist()
+    scorer(generator(pa.Table.from_pylist([row])))
+    drawn = pq.read_table(files.images / scoring.PART.format(unit=unit.name)).to_pylist()
     by_arm = {row["arm"]: row for row in drawn}
     stopped = [name for name in by_arm if "@" in name]
     assert len(stopped) == 1 and np.isnan(by_arm[stopped[0]]["pixel_std"])
     for name, row in by_arm.items():
         assert np.isfinite(row["fragile"])
         if name not in stopped:
-            pixels = generate.from_png(row["image"]) / 255
+            pixels = scoring.from_png(row["image"]) / 255
             assert row["pixel_std"] == pytest.approx(pixels.std((0, 1)).max(), abs=1 / 255)
 
 

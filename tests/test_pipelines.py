@@ -164,7 +164,7 @@ def test_an_image_is_the_same_in_any_group_and_any_actor(run):
 
 @pytest.mark.timeout(280)
 def test_a_killed_worker_is_replaced_and_the_adapter_is_bit_for_bit_that_of_an_undisturbed_run(run, model, tmp_path):
-    single = config.load("smoke", None, [*overrides(model, tmp_path), "train.max_failures=2"])
+    single = config.load("smoke", None, [*overrides(model, tmp_path, model__eta=0.5), "train.max_failures=2"])
     config.claim_directory(single)
     files, key = RunFiles(single.directory), layout.adapter_key(single.train)
     killed = []
