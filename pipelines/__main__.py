@@ -23,15 +23,7 @@ if TYPE_CHECKING:
     from aig.models import Model
     from pipelines.cluster import Cluster
 
-BAD_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: `ray job stop`, a spot node's notice, a batch system's time limit. It ends a run as Ctrl-C does."""
-
-
-def terminate(*signal_and_frame: object) -> NoReturn:
-    raise Terminated
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
 class Session:
@@ -469,8 +461,7 @@ def keys_help() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 where a worker failed, 2 for bad input, 130 after Ctrl-C, 143 where a
-    cluster ended it (SIGTERM)."""
+    """Run a command; returns the exit code: 0, 1 where a worker failed, 2 for bad input, 130 after Ctrl-C or SIGTERM."""
     argv = list(sys.argv[1:] if argv is None else argv)
     command = shlex.join(["python", "-m", "pipelines", *argv])
     debug, begun = "--debug" in argv, time.monotonic()
@@ -490,9 +481,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in session.seconds.items())
         print(f"Done in {time.monotonic() - begun:.0f} s: {stages}. {session.result}")
         return 0
-    except KeyboardInterrupt as interruption:
+    except KeyboardInterrupt:
         print(f"\ninterrupted: nothing is lost but the last minutes; resume with: {command}", file=sys.stderr)
-        return TERMINATED if isinstance(interruption, Terminated) else INTERRUPTED
+        return INTERRUPTED
     except Exception as error:
         if debug:
             raise
@@ -512,5 +503,6 @@ def explain(error: Exception) -> int:
 if __name__ == "__main__":
     # A parent may have started us with Ctrl-C ignored, as shells do in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, terminate)
+    # `ray job stop`, a spot node's notice, a batch system's time limit: they end a run as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -140,8 +140,8 @@ def test_a_second_process_in_the_same_run_is_refused(model, tmp_path, capsys):
 
 
 @pytest.mark.timeout(280)
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ctrl_c_and_sigterm_leave_a_resumable_run_and_no_process(model, tmp_path, number, code):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_leave_a_resumable_run_and_no_process(model, tmp_path, number):
     arguments = overrides(model, tmp_path, train__steps=2000, ray__address="local")
     with (tmp_path / "log").open("w+") as log:
         process = subprocess.Popen(
@@ -154,7 +154,7 @@ def test_ctrl_c_and_sigterm_leave_a_resumable_run_and_no_process(model, tmp_path
             family = psutil.Process(process.pid).children(recursive=True)
             assert any("raylet" in child.name() for child in family)
             process.send_signal(number)
-            assert process.wait(60) == code
+            assert process.wait(60) == 130
         finally:
             process.kill()
         log.seek(0)
