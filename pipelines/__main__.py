@@ -461,7 +461,7 @@ def keys_help() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 where a worker failed, 2 for bad input, 130 after Ctrl-C or SIGTERM."""
+    """Run a command; returns the exit code: 0, 1 where a worker failed, 2 for bad input, 130 if it was interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
     command = shlex.join(["python", "-m", "pipelines", *argv])
     debug, begun = "--debug" in argv, time.monotonic()
