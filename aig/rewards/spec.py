@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
+
+from aig.vision.specs import check_name, check_texts, from_mapping
 
 # name: the module of aig.rewards that loads it
 FAMILIES = {
@@ -48,17 +49,8 @@ class RewardSpec:
     def __post_init__(self) -> None:
         if not isinstance(self.weight, (int, float)) or isinstance(self.weight, bool) or not math.isfinite(self.weight):
             raise ValueError(f"reward {self.name!r}: weight must be a finite number, got {self.weight!r}")
-        for key in ("weights", "architecture", "processor", "label"):
-            value = getattr(self, key)
-            if value is not None and (not isinstance(value, str) or not value):
-                raise ValueError(f"reward {self.name!r}: {key} must be a text or left out, got {value!r}")
-        if self.name not in FAMILIES and ":" not in self.name:
-            close = difflib.get_close_matches(self.name, NAMES, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(
-                f"reward {self.name!r} is not known{hint} (known: {', '.join(NAMES)}, or package.module:callable for "
-                "your own)"
-            )
+        check_texts(f"reward {self.name!r}", self, ("weights", "architecture", "processor", "label"))
+        check_name("reward {} is", self.name, NAMES)
         if self.family in ("world", "function") and (self.weights or self.architecture or self.processor):
             raise ValueError(
                 f"reward {self.name!r}: weights, architecture and processor are of the pretrained rewards; the "
@@ -94,7 +86,7 @@ def parse(spec: Spec) -> list[RewardSpec]:
     if isinstance(spec, str):
         terms = [_term(text) for text in re.split(r"(?<!\d[eE])\+", spec)]
     elif isinstance(spec, Mapping):
-        terms = [_from_mapping(spec)]
+        terms = [from_mapping(RewardSpec, "reward", spec, NAMES)]
     else:
         terms = [term for part in spec for term in parse(part)]
         if not terms:
@@ -118,15 +110,3 @@ def _term(text: str) -> RewardSpec:
         if "could not convert" not in str(error):
             raise
         raise ValueError(f"reward {text.strip()!r}: {weight.strip()!r} is no number; write 0.5*pickscore") from None
-
-
-def _from_mapping(spec: Mapping[str, Any]) -> RewardSpec:
-    known = [item.name for item in fields(RewardSpec)]
-    for key in spec:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"reward {dict(spec)!r}: unknown key {key!r}{hint} (known: {', '.join(known)})")
-    if not isinstance(spec.get("name"), str):
-        raise ValueError(f"reward {dict(spec)!r}: the key 'name' is missing; give one of {', '.join(NAMES)}")
-    return RewardSpec(**spec)

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from aig.vision.clip import Clip
 from aig.vision.preprocess import Preprocess
+from aig.vision.weights import pretrained
 
 
 def load(folder: Path, processor: Path, device: torch.device, dtype: torch.dtype, user: str = "CLIP") -> Clip:
@@ -20,14 +21,7 @@ def load(folder: Path, processor: Path, device: torch.device, dtype: torch.dtype
 
     Raises ValueError where the folder's weights leave a parameter unset.
     """
-    loaded: Any = CLIPModel.from_pretrained(folder, dtype=dtype, output_loading_info=True, local_files_only=True)
-    model, info = loaded
-    wrong = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
-    if wrong:
-        raise ValueError(
-            f"{user}: the weights in {folder} do not fit CLIPModel ({len(wrong)} parameters are missing or of another "
-            f"shape, as {wrong[0]}); give a folder that CLIPModel.save_pretrained wrote"
-        )
+    model = pretrained(CLIPModel, folder, dtype, user)
     model = model.to(device).eval().requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(processor, local_files_only=True)
     context = model.config.text_config.max_position_embeddings

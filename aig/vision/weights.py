@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 from urllib.request import Request, urlopen
 
 import torch
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, snapshot_download, try_to_load_from_cache
+from safetensors import SafetensorError
 
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".json", ".ckpt")
 
@@ -105,6 +107,23 @@ def fetch(source: Source) -> Path:
         raise OSError("the repository has no such file")
     except (OSError, ValueError, RuntimeError) as error:
         raise unavailable(source, error) from error
+
+
+def pretrained(kind: Any, folder: Path, dtype: torch.dtype, user: str) -> Any:
+    """A model of a transformers class from a folder, every parameter set by it; ValueError names what is wrong."""
+    fix = f"give a folder that {kind.__name__}.save_pretrained wrote"
+    try:
+        model, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, local_files_only=True)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{user}: {folder} cannot be loaded ({reason}): {fix}") from error
+    wrong = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
+    if wrong:
+        raise ValueError(
+            f"{user}: the weights in {folder} do not fit {kind.__name__} ({len(wrong)} parameters are missing or of "
+            f"another shape, as {wrong[0]}); {fix}"
+        )
+    return model
 
 
 def missing(sources: Iterable[Source]) -> list[str]:

@@ -3,11 +3,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import BitImageProcessorPil, Dinov2Model
 
@@ -15,6 +11,7 @@ from aig.metrics.features.base import Features, in_words
 from aig.metrics.features.spec import FeatureSpec
 from aig.vision import Source, Views, fetch
 from aig.vision.clip_transformers import preprocess_of
+from aig.vision.weights import pretrained
 
 WEIGHTS = "facebook/dinov2-base"
 FILES = ("config.json", "model.safetensors|model.safetensors.index.json|pytorch_model.bin")
@@ -32,27 +29,10 @@ def load(spec: FeatureSpec, device: torch.device, dtype: torch.dtype) -> Feature
     """The class token after the last layer norm, 768 features in the base size; resized and cropped as the processor's
     configuration says (published: shortest side to 256 px, bicubic, centre crop of 224)."""
     folder, processor = (fetch(source) for source in sources(spec))
-    model = _model(folder, dtype, spec).to(device).eval().requires_grad_(False)
+    model = pretrained(Dinov2Model, folder, dtype, spec.user).to(device).eval().requires_grad_(False)
     preprocess = preprocess_of(BitImageProcessorPil.from_pretrained(processor, local_files_only=True), spec.user)
 
     def extract(views: Views) -> Tensor:
         return model(pixel_values=views.pixels(preprocess).to(device, dtype)).pooler_output
 
     return Features(extract, spec.title, model.config.hidden_size, preprocess.size, in_words(preprocess))
-
-
-def _model(folder: Path, dtype: torch.dtype, spec: FeatureSpec) -> Any:
-    fix = "give a folder that Dinov2Model.save_pretrained wrote"
-    try:
-        loaded: Any = Dinov2Model.from_pretrained(folder, dtype=dtype, output_loading_info=True, local_files_only=True)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{spec.user}: {folder} cannot be loaded ({reason}): {fix}") from error
-    model, info = loaded
-    wrong = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
-    if wrong:
-        raise ValueError(
-            f"{spec.user}: the weights in {folder} do not fit Dinov2Model ({len(wrong)} parameters are missing or of "
-            f"another shape, as {wrong[0]}): {fix}"
-        )
-    return model

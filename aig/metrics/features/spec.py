@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
+
+from aig.vision.specs import check_name, check_texts, from_mapping
 
 # name: the module of aig.metrics.features that loads it
 FAMILIES = {
@@ -34,18 +35,10 @@ class FeatureSpec:
     """What the extractor is called in messages; None: its name."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or (self.name not in FAMILIES and ":" not in self.name):
-            close = difflib.get_close_matches(str(self.name), NAMES, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(
-                f"features {self.name!r} are not known{hint} (known: {', '.join(NAMES)}, or package.module:callable "
-                "for your own)"
-            )
-        for key in ("weights", "architecture", "processor", "label"):
-            value = getattr(self, key)
-            if value is not None and (not isinstance(value, str) or not value):
-                raise ValueError(f"features {self.name!r}: {key} must be a text or left out, got {value!r}")
-            if value is not None and key not in TAKES.get(self.family, ()) and key != "label":
+        check_name("features {} are", self.name, NAMES)
+        check_texts(f"features {self.name!r}", self, ("weights", "architecture", "processor", "label"))
+        for key in ("weights", "architecture", "processor"):
+            if getattr(self, key) is not None and key not in TAKES.get(self.family, ()):
                 raise ValueError(
                     f"features {self.name!r} take no {key}; leave it out"
                     + (f", or set {', '.join(TAKES[self.family])}" if self.family in TAKES else "")
@@ -86,12 +79,4 @@ def parse(spec: Spec) -> FeatureSpec:
         return spec
     if isinstance(spec, str):
         return FeatureSpec(spec)
-    known = [item.name for item in fields(FeatureSpec)]
-    for key in spec:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"features {dict(spec)!r}: unknown key {key!r}{hint} (known: {', '.join(known)})")
-    if "name" not in spec:
-        raise ValueError(f"features {dict(spec)!r}: the key 'name' is missing; give one of {', '.join(NAMES)}")
-    return FeatureSpec(**spec)
+    return from_mapping(FeatureSpec, "features", spec, NAMES)
