@@ -18,6 +18,8 @@ def quiet_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
+    # Ray Data would give up after some minutes without a finished unit; one of a hundred arms can take longer.
+    context.execution_no_progress_timeout_s = -1
 
 
 def scored(units: ray.data.Dataset, job: Job, config: Config, most: int) -> ray.data.Dataset:
