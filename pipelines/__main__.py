@@ -155,7 +155,7 @@ def do_generate(session: Session, model: Model) -> None:
         generate(session.config, session.connect, model.defaults)
 
 
-def do_measure(session: Session, model: Model) -> None:
+def do_measure(session: Session, model: Model, everything: bool = False) -> None:
     with stage("measure", session.seconds):
         from pipelines.generate import read
         from pipelines.measure import measure, summary
@@ -164,7 +164,7 @@ def do_measure(session: Session, model: Model) -> None:
         counts = {name: getattr(images, name) for name in ("found", "expected", "missing", "duplicate")}
         print("Images: {found} of {expected} found, {missing} missing, {duplicate} duplicate.".format(**counts))
         measure(session.config, images, session.command, session.connect)
-        print(summary(session.config))
+        print(summary(session.config, everything))
 
 
 def run_measure(session: Session) -> None:
@@ -174,7 +174,7 @@ def run_measure(session: Session) -> None:
         # Its sampling is part of the names of the images' files; its weights are not needed.
         model, _ = empty(session.config.model.name, session.config.model.revision)
     session.claim_existing()
-    do_measure(session, model)
+    do_measure(session, model, everything=True)
 
 
 def run_compare(session: Session) -> None:

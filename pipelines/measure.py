@@ -19,12 +19,13 @@ import torch
 
 from aig.pareto import Subsample, bootstrap
 from pipelines import generate, layout, study, tables
+from pipelines.breakdown import PIXEL_STD
 from pipelines.config import Config
 from pipelines.feature_file import gathered
-from pipelines.layout import RunFiles
+from pipelines.layout import RunFiles, slug
 from pipelines.measuring import BY_PROMPT, Measured, measure_arms
 from pipelines.report.data import Estimate
-from pipelines.scoring import ACCURACIES
+from pipelines.scoring import ACCURACIES, GOLD
 from pipelines.sets import SetMeasures
 
 PER_PROMPT = "per_prompt.parquet"
@@ -80,8 +81,8 @@ def measure(config: Config, images: generate.Images, command: str, connect: Call
     return table
 
 
-def summary(config: Config) -> str:
-    """Every arm and metric as text, with intervals, and which arms are broken."""
+def summary(config: Config, everything: bool = True) -> str:
+    """Every arm and its metrics as text, with intervals, and which arms are broken; else what a first look asks."""
     rows = read_rows(config)
     cells: dict[str, dict[str, Estimate]] = {}
     for row in rows:
@@ -90,7 +91,22 @@ def summary(config: Config) -> str:
     how = dict.fromkeys(row["interval"] for row in rows if row["interval"] != "none")
     about = f"n = {n} images an arm at most; {100 * config.front.level:g} % intervals by {' and by '.join(how)}"
     broken = {row["arm"]: row["broken"] for row in rows if row["broken"]}
-    return f"{about}\n{tables.estimates(cells, list(dict.fromkeys(row['metric'] for row in rows)), broken)}"
+    shown = list(dict.fromkeys(row["metric"] for row in rows))
+    if not everything:
+        shown = [name for name in shown if name in FIRST_LOOK or name in _scored(config)]
+        about += f"; all measures: python -m pipelines measure {config.directory}"
+    shown.sort(key=lambda name: name == PIXEL_STD)  # what breakdowns are told by comes last
+    return f"{about}\n{tables.estimates(cells, shown, broken)}"
+
+
+# Measures in [0, 1], which a symmetric interval can leave.
+SHARES = ("precision", "recall", "coverage")
+# Beside the rewards.
+FIRST_LOOK = (GOLD, "accuracy", "vendi", "pairwise", "recall")
+
+
+def _scored(config: Config) -> set[str]:
+    return {slug(name) for name in study.scored_rewards(config)}
 
 
 def read_table(config: Config) -> Table:
@@ -187,6 +203,8 @@ def _set_rows(config: Config, found: list[Measured]) -> Iterator[dict[str, Any]]
             row: dict[str, Any] = {"arm": arm, "metric": metric}
             if one is not None:
                 low, high = one.found.interval[m]
+                if metric in SHARES:
+                    low, high = max(0.0, low), min(1.0, high)
                 row |= {"value": one.found.estimate[m], "low": low, "high": high}
                 row |= {"interval": f"subsets of {one.found.size} prompts"} if len(one.found.replicates) else {}
             yield row

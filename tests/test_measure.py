@@ -88,6 +88,20 @@ def test_measures_of_sets_have_intervals_by_subsets_and_say_so(run):
     assert rows["base", "frechet"]["value"] == pytest.approx(0, abs=1e-9)
 
 
+def test_intervals_of_shares_stay_between_0_and_1(run):
+    _, _, rows = run
+    shares = [row for (_, metric), row in rows.items() if metric in measure.SHARES]
+    assert all(0 <= row["low"] <= row["value"] <= row["high"] <= 1 for row in shares)
+    assert any(row["high"] == 1 > row["value"] for row in shares)  # where it would leave the range
+
+
+def test_a_first_look_has_the_rewards_and_diversity_and_says_where_the_rest_is(run):
+    found, _, _ = run
+    said = measure.summary(found, everything=False)
+    assert slug(RED) in said and "vendi" in said and "python -m pipelines measure" in said
+    assert "frechet" not in said and "pixel_std" not in said
+
+
 def test_no_arm_of_a_sound_run_is_broken_and_the_table_names_all(run):
     found, table, rows = run
     assert table.broken == {} and {row["broken"] for row in rows.values()} == {None}
