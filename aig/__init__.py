@@ -1,9 +1,8 @@
 """Tune text-to-image diffusion models to a reward and move along the reward-diversity trade-off at inference.
 
 The method of "Elucidating Optimal Reward-Diversity Tradeoffs in Text-to-Image Diffusion Models" (arXiv 2409.06493):
-DRaFT with KL
-regularization, LoRA scaling and annealed importance guidance (AIG), with the measures and the Pareto statistics to
-compare them.
+DRaFT with KL regularization, LoRA scaling and annealed importance guidance (AIG), with the measures and the Pareto
+statistics to compare them.
 """
 
 from __future__ import annotations

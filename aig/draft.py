@@ -1,13 +1,11 @@
-"""DRaFT: differentiable reward fine-tuning through the last K denoising steps (Clark et al. 2023), with a KL penalty to
-the base.
+"""DRaFT: differentiable reward fine-tuning through the last K denoising steps (Clark et al. 2023), with a KL penalty.
 
     loss = -mean r(decode(x_0), c) + kl_weight * KL
 
 The steps before the last K run without gradient in one large batch; the last K run with gradient in micro-batches,
-whose sizes are
-independent, since the two have different memory needs. K = 1 is the setting of arXiv 2409.06493. DRaFT-LV (K = 1, lv =
-n >= 2) draws the
-noise of the last step n times at the sample's x_0 and averages, which lowers the variance of the gradient.
+whose sizes are independent, since the two have different memory needs. K = 1 is the setting of arXiv 2409.06493.
+DRaFT-LV (K = 1, lv = n >= 2) draws the noise of the last step n times at the sample's x_0 and averages, which lowers
+the variance of the gradient.
 """
 
 from __future__ import annotations

@@ -1,13 +1,10 @@
 """The sampling loop: many arms from the same noise at once, each state stepped once and each prediction made once.
 
 An arm is an adapter, a LoRA scale and a schedule. Arms that start from the same noise and have had the same weights so
-far are in the
-same state; the loop keeps one state for all of them and asks for each of its two predictions (base, tuned) at most
-once, all in one
-routed forward. The published arms (base, tuned, linear, power:2, power:4, step:0.6) at T = 25 then need 199 predictions
-a
-(prompt, seed) where separate loops need 300. Gradients flow through the loop wherever they are enabled; DRaFT runs
-its last K steps so.
+far are in the same state; the loop keeps one state for all of them and asks for each of its two predictions (base,
+tuned) at most once, all in one routed forward. The published arms (base, tuned, linear, power:2, power:4, step:0.6) at
+T = 25 then need 199 predictions a (prompt, seed) where separate loops need 300. Gradients flow through the loop
+wherever they are enabled; DRaFT runs its last K steps so.
 """
 
 from __future__ import annotations

@@ -6,8 +6,7 @@ metrics against prdc.
     python -m benchmarks --device cuda        # on one GPU
 
 Alternatives of one table are timed in turns, round by round, and the ratio is the median over rounds: on a shared
-machine absolute
-figures wander, ratios within a run do not. On the CPU, process CPU time is measured, on one thread.
+machine absolute figures wander, ratios within a run do not. On the CPU, process CPU time is measured, on one thread.
 """
 
 from __future__ import annotations

@@ -209,9 +209,9 @@ def routed(denoiser: nn.Module, rows: Sequence[str]) -> Iterator[None]:
     """Within the context, row i of a forward goes through adapter rows[i], or through none where rows[i] is `BASE`.
 
     A backward through gradient checkpoints belongs inside the context too, unless `aig.memory.checkpoint_blocks` made
-    them. Raises ValueError for an adapter that is not
-    loaded (PEFT would silently give the base) or that rows of one batch cannot take turns with, and RuntimeError where
-    adapters are disabled or merged, which would override the routing.
+    them. Raises ValueError for an adapter that is not loaded (PEFT would silently give the base) or that rows of one
+    batch cannot take turns with, and RuntimeError where adapters are disabled or merged, which would override the
+    routing.
     """
     layers, copied = lora_layers(denoiser), copied_layers(denoiser)
     copies = {name for layer in copied[:1] for name in layer.weights}

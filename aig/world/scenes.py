@@ -1,8 +1,7 @@
 """Captioned scenes: one coloured shape on a background, rendered from exactly known factors.
 
 Everything here is synthetic and closed-form, so the asked colour and shape, the hidden utility and every other factor
-of
-a rendered image are known exactly. Coordinates are in units of the image's half-width, y pointing up.
+of a rendered image are known exactly. Coordinates are in units of the image's half-width, y pointing up.
 """
 
 from __future__ import annotations
