@@ -3,6 +3,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= 2
 ADDRESS ?= http://127.0.0.1:8265
 RUN ?=
 
@@ -27,6 +28,7 @@ help: ## Show this list
 	@echo "  VENV=$(VENV)  the virtual environment; made where it is missing"
 	@echo "  PYTHON=$(PYTHON)  the interpreter that makes it, 3.10 or newer"
 	@echo "  ARGS=\"...\"  passed on to demo, test, submit and bench, as in: make test ARGS=\"-k schedules\""
+	@echo "  WORKERS=$(WORKERS)  processes that share the test files out; each may start a Ray of its own"
 	@echo "  ADDRESS=$(ADDRESS)  where submit finds the cluster's job server"
 
 setup: $(dev_stamp) ## Install everything: the package with its Ray, test and development extras
@@ -35,7 +37,7 @@ demo: $(run_stamp) ## Tune, guide and measure the embedded model, then write the
 	$(python) -m pipelines demo $(ARGS)
 
 test: $(test_stamp) ## Run the tests, without those marked slow
-	$(python) -m pytest -q --timeout 300 -m "not slow" $(ARGS)
+	$(python) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --timeout 300 -m "not slow" $(ARGS)
 
 lint: $(dev_stamp) ## Check style, format and types
 	$(python) -m ruff check .

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -24,10 +25,13 @@ OVERRIDES = [
 ]  # fmt: skip
 
 
-def run_configuration(storage: Path, generators: int) -> config.Config:
+def run_configuration(storage: Path, generators: int, overrides: Sequence[str] = ()) -> config.Config:
     """An evaluation of 12 units of 8 seeds, ten arms, in a run directory of its own, whose adapters are random."""
-    found = config.load("demo", None, [*OVERRIDES, f"run.storage={storage}", f"evaluate.generators={generators}"])
-    files, model = RunFiles(found.directory), models.load("tiny")
+    given = [*OVERRIDES, f"run.storage={storage}", f"evaluate.generators={generators}", *overrides]
+    found = config.load("demo", None, given)
+    config.claim_directory(found)
+    files, model = RunFiles(found.directory), models.load(found.model.name)
+    torch.manual_seed(0)
     for train in layout.trainings(found):
         single = replace(found, train=train)
         adapters.attach(model.denoiser, "a", train.rank, train.alpha, train.targets)

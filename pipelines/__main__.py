@@ -75,7 +75,8 @@ class Session:
             dashboard = f", dashboard at {cluster.dashboard}" if cluster.dashboard else ""
             where = "started here" if cluster.started else "running already"
             sizes = [f"{cluster.resources.get(name, 0):g} logical {name}s" for name in ("CPU", "GPU")]
-            print(f"Ray: {', '.join(size for size in sizes if not size.startswith('0 '))}, {where}{dashboard}")
+            found = [size for size in sizes if not size.startswith("0 ")] or ["a cluster without CPUs"]
+            print(f"Ray: {', '.join(found)}, {where}{dashboard}")
         return self.cluster
 
     def disconnect(self) -> None:

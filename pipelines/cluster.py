@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import yaml
 from ray._private.state import state as ray_state
 from ray._private.utils import read_ray_address
 
@@ -60,7 +61,8 @@ class Cluster:
             if amount > have - other + 1e-6:
                 beside = f" beside the {other:g} of others" if other else ""
                 raise configuration.ConfigError(
-                    f"{what} needs {amount:g} {name}{beside}, and the cluster has {have:g}: {fix}"
+                    f"{what} needs {amount:g} {name}{beside}, and the cluster has {have:g}: {fix}; where it scales "
+                    "itself and does not say how far, ray.grows_to does"
                 )
             times = min(times, (have - other + 1e-6) / amount)
         return int(times)
@@ -82,10 +84,29 @@ def actor(wanted: Mapping[str, float]) -> dict[str, Any]:
     return {"num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU") or None, "resources": custom}
 
 
-def _resources() -> dict[str, float]:
-    found = ray.cluster_resources()
-    largest = ray_state.get_max_resources_from_cluster_config() or {}
-    return {name: max(found.get(name, 0.0), largest.get(name, 0.0)) for name in {*found, *largest}}
+def _resources(settings: configuration.Ray) -> dict[str, float]:
+    """Of every kind the most that anything knows of: the nodes that are there, and what may come."""
+    announced = ray_state.get_max_resources_from_cluster_config() or {}  # of some managed clusters only
+    known = [ray.cluster_resources(), announced, largest(BOOTSTRAP.expanduser()), settings.grows_to or {}]
+    return {name: max(single.get(name, 0.0) for single in known) for name in {name for k in known for name in k}}
+
+
+# `ray up` leaves its configuration there on the head, with every node type's resources; jobs start on the head.
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
+
+
+def largest(path: Path) -> dict[str, float]:
+    """The resources of a cluster.yaml when every node that it allows is there; none where there is no such file."""
+    if not path.is_file():
+        return {}
+    described = yaml.safe_load(path.read_text())
+    together = described.get("max_workers", 0)
+    total: dict[str, float] = {}
+    for name, kind in described.get("available_node_types", {}).items():
+        count = 1 if name == described.get("head_node_type") else min(kind.get("max_workers", together), together)
+        for resource, amount in kind.get("resources", {}).items():
+            total[resource] = total.get(resource, 0.0) + count * amount
+    return total
 
 
 @contextmanager
@@ -96,7 +117,7 @@ def connected(settings: configuration.Ray) -> Iterator[Cluster]:
     Raises ConfigError for an address where no cluster answers.
     """
     if ray.is_initialized():
-        yield Cluster(_resources(), False, None)
+        yield Cluster(_resources(settings), False, None)
         return
     address = _address(settings)
     quiet()
@@ -104,7 +125,8 @@ def connected(settings: configuration.Ray) -> Iterator[Cluster]:
         with _own_signals():
             context = _start(settings) if address is None else _join(address)
         dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else None
-        yield Cluster(_resources(), address is None, dashboard)
+        resources = ray.cluster_resources() if address is None else _resources(settings)
+        yield Cluster(resources, address is None, dashboard)
     finally:
         # For a cluster of someone else this ends our connection, and with it our actors, and nothing more.
         with _uninterrupted():

@@ -400,6 +400,15 @@ class Ray(Section):
     """Object store of a local cluster."""
     dashboard: bool = field(default=False, metadata=EXECUTION)
     """Whether a local cluster has a dashboard."""
+    grows_to: dict[str, Any] | None = field(default=None, hash=False, metadata=EXECUTION)
+    """What an autoscaling cluster that runs already may come to have, as in {CPU: 64, GPU: 8, spot: 8}; null takes what
+    `ray up` left on the head, else what is there."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        amounts = (self.grows_to or {}).values()
+        if not all(isinstance(amount, (int, float)) and amount >= 0 for amount in amounts):
+            raise ConfigError(f"ray.grows_to is {self.grows_to}: give numbers by resource, as in {{CPU: 64, GPU: 8}}")
 
 
 SECTIONS: dict[str, type[Section]] = {

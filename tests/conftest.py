@@ -11,7 +11,16 @@ def pytest_configure():
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_AUTH_MODE"] = "disabled"  # with tokens on, Ray writes one to the home directory
     os.environ.pop("RAY_ADDRESS", None)  # neither the tests nor their subprocesses run on a user's cluster
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")))
+
+
+# Processes take whole files, in this order first: one that came last would keep one of them busy alone.
+LONGEST = ("jobs", "pipelines", "search", "cli", "score", "phenomenon", "rewarding", "measure")
+
+
+def pytest_collection_modifyitems(items):
+    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 def pytest_runtest_setup(item):

@@ -18,7 +18,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from aig.world import weights
 from pipelines import config as configuration
-from pipelines.cluster import PLACE, Cluster, needs
+from pipelines.cluster import PLACE, Cluster, largest, needs
 from pipelines.config import ConfigError
 from pipelines.generate import pool_sizes
 from pipelines.train import room_for
@@ -130,13 +130,13 @@ def test_the_run_configuration_asks_for_nodes_that_both_clusters_have(cluster, k
 
 def test_the_actors_of_the_run_configuration_fit_into_the_largest_cluster(cluster):
     config = configuration.load(file=ROOT / "deploy" / "gpu.yaml")
-    types = cluster["available_node_types"]
-    largest = {"CPU": 0.0, "GPU": 0.0}
-    for node in ("train", "evaluate"):  # 8 CPUs and a GPU each
-        count = types[node]["max_workers"]
-        largest |= {"CPU": largest["CPU"] + 8 * count, "GPU": largest["GPU"] + count}
-        largest |= {name: amount * count for name, amount in types[node]["resources"].items()}
-    grown = Cluster(largest, started=False, dashboard=None)
+    counts = {node: cluster["available_node_types"][node]["max_workers"] for node in ("train", "evaluate")}
+    # KubeRay's nodes have 7 CPUs, those of cluster.yaml 8.
+    assert config.ray.grows_to == {
+        "CPU": 7 * sum(counts.values()), "GPU": sum(counts.values()), "train": counts["train"],
+        "spot": counts["evaluate"],
+    }  # fmt: skip
+    grown = Cluster(config.ray.grows_to, started=False, dashboard=None)
     assert pool_sizes(config, grown) == config.evaluate.generators
     assert room_for(config, grown) >= config.sweep.max_concurrent
 
@@ -218,3 +218,16 @@ def test_what_could_never_run_is_refused_with_the_resource_and_what_there_is(wan
     cluster = Cluster({"CPU": 64, "GPU": 5}, started=False, dashboard=None)
     with pytest.raises(ConfigError, match=f"an actor needs {named}.*the cluster has .*: take fewer"):
         cluster.room(wanted, {}, "an actor", "take fewer")
+
+
+def test_a_full_cluster_has_no_more_nodes_than_it_may_have_in_all(tmp_path):
+    kinds = {"head": {"resources": {"CPU": 2}}, "gpu": {"resources": {"CPU": 4, "GPU": 1}, "max_workers": 10}}
+    described = {"max_workers": 3, "head_node_type": "head", "available_node_types": kinds}
+    (tmp_path / "bootstrap.yaml").write_text(yaml.safe_dump(described))
+    assert largest(tmp_path / "bootstrap.yaml") == {"CPU": 2 + 3 * 4, "GPU": 3}
+    assert largest(tmp_path / "none.yaml") == {}
+
+
+def test_amounts_that_are_no_numbers_are_refused():
+    with pytest.raises(ConfigError, match=r"ray\.grows_to is .*: give numbers by resource"):
+        configuration.load(overrides=["ray.grows_to={CPU: many}"])
