@@ -51,6 +51,14 @@ class Cluster:
     started: bool
     """Whether this process started it, and so stops it."""
     dashboard: str | None
+    present: dict[str, float] | None = None
+    """Those that it has now, where that is less."""
+
+    def room_now(self, one: Mapping[str, float], taken: Mapping[str, float]) -> int:
+        """How often `one` fits beside what is taken on the nodes that are there now; perhaps not once."""
+        have = self.resources if self.present is None else self.present
+        free = (have.get(name, 0.0) - taken.get(name, 0.0) + 1e-6 for name in one)
+        return max(0, int(min(left / amount for left, amount in zip(free, one.values(), strict=True))))
 
     def room(self, one: Mapping[str, float], taken: Mapping[str, float], what: str, fix: str) -> int:
         """How often `one` fits beside what is taken; ConfigError, naming what is short, where that is not even once."""
@@ -58,12 +66,17 @@ class Cluster:
         for name, amount in one.items():
             have, other = self.resources.get(name, 0.0), taken.get(name, 0.0)
             if amount > have - other + 1e-6:
-                beside = f" beside the {other:g} of others" if other else ""
+                shown = _gib if name == "memory" else "{:g}".format
+                beside = f" beside the {shown(other)} of others" if other else ""
                 raise configuration.ConfigError(
-                    f"{what} needs {amount:g} {name}{beside}, and the cluster has {have:g}: {fix}"
+                    f"{what} needs {shown(amount)} {name}{beside}, and the cluster has {shown(have)}: {fix}"
                 )
             times = min(times, (have - other + 1e-6) / amount)
         return int(times)
+
+
+def _gib(amount: float) -> str:
+    return f"{amount / 2**30:.1f} GiB"
 
 
 def needs(cpus: float, gpus: float = 0.0, node: str | None = None) -> dict[str, float]:
@@ -78,14 +91,16 @@ def times(one: Mapping[str, float], count: float) -> dict[str, float]:
 
 def actor(wanted: Mapping[str, float]) -> dict[str, Any]:
     """Ray Data's arguments for an actor of so many resources."""
-    custom = {name: amount for name, amount in wanted.items() if name not in ("CPU", "GPU")}
-    return {"num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU") or None, "resources": custom}
+    custom = {name: amount for name, amount in wanted.items() if name not in ("CPU", "GPU", "memory")}
+    memory = {"memory": wanted["memory"]} if "memory" in wanted else {}
+    return {"num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU") or None, "resources": custom, **memory}
 
 
-def _resources() -> dict[str, float]:
+def _resources() -> tuple[dict[str, float], dict[str, float]]:
+    """The largest that the cluster may come to have, and what it has now."""
     found = ray.cluster_resources()
     largest = ray_state.get_max_resources_from_cluster_config() or {}
-    return {name: max(found.get(name, 0.0), largest.get(name, 0.0)) for name in {*found, *largest}}
+    return {name: max(found.get(name, 0.0), largest.get(name, 0.0)) for name in {*found, *largest}}, found
 
 
 @contextmanager
@@ -96,7 +111,8 @@ def connected(settings: configuration.Ray) -> Iterator[Cluster]:
     Raises ConfigError for an address where no cluster answers.
     """
     if ray.is_initialized():
-        yield Cluster(_resources(), False, None)
+        largest, present = _resources()
+        yield Cluster(largest, False, None, present)
         return
     address = _address(settings)
     quiet()
@@ -104,7 +120,8 @@ def connected(settings: configuration.Ray) -> Iterator[Cluster]:
         with _own_signals():
             context = _start(settings) if address is None else _join(address)
         dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else None
-        yield Cluster(_resources(), address is None, dashboard)
+        largest, present = _resources()
+        yield Cluster(largest, address is None, dashboard, present)
     finally:
         # For a cluster of someone else this ends our connection, and with it our actors, and nothing more.
         with _uninterrupted():
