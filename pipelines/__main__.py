@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import json
 import shlex
 import signal
 import sys
@@ -146,14 +147,27 @@ def run_evaluate(session: Session) -> None:
     session.claim()
     do_generate(session, model)
     do_measure(session, model)
+    do_front(session)
+    if session.arguments.adapter:
+        do_report(session)
+    conclude(session)
 
 
 def do_generate(session: Session, model: Model) -> None:
     with stage("generate", session.seconds):
+        from pipelines import external, pools
         from pipelines.generate import generate
 
+        external.bring(session.config)
         normalize(session)
-        generate(session.config, session.connect, model.defaults)
+        generate(session.config, session.connect, model.defaults, pools.host_memory(model))
+
+
+def conclude(session: Session) -> None:
+    """Tell of what failed, after everything that could be done; an error where that is more than may fail."""
+    from pipelines import failures
+
+    failures.conclude(session.config)
 
 
 def do_measure(session: Session, model: Model, everything: bool = False) -> None:
@@ -162,8 +176,9 @@ def do_measure(session: Session, model: Model, everything: bool = False) -> None
         from pipelines.measure import measure, summary
 
         images = read(session.config, model.defaults, without=["image", "features"])
-        counts = {name: getattr(images, name) for name in ("found", "expected", "missing", "duplicate")}
-        print("Images: {found} of {expected} found, {missing} missing, {duplicate} duplicate.".format(**counts))
+        counts = {name: getattr(images, name) for name in ("found", "expected", "missing", "failed", "duplicate")}
+        told = "Images: {found} of {expected} found, {missing} missing, {duplicate} duplicate"
+        print((f"{told}, {{failed}} left out." if images.failed else f"{told}.").format(**counts))
         measure(session.config, images, session.command, session.connect)
         print(summary(session.config, everything))
 
@@ -246,6 +261,7 @@ def run_demo(session: Session) -> None:
     do_measure(session, model)
     do_front(session)
     do_report(session)
+    conclude(session)
 
 
 def run_score(session: Session) -> None:
@@ -311,6 +327,14 @@ def dry_run_option(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--dry-run", action="store_true", help="print the plan: sizes, work, memory, downloads")
 
 
+def adapter_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--adapter", metavar="[NAME=]PATH", action="append", default=[],
+        help="a LoRA file, or its folder, that was made elsewhere, in the place of the sweep's adapters; give it again "
+        "for another. Ends with the report",
+    )  # fmt: skip
+
+
 def shared_option(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--shared", action="store_true", help="leave out prompts that only one of the runs has")
 
@@ -328,7 +352,10 @@ COMMANDS = {
     "evaluate": Command(
         run_evaluate, "draw and score every arm's images, and measure them",
         "Draw every arm (base, tuned, early stops, KL weights, LoRA scales, AIG schedules) on the same prompts and "
-        "noise, score the images and measure reward and diversity. Needs the sweep's adapters.",
+        "noise, score the images, measure reward and diversity and find the Pareto fronts. Needs the sweep's adapters; "
+        "or, with --adapter, nothing but a LoRA file of anyone's for model.name: its LoRA scales and schedules are the "
+        "arms then. evaluate.adapters=[NAME=PATH] puts such a file beside the sweep's adapters.",
+        options=adapter_option,
     ),
     "measure": Command(
         run_measure, "measure a run's images again, from its directory alone",
@@ -375,6 +402,7 @@ EXAMPLES = """examples:
   python -m pipelines train --preset sd14 --dry-run            what that would take, without a download
   python -m pipelines sweep run.name=mine sweep.kl_weights='[0, 1, 10]'
   python -m pipelines evaluate run.name=mine sweep.kl_weights='[0, 1, 10]'
+  python -m pipelines evaluate --adapter mine=lora.safetensors run.name=mine
   python -m pipelines status demo                              what that run has and lacks
   python -m pipelines search --preset demo search.trials=192   better schedules for the demo's adapter
   python -m pipelines score my-images --reward hpsv2.1         any images with prompts
@@ -450,7 +478,10 @@ def resolve(arguments: argparse.Namespace) -> Config:
     runs = COMMANDS[arguments.command].runs
     if runs:
         return configuration.of_run(getattr(arguments, runs[-1]), arguments.overrides)
-    return configuration.load(arguments.preset, arguments.config, arguments.overrides)
+    given = getattr(arguments, "adapter", None)
+    # First, so that an override can bring the sweep back.
+    only = ["sweep.rewards=[]", f"evaluate.adapters={json.dumps(given)}"] if given else []
+    return configuration.load(arguments.preset, arguments.config, [*only, *arguments.overrides])
 
 
 def keys_help() -> str:

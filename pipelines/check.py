@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from aig import adapters, schedules
 from aig.metrics import features
 from aig.models import Model
-from pipelines import layout, rewarding, study
+from pipelines import external, layout, rewarding, study
 from pipelines.config import Config, ConfigError
 from pipelines.generate import adapter_digest
 from pipelines.layout import RunFiles
@@ -26,6 +26,8 @@ def check_training(config: Config, *, sweep: bool) -> Model:
 
     ValueError names what is wrong and the fix.
     """
+    if sweep and not layout.trainings(config):
+        raise ConfigError("sweep.rewards is []: there is nothing to train; give the rewards to train on")
     model = _model(config)
     wanted = layout.trainings(config) if sweep else [config.train]
     for train in wanted:
@@ -62,19 +64,18 @@ def check_evaluation(config: Config, model: Model | None = None, *, trained: boo
         for text in getattr(evaluate, key):
             with _named(f"evaluate.{key}"):
                 schedules.parse(text)
-    names = [arm.arm.name for arm in study.all_arms(config)]
-    double = next((name for name in names if names.count(name) > 1), None)
-    if double:
-        raise ConfigError(f"two arms are called {double!r}: give each LoRA scale and schedule once")
+    study.check_arms(config)
     model = model or _model(config)
+    external.check(config, model.denoiser)
     with _named("evaluate.prompts"):
         model.encode(study.resolve_prompts(evaluate.prompts, "evaluate.prompts"))
     _check_scores(config)
     if trained:
         for name in dict.fromkeys(arm.arm.adapter for arm in study.all_arms(config)):
+            if name is None or name in layout.external(config):
+                continue
             adapter_digest(config, name)
-            if name is not None:
-                _check_readable(adapters.weights_file(RunFiles(config.directory).adapters / name))
+            _check_readable(adapters.weights_file(RunFiles(config.directory).adapters / name))
         _check_adapters(config, layout.trainings(config))
     return model
 

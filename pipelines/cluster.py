@@ -52,6 +52,14 @@ class Cluster:
     started: bool
     """Whether this process started it, and so stops it."""
     dashboard: str | None
+    present: dict[str, float] | None = None
+    """Those that it has now, where that is less."""
+
+    def room_now(self, one: Mapping[str, float], taken: Mapping[str, float]) -> int:
+        """How often `one` fits beside what is taken on the nodes that are there now; perhaps not once."""
+        have = self.resources if self.present is None else self.present
+        free = (have.get(name, 0.0) - taken.get(name, 0.0) + 1e-6 for name in one)
+        return max(0, int(min(left / amount for left, amount in zip(free, one.values(), strict=True))))
 
     def room(self, one: Mapping[str, float], taken: Mapping[str, float], what: str, fix: str) -> int:
         """How often `one` fits beside what is taken; ConfigError, naming what is short, where that is not even once."""
@@ -59,13 +67,18 @@ class Cluster:
         for name, amount in one.items():
             have, other = self.resources.get(name, 0.0), taken.get(name, 0.0)
             if amount > have - other + 1e-6:
-                beside = f" beside the {other:g} of others" if other else ""
+                shown = _gib if name == "memory" else "{:g}".format
+                beside = f" beside the {shown(other)} of others" if other else ""
                 raise configuration.ConfigError(
-                    f"{what} needs {amount:g} {name}{beside}, and the cluster has {have:g}: {fix}; where it scales "
-                    "itself and does not say how far, ray.grows_to does"
+                    f"{what} needs {shown(amount)} {name}{beside}, and the cluster has {shown(have)}: {fix}; where it "
+                    "scales itself and does not say how far, ray.grows_to does"
                 )
             times = min(times, (have - other + 1e-6) / amount)
         return int(times)
+
+
+def _gib(amount: float) -> str:
+    return f"{amount / 2**30:.1f} GiB"
 
 
 def needs(cpus: float, gpus: float = 0.0, node: str | None = None) -> dict[str, float]:
@@ -80,8 +93,9 @@ def times(one: Mapping[str, float], count: float) -> dict[str, float]:
 
 def actor(wanted: Mapping[str, float]) -> dict[str, Any]:
     """Ray Data's arguments for an actor of so many resources."""
-    custom = {name: amount for name, amount in wanted.items() if name not in ("CPU", "GPU")}
-    return {"num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU") or None, "resources": custom}
+    custom = {name: amount for name, amount in wanted.items() if name not in ("CPU", "GPU", "memory")}
+    memory = {"memory": wanted["memory"]} if "memory" in wanted else {}
+    return {"num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU") or None, "resources": custom, **memory}
 
 
 def _resources(settings: configuration.Ray) -> dict[str, float]:
@@ -117,7 +131,7 @@ def connected(settings: configuration.Ray) -> Iterator[Cluster]:
     Raises ConfigError for an address where no cluster answers.
     """
     if ray.is_initialized():
-        yield Cluster(_resources(settings), False, None)
+        yield Cluster(_resources(settings), False, None, ray.cluster_resources())
         return
     address = _address(settings)
     quiet()
@@ -125,8 +139,8 @@ def connected(settings: configuration.Ray) -> Iterator[Cluster]:
         with _own_signals():
             context = _start(settings) if address is None else _join(address)
         dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else None
-        resources = ray.cluster_resources() if address is None else _resources(settings)
-        yield Cluster(resources, address is None, dashboard)
+        present = ray.cluster_resources()
+        yield Cluster(present if address is None else _resources(settings), address is None, dashboard, present)
     finally:
         # For a cluster of someone else this ends our connection, and with it our actors, and nothing more.
         with _uninterrupted():

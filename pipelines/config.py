@@ -38,6 +38,8 @@ def choice(default: Any, *options: Any, **mark: bool) -> Any:
 
 # How a run is carried out, or what is computed anew each time: these may change between a run and its resumption.
 EXECUTION = {"execution": True}
+# Lists of NAME=VALUE of which a run's identity holds the names alone: it keeps copies of what they stand for.
+NAMED = {"named": True}
 # What the key of an adapter says: runs of `train` that differ in these alone live side by side in one run directory.
 IN_KEY = {"in_key": True}
 
@@ -275,14 +277,15 @@ class Evaluate(Section):
     model's own, which is 1, for bits that may differ, where a row is dear."""
     max_rows: int | None = number(None, 1, **EXECUTION)
     """Rows of one forward at most; null takes the model's own."""
-    generators: int = number(2, 1, **EXECUTION)
-    """Generator actors."""
+    generators: int | tuple[int, ...] | None = number(2, 1, **EXECUTION)
+    """Generator actors: a number, [least, most] for a pool that grows and shrinks with the cluster, or null for one
+    that takes what CPUs, GPUs and memory there are."""
     generator_cpus: float = number(1.0, above=0, **EXECUTION)
     """Ray CPUs that a generator holds."""
     generator_gpus: float = number(0.0, 0, **EXECUTION)
     """Ray GPUs that a generator holds, or a share of one; without any it runs on CPUs."""
-    scorers: int = number(1, 1, **EXECUTION)
-    """Scorer actors."""
+    scorers: int | tuple[int, ...] = number(1, 1, **EXECUTION)
+    """Scorer actors: a number, or [least, most] for a pool that grows where scorers are what is waited for."""
     scorer_cpus: float = number(0.5, above=0, **EXECUTION)
     """Ray CPUs that a scorer holds."""
     scorer_gpus: float = number(0.0, 0, **EXECUTION)
@@ -293,10 +296,40 @@ class Evaluate(Section):
     """Images that a scorer scores at once, at most."""
     threads: int = number(1, 1, **EXECUTION)
     """Torch threads of an actor."""
+    adapters: tuple[str, ...] = field(default=(), metadata=NAMED)
+    """Adapters that were made elsewhere, each as NAME=PATH of a LoRA file or a folder that holds one: a study each, of
+    the base, its LoRA scales and its schedules. The run keeps a copy of each."""
+    max_failed: float = number(0.0, 0, 1, **EXECUTION)
+    """Share of the groups that may fail, each tried twice, before the evaluation's exit code says so; their prompts are
+    left out for all arms in any case."""
+    failures_in_a_row: int = number(8, 1, **EXECUTION)
+    """After so many failed groups, none finished between them, the evaluation ends: that is no matter of prompts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _distinct("evaluate", self, ("rewards", "lora_scales", "schedules", "kl_schedules", "early_stops", "prompts"))
+        for key in ("generators", "scorers"):
+            value = getattr(self, key)
+            if isinstance(value, tuple) and (len(value) != 2 or value[0] > value[1]):
+                raise ConfigError(f"evaluate.{key} is {list(value)}: give a number, or [least, most] as in [1, 8]")
+        _check_adapters(self)
+
+
+def _check_adapters(evaluate: Evaluate) -> None:
+    names = [text.partition("=")[0] for text in evaluate.adapters]
+    for name, text in zip(names, evaluate.adapters, strict=True):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == "base" or not text.partition("=")[2]:
+            raise ConfigError(
+                f"evaluate.adapters: {text!r} is not NAME=PATH with a plain name other than 'base': write "
+                "mine=lora.safetensors"
+            )
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double:
+        raise ConfigError(
+            f"evaluate.adapters: two adapters are called {double!r}: give each a name of its own, NAME=PATH"
+        )
+    if names and not evaluate.rewards:
+        raise ConfigError("evaluate.rewards is []: adapters from elsewhere are placed by the first of them; give one")
 
 
 @dataclass(frozen=True)
@@ -453,6 +486,8 @@ def load(preset: str | None = None, file: str | Path | None = None, overrides: S
     for key in SCHEDULES:
         if key in values["evaluate"]:
             values["evaluate"][key] = tuple(_without_file(key, text) for text in values["evaluate"][key])
+    if "adapters" in values["evaluate"]:
+        values["evaluate"]["adapters"] = tuple(map(_named_path, values["evaluate"]["adapters"]))
     return Config(**{name: SECTIONS[name](**given) for name, given in values.items()})  # type: ignore[arg-type]
 
 
@@ -470,6 +505,21 @@ def _without_file(key: str, text: str) -> str:
     except ValueError as error:
         raise ConfigError(f"evaluate.{key}: {error}") from error
     return f"{found.label}={schedules.format_name(found)}" if found.label else schedules.format_name(found)
+
+
+def _named_path(text: str) -> str:
+    """NAME=PATH, whole: the path absolute, the name that of the file, or of its folder, where none is given."""
+    name, equals, given = text.partition("=")
+    if not equals or "/" in name:
+        name, given = "", text
+    path = Path(given).expanduser().absolute()
+    if not name:
+        name = path.parent.name if path.stem in ANONYMOUS else path.stem if path.suffix == ".safetensors" else path.name
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")
+    return f"{name}={path}" if given else text
+
+
+ANONYMOUS = ("pytorch_lora_weights", "diffusion_pytorch_model", "adapter_model")  # names that say nothing
 
 
 def presets() -> list[str]:
@@ -595,7 +645,10 @@ def identity(config: Config) -> Iterator[tuple[str, Any]]:
         section = getattr(config, name)
         for item in dataclasses.fields(section):
             if not item.metadata.get("execution") and not item.metadata.get("in_key"):
-                yield f"{name}.{item.name}", getattr(section, item.name)
+                value = getattr(section, item.name)
+                if item.metadata.get("named"):
+                    value = tuple(text.partition("=")[0] for text in value)
+                yield f"{name}.{item.name}", value
 
 
 def _plain(value: Any) -> Any:

@@ -32,12 +32,16 @@ class FeatureFile:
 
 @contextmanager
 def gathered(
-    path: Path, units: Sequence[Path], shape: tuple[int, int, int], place: Mapping[str, int]
+    path: Path,
+    units: Sequence[Path],
+    shape: tuple[int, int, int],
+    place: Mapping[str, int],
+    row: np.ndarray | None = None,
 ) -> Iterator[FeatureFile]:
     """The units' features by arm, prompt and seed, for the length of the context; a unit at a time is in memory.
 
     path: of the file, which takes 4 bytes a number on disk. shape: arms, prompts and seeds. place: an arm's name -> its
-    index.
+    index. row: a prompt's number -> its index, where those are not the same.
     """
     try:
         for i, unit in enumerate(units):
@@ -46,8 +50,10 @@ def gathered(
             if i == 0:
                 np.lib.format.open_memmap(path, "w+", np.float32, (*shape, rows.shape[1]))
             arms = np.array([place[name] for name in table["arm"].to_pylist()])
+            prompts = table["prompt_id"].to_numpy()
+            prompts = prompts if row is None else row[prompts]
             # Mapped anew for each unit, so that what was written does not stay in this process.
-            np.load(path, mmap_mode="r+")[arms, table["prompt_id"].to_numpy(), table["seed_index"].to_numpy()] = rows
+            np.load(path, mmap_mode="r+")[arms, prompts, table["seed_index"].to_numpy()] = rows
         yield FeatureFile(path)
     finally:
         path.unlink(missing_ok=True)

@@ -56,7 +56,8 @@ def summary(path: Path) -> str:
     """The fronts of every study in a few lines each."""
     lines = []
     for single in json.loads(path.read_text())["studies"]:
-        lines.append(f"{single['study']}: reward {single['reward']}, training seeds {single['train_seeds']}")
+        how = f"training seeds {single['train_seeds']}" if single["train_seeds"] else "an adapter from elsewhere"
+        lines.append(f"{single['study']}: reward {single['reward']}, {how}")
         labels = {arm["arm"]: arm["label"] for arm in single["arms"]}
         lines.append(f"  front: {', '.join(labels[name] for name in single['fronts']['all'])}")
         for arm in single["arms"]:
@@ -158,14 +159,17 @@ def _claims(
 ) -> list[dict[str, Any]]:
     """The statements that hacking makes, each as a paired difference with its interval."""
     base, tuned = (single.arms.index(single.one(family)) for family in ("base", "tuned"))
-    wanted = [("proxy reward rises", proxy, 1), ("diversity falls", config.front.diversity, -1)]
+    wanted = [
+        ("proxy reward rises" if single.trained else f"{proxy} rises", proxy, 1),
+        ("diversity falls", config.front.diversity, -1),
+    ]
     wanted += [("held-out reward rises", held_out, 1)] if held_out in table.values else []
     wanted += [("prompt accuracy falls", "accuracy", -1)] if "accuracy" in table.values else []
     claims = [
         {"claim": f"{text} (tuned - base)", "expected": sign, **_estimate(result.difference(str(metric), tuned, base))}
         for text, metric, sign in wanted
     ]
-    if GOLD in table.values:
+    if GOLD in table.values and single.trained:
         text = "gold falls under its peak along training (tuned - peak; the peak's step is chosen on other prompts)"
         claims.append({"claim": text, "expected": -1, **_estimate(gold_from_peak(config, single, table))})
     return claims

@@ -24,9 +24,11 @@ import torch
 from aig import adapters, models
 from aig.sampler import Grid, sample_arms, to_uint8
 from pipelines import config as configuration
-from pipelines import layout, normalization, rewarding, streaming, study
+from pipelines import failures, layout, normalization, pools, rewarding, streaming, study
+from pipelines.attempt import attempt
+from pipelines.bar import Bar
 from pipelines.breakdown import PIXEL_STD, pixel_std
-from pipelines.cluster import Cluster, actor, needs, times
+from pipelines.cluster import Cluster, actor
 from pipelines.config import Config, ConfigError
 from pipelines.layout import RunFiles
 from pipelines.scoring import PART, Pictures, Scores, scoring_device, to_png
@@ -34,8 +36,6 @@ from pipelines.scoring import commit as commit  # for who writes tables beside t
 from pipelines.study import StudyArm
 
 FORMAT = 2  # of the files; part of their names
-# Beside the pools, a task has to find room to hand out the groups.
-SPARE_CPUS = 0.25
 
 
 @dataclass(frozen=True)
@@ -91,43 +91,31 @@ def adapter_digest(config: Config, name: str | None) -> str | None:
         ) from None
 
 
-def generate(config: Config, connect: Callable[[], Cluster], model_defaults: models.Sampling) -> int:
-    """Make and score every image that is not there yet; returns how many units were made.
+def generate(config: Config, connect: Callable[[], Cluster], model_defaults: models.Sampling, memory: int = 0) -> int:
+    """Make and score every image that is not there yet; returns how many units were tried.
 
-    `connect` connects to Ray, and is called where something is left to make. Raises ConfigError where the actors need
-    more than the cluster has.
+    `connect` connects to Ray, and is called where something is left to make. memory: bytes of a node's that a generator
+    takes, where the configuration leaves their number to the cluster. A unit that fails twice is kept in
+    `failures.parquet`. Raises ConfigError where the actors need more than the cluster has, and EvaluationError where
+    everything fails.
     """
     files = RunFiles(config.directory)
     wanted = units(config, model_defaults)
-    _drop_others(files.images, {unit.name for unit in wanted})
+    _drop_others(config, files.images, {unit.name for unit in wanted})
     missing = [unit for unit in wanted if not (files.images / PART.format(unit=unit.name)).exists()]
-    images = len(study.all_arms(config))
     if len(missing) < len(wanted):
         print(f"{len(wanted) - len(missing)} of {len(wanted)} groups of images are there already.")
     if missing:
-        generators = pool_sizes(config, connect())
-        streaming.run(_plan(config, missing, generators), len(missing), "group", f"images of {images} arms")
+        plan = _plan(config, missing, pools.generators(config, connect(), memory))
+        arms = len(study.all_arms(config))
+        total, left = (arms * sum(len(unit.seeds) for unit in some) for some in (wanted, missing))
+        failed = failures.Failures(files.failures, missing, config.evaluate.failures_in_a_row)
+        streaming.run(plan, Bar("images", total, total - left, arms), failed)
+        failed.close()
     return len(missing)
 
 
-def pool_sizes(config: Config, cluster: Cluster) -> int:
-    """Generators that the cluster has room for beside the scorers; ConfigError where that is none."""
-    evaluate = config.evaluate
-    taken = times(streaming.scorer_needs(config), evaluate.scorers)
-    taken["CPU"] += SPARE_CPUS
-    fix = (
-        "lower evaluate.generator_cpus, scorer_cpus or scorers (_gpus for GPUs), name another evaluate.node, or take a "
-        "larger cluster (ray.num_cpus for one of this machine)"
-    )
-    room = cluster.room(_generator_needs(evaluate), taken, "a generator", fix)
-    return min(room, evaluate.generators)
-
-
-def _generator_needs(evaluate: configuration.Evaluate) -> dict[str, float]:
-    return needs(evaluate.generator_cpus, evaluate.generator_gpus, evaluate.node)
-
-
-def _plan(config: Config, missing: Sequence[Unit], generators: int) -> ray.data.Dataset:
+def _plan(config: Config, missing: Sequence[Unit], pool: pools.Pool) -> ray.data.Dataset:
     evaluate = config.evaluate
     streaming.quiet_data()
     content = {"config": configuration.to_dict(config)}
@@ -135,12 +123,14 @@ def _plan(config: Config, missing: Sequence[Unit], generators: int) -> ray.data.
     drawn = streaming.rows(rows).map_batches(
         Generator,
         fn_constructor_kwargs=content,
-        compute=ray.data.ActorPoolStrategy(size=min(generators, len(rows)), max_tasks_in_flight_per_actor=2),
-        **actor(_generator_needs(evaluate)),
-        batch_size=min(evaluate.groups_at_once, -(-len(rows) // generators)),
+        compute=pool.strategy(len(rows)),
+        **actor(pools.generator_needs(evaluate, pool.memory)),
+        batch_size=min(evaluate.groups_at_once, -(-len(rows) // pool.start)),
         batch_format="pyarrow",
     )
-    return streaming.scored(drawn, Evaluation(**content), config, evaluate.scorers)
+    plan = streaming.scored(drawn, Evaluation(**content), config, len(rows))
+    plan.set_name("images")  # so that the dashboard's list of datasets says what this one is
+    return plan
 
 
 class Generator:
@@ -160,11 +150,23 @@ class Generator:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.to_pylist()
+        drawn, _ = attempt(lambda: self.units(rows))
+        if drawn is None:
+            drawn = [drawn_row for row in rows for drawn_row in self.again(row)]
+        return pa.Table.from_pylist(drawn, schema=UNIT_SCHEMA)
+
+    def again(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """A unit by itself, after it failed among others, or alone; its row says so where it fails again."""
+        drawn, reason = attempt(lambda: self.units([row]))
+        return [{**row, "error": reason}] if drawn is None else drawn
+
+    def units(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The units' rows with their images."""
         drawn = []
         for measured in (True, False):
             alike = [row for row in rows if has_path(self.config, row["prompt_id"]) == measured]
             drawn += self.draw(alike, measured) if alike else []
-        return pa.Table.from_pylist(drawn, schema=UNIT_SCHEMA)
+        return drawn
 
     @torch.no_grad()
     def draw(self, rows: list[dict[str, Any]], measured: bool) -> list[dict[str, Any]]:
@@ -192,7 +194,8 @@ class Generator:
                 name: [x for arm in arms for x in column[arm.name][own].tolist()] if measured else unknown
                 for name, column in columns.items()
             }
-            found.append({**row, "image": images, PIXEL_STD: std, **distances, "cost": cost})
+            made = samples.cost.predictions * len(row["seeds"])
+            found.append({**row, "image": images, PIXEL_STD: std, **distances, "cost": cost, "predictions": made})
         return found
 
 
@@ -200,7 +203,7 @@ UNIT_SCHEMA = pa.schema({
     "unit": pa.string(), "prompt_id": pa.int32(), "prompt": pa.string(), "seeds": pa.list_(pa.int32()),
     "image": pa.list_(pa.binary()), PIXEL_STD: pa.list_(pa.float32()), "path": pa.list_(pa.float32()),
     "kl_to_base": pa.list_(pa.float32()),
-    "cost": pa.string(),
+    "cost": pa.string(), "predictions": pa.int64(), "error": pa.string(),
 })  # fmt: skip
 DISTANCES = ("path", "kl_to_base")  # eps_mse; nats, where sampling is stochastic
 
@@ -208,10 +211,10 @@ DISTANCES = ("path", "kl_to_base")  # eps_mse; nats, where sampling is stochasti
 class Evaluation:
     """The scorers' job in an evaluation: a unit's images as the generators drew them.
 
-    An image without a score is kept, warned of, and marks its arm as broken.
+    An image without a score is kept, warned of, and marks its arm as broken. A unit that makes a reward raise fails.
     """
 
-    warns = True
+    warns = keeps_failures = True
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = configuration.from_dict(config)
@@ -253,7 +256,10 @@ def identity_columns(
 
 @dataclass(frozen=True)
 class Images:
-    """The images dataset as it was read: one row an id, and what was found against what the configuration asks for."""
+    """The images dataset as it was read: one row an id, and what was found against what the configuration asks for.
+
+    What was expected is found, missing, or left out with the prompt of a unit that failed, for all arms alike.
+    """
 
     table: pa.Table
     expected: int
@@ -263,6 +269,9 @@ class Images:
     cost: dict[str, Any]
     paths: tuple[Path, ...] = ()
     """The units' files."""
+    failed: int = 0
+    left_out: tuple[int, ...] = ()
+    """Prompts of units that failed, by their places in evaluate.prompts."""
 
     def require_complete(self) -> None:
         """ConfigError where images are missing."""
@@ -272,16 +281,29 @@ class Images:
                 "same configuration"
             )
 
+    def check(self) -> dict[str, int]:
+        """The counts, for a record."""
+        counts = ("expected", "found", "missing", "duplicate", *(("failed",) if self.failed else ()))
+        return {name: getattr(self, name) for name in counts}
+
 
 def read(config: Config, model_defaults: models.Sampling, without: Sequence[str] = ()) -> Images:
-    """Read the run's units, each id once, all columns but some; files of other units are left alone."""
+    """Read the run's units, each id once, all columns but some; files of other units are left alone.
+
+    Prompts of units that failed are left out whole, so that all arms have the same.
+    """
     folder = RunFiles(config.directory).images
-    wanted = units(config, model_defaults)
-    arms = study.all_arms(config)
+    asked, arms = units(config, model_defaults), study.all_arms(config)
+    failed = {row["unit"] for row in failures.of_run(config)}
+    left_out = tuple(sorted({unit.prompt_id for unit in asked if unit.name in failed}))
+    wanted = [unit for unit in asked if unit.prompt_id not in left_out]
     paths = [path for unit in wanted if (path := folder / PART.format(unit=unit.name)).exists()]
     expected_ids = {_hash([arm.arm.id, unit.prompt, seed]) for unit in wanted for seed in unit.seeds for arm in arms}
+    expected = len(arms) * sum(len(unit.seeds) for unit in asked)
+    about: dict[str, Any] = {"expected": expected, "failed": expected - len(expected_ids), "left_out": left_out}
     if not paths:
-        return Images(pa.table({"id": pa.array([], pa.string())}), len(expected_ids), 0, len(expected_ids), 0, {})
+        empty = pa.table({"id": pa.array([], pa.string())})
+        return Images(empty, found=0, missing=len(expected_ids), duplicate=0, cost={}, **about)
     schema = pq.read_schema(paths[0])
     tables = [pq.read_table(path, columns=[name for name in schema.names if name not in without]) for path in paths]
     whole = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
@@ -291,8 +313,8 @@ def read(config: Config, model_defaults: models.Sampling, without: Sequence[str]
         if name in expected_ids:
             first.setdefault(name, row)
     unique = whole.take(pa.array(sorted(first.values()), pa.int64()))
-    missing, duplicate = len(expected_ids) - len(first), len(ids) - len(first)
-    return Images(unique, len(expected_ids), len(first), missing, duplicate, _mean_cost(paths), tuple(paths))
+    counts = {"found": len(first), "missing": len(expected_ids) - len(first), "duplicate": len(ids) - len(first)}
+    return Images(unique, cost=_mean_cost(paths), paths=tuple(paths), **counts, **about)
 
 
 def _mean_cost(paths: Sequence[Path]) -> dict[str, float]:
@@ -310,12 +332,35 @@ def _hash(content: Any) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def _drop_others(folder: Path, wanted: set[str]) -> None:
-    """Remove units of adapters that have been trained anew since, and what a killed writer left."""
+def _drop_others(config: Config, folder: Path, wanted: set[str]) -> None:
+    """Remove units of adapters that have been trained anew since, and what a killed writer left.
+
+    ConfigError, before anything is removed, where the folder holds images of another run.
+    """
     if not folder.is_dir():
         return
     others = [path for path in folder.glob("part-*.parquet") if path.stem.removeprefix("part-") not in wanted]
     if others:
+        _check_ours(config, others)
         print(f"Removing {len(others)} groups of images whose adapters or format have changed since.")
     for path in [*others, *folder.glob(".part-*.part")]:
         path.unlink()
+
+
+def _check_ours(config: Config, paths: Sequence[Path]) -> None:
+    """ConfigError where a unit's file has an arm or a prompt that this run does not have."""
+    arms = {arm.arm.name for arm in study.all_arms(config)}
+    prompts = set(study.resolve_prompts(config.evaluate.prompts, "evaluate.prompts"))
+    for path in paths:
+        try:
+            found = pq.read_table(path, columns=["arm", "prompt"])
+        except (OSError, pa.ArrowException) as error:
+            raise ConfigError(f"{path} is no file of images ({error}): move it away, it is not this run's") from error
+        strange = [
+            name for name in (*found["arm"].to_pylist(), *found["prompt"].to_pylist()) if name not in arms | prompts
+        ]
+        if strange:
+            raise ConfigError(
+                f"{path} holds images of another run ({strange[0]!r} is nothing of this one's): move the images folder "
+                "away, or choose another run.name"
+            )

@@ -37,6 +37,11 @@ class RunFiles:
         return self.root / "images"
 
     @property
+    def failures(self) -> Path:
+        """Groups of images that could not be made; missing where there are none."""
+        return self.root / "failures.parquet"
+
+    @property
     def arms(self) -> Path:
         return self.root / "arms.json"
 
@@ -86,6 +91,11 @@ def trainings(config: Config) -> list[Train]:
     return [
         replace(config.train, reward=r, k=k, kl_weight=w, seed=s) for w, r, k, s in sorted(grid, key=lambda g: g[0])
     ]
+
+
+def external(config: Config) -> dict[str, Path]:
+    """Adapters that were made elsewhere: their names, and where they came from; the run has copies."""
+    return {name: Path(path) for name, _, path in (text.partition("=") for text in config.evaluate.adapters)}
 
 
 def snapshot_steps(config: Config) -> list[int]:

@@ -7,7 +7,7 @@ here like any other: prompt by prompt, the mean of their members.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from aig.pareto import Subsample, bootstrap
 from pipelines import generate, layout, study, tables
 from pipelines.breakdown import PIXEL_STD
-from pipelines.config import Config
+from pipelines.config import Config, ConfigError
 from pipelines.feature_file import gathered
 from pipelines.layout import RunFiles, slug
 from pipelines.measuring import BY_PROMPT, Measured, measure_arms
@@ -59,26 +59,52 @@ def measure(config: Config, images: generate.Images, command: str, connect: Call
     not complete, or where the base's features can be no reference.
     """
     images.require_complete()
+    kept = _kept(config, images)
     # For small matrices threads that wait for one another on busy cores take thirty times as long.
     torch.set_num_threads(config.measure.threads)
     files, arms = RunFiles(config.directory), study.all_arms(config)
-    prompts = study.resolve_prompts(config.evaluate.prompts, "evaluate.prompts")
-    shape = (len(arms), len(prompts), config.evaluate.seeds)
-    place = {arm.arm.name: i for i, arm in enumerate(arms)}
-    scores = _scores(images.table, shape, place)
-    with gathered(files.root / ".features.npy", images.paths, shape, place) as features:
+    shape = (len(arms), len(kept), config.evaluate.seeds)
+    place, row = {arm.arm.name: i for i, arm in enumerate(arms)}, _rows(kept)
+    scores = _scores(images.table, shape, place, row)
+    with gathered(files.root / ".features.npy", images.paths, shape, place, row) as features:
         found, floor = measure_arms(config, scores, features, connect)
 
-    table = _per_prompt(config, prompts, scores, found)
+    table = _per_prompt(config, list(kept.values()), scores, found)
     _write_rows(config, [*_mean_rows(config, table), *_set_rows(config, found), floor], table)
-    generate.commit(_to_long(table), files.root / PER_PROMPT)
+    generate.commit(_to_long(table, list(kept)), files.root / PER_PROMPT)
     listed = [{**arm.to_dict(), "broken": table.broken.get(arm.arm.name)} for arm in [*arms, *study.mean_arms(config)]]
-    check = {name: getattr(images, name) for name in ("expected", "found", "missing", "duplicate")}
+    check: dict[str, Any] = images.check()
+    if images.left_out:
+        check["prompts_left_out"] = [prompt for i, prompt in _prompts(config).items() if i not in kept]
     versions = {package: version(package) for package in ("torch", "diffusers", "peft", "ray")}
     layout.write_json(
         files.arms, {"arms": listed, "cost": images.cost, "check": check, "command": command, "versions": versions}
     )
     return table
+
+
+def _prompts(config: Config) -> dict[int, str]:
+    """Every prompt by its place in evaluate.prompts, the number of its images in the dataset."""
+    return dict(enumerate(study.resolve_prompts(config.evaluate.prompts, "evaluate.prompts")))
+
+
+def _kept(config: Config, images: generate.Images) -> dict[int, str]:
+    """The prompts that are measured; ConfigError where too few are left for an interval."""
+    kept = {i: prompt for i, prompt in _prompts(config).items() if i not in images.left_out}
+    if len(kept) < 2:
+        raise ConfigError(
+            f"{len(images.left_out)} of {len(_prompts(config))} prompts failed, and two have to be left: see "
+            f"{RunFiles(config.directory).failures}"
+        )
+    return kept
+
+
+def _rows(kept: Iterable[int]) -> np.ndarray:
+    """The row of each kept prompt, by its place in evaluate.prompts; of one that is left out, none that can be used."""
+    places = list(kept)
+    rows = np.full(max(places) + 1, np.iinfo(np.int32).max)
+    rows[places] = np.arange(len(places))
+    return rows
 
 
 def summary(config: Config, everything: bool = True) -> str:
@@ -116,7 +142,8 @@ def read_table(config: Config) -> Table:
         raise ValueError(f"{path} is missing: run `python -m pipelines measure {config.directory}` first")
     long = pq.read_table(path)
     arms, metrics = (list(dict.fromkeys(long[name].to_pylist())) for name in ("arm", "metric"))
-    prompts = study.resolve_prompts(config.evaluate.prompts, "evaluate.prompts")
+    known = _prompts(config)
+    prompts = [known[i] for i in dict.fromkeys(long["prompt_id"].to_pylist())]
     grid = long["value"].to_numpy().reshape(len(metrics), len(arms), len(prompts))
     broken = {row["arm"]: row["broken"] for row in read_rows(config) if row["broken"]}
     return Table(arms, prompts, config.evaluate.seeds, dict(zip(metrics, grid, strict=True)), broken)
@@ -134,12 +161,14 @@ def read_rows(config: Config) -> list[dict[str, Any]]:
     return table.to_pylist()
 
 
-def _scores(images: pa.Table, shape: tuple[int, int, int], place: dict[str, int]) -> dict[str, np.ndarray]:
+def _scores(
+    images: pa.Table, shape: tuple[int, int, int], place: dict[str, int], row: np.ndarray
+) -> dict[str, np.ndarray]:
     """Every float column (arms, prompts, seeds)."""
     names = [field.name for field in images.schema if pa.types.is_floating(field.type)]
     at = (
         np.array([place[name] for name in images["arm"].to_pylist()]),
-        images["prompt_id"].to_numpy(),
+        row[images["prompt_id"].to_numpy()],
         images["seed_index"].to_numpy(),
     )
     scores = {name: np.full(shape, np.nan) for name in names}
@@ -220,11 +249,11 @@ def _write_rows(config: Config, rows: list[dict[str, Any]], table: Table) -> Non
     generate.commit(pa.Table.from_pylist(whole, SCHEMA), RunFiles(config.directory).metrics)
 
 
-def _to_long(table: Table) -> pa.Table:
+def _to_long(table: Table, places: list[int]) -> pa.Table:
     metrics, arms, prompts = len(table.values), len(table.arms), len(table.prompts)
     return pa.table({
         "metric": np.repeat(list(table.values), arms * prompts),
         "arm": np.tile(np.repeat(table.arms, prompts), metrics),
-        "prompt_id": np.tile(np.arange(prompts, dtype=np.int32), metrics * arms),
+        "prompt_id": np.tile(np.array(places, np.int32), metrics * arms),
         "value": np.concatenate([values.ravel() for values in table.values.values()]),
     })  # fmt: skip

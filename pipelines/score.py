@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import listing, rewarding
+from pipelines.bar import Bar
 from pipelines.cluster import Cluster
 from pipelines.config import Config, ConfigError
 from pipelines.listing import Listed, Listing
@@ -61,7 +62,7 @@ class Files:
 class FolderJob:
     """The scorers' job for images in files: an image that cannot be read or scored is recorded with the reason."""
 
-    warns = False  # failures are listed by file at the end
+    warns = keeps_failures = False  # failures are listed by file at the end
 
     def __init__(self, folder: Path, columns: Columns, threads: int, batch: int) -> None:
         self.folder, self.columns, self.threads, self.batch = folder, columns, threads, batch
@@ -155,7 +156,7 @@ def _stream(config: Config, columns: Columns, files: Files, missing: Sequence[Li
     streaming.quiet_data()
     job = FolderJob(files.parts, columns, evaluate.threads, size)
     plan = streaming.scored(streaming.rows(units), job, config, len(units))
-    streaming.run(plan, len(missing), "image", "scoring", count="images")
+    streaming.run(plan, Bar("scored", len(missing)))
 
 
 def _done(files: Files, found: Listing) -> set[str]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from aig import rewards
 from aig.metrics import features
 from aig.rewards import RewardSpec
+from pipelines.attempt import attempt
 from pipelines.rewarding import Columns, Statistics
 
 GOLD = "gold"
@@ -87,6 +88,12 @@ class Pictures:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
+RESULT = pa.schema({
+    "unit": pa.string(), "images": pa.int32(), "predictions": pa.int64(), "said": pa.list_(pa.string()),
+    "stage": pa.string(), "error": pa.string(),
+})  # fmt: skip
+
+
 class Job(Protocol):
     """What a scorer is started with: where images come from and where their scores go; it travels to the actors."""
 
@@ -95,6 +102,8 @@ class Job(Protocol):
     batch: int
     warns: bool
     """Whether an image without a score is warned of by its id; the column `error` has the reason in any case."""
+    keeps_failures: bool
+    """Whether a unit whose scoring raises is tried again and then given out as failed, instead of ending the plan."""
 
     def scores(self) -> Scores:
         """What scores the images, loaded."""
@@ -114,18 +123,28 @@ class Scorer:
         self.scores = job.scores()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """The units' names, their numbers of images, and what was warned of on the way."""
-        rows = batch.to_pylist()
-        counts, said = [], []
-        for row in rows:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("default")
-                table = self.table(row)
-            commit(table, self.job.folder / PART.format(unit=row["unit"]))
-            counts.append(len(table))
-            said.append([str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)])
-        numbers, texts = pa.array(counts, pa.int32()), pa.array(said, pa.list_(pa.string()))
-        return pa.table({"unit": batch["unit"], "images": numbers, "said": texts})
+        """What became of each unit (`RESULT`): how many images it has now, or why it has none."""
+        return pa.Table.from_pylist([self.unit(row) for row in batch.to_pylist()], RESULT)
+
+    def unit(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Score and commit a unit, unless it failed already where its images were drawn."""
+        name, error = row["unit"], row.get("error")
+        if error is not None:
+            return {"unit": name, "images": 0, "predictions": 0, "said": [], "stage": "drawn", "error": error}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            table, error = self.twice(row) if self.job.keeps_failures else (self.table(row), None)
+        said = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+        if table is None:
+            return {"unit": name, "images": 0, "predictions": 0, "said": said, "stage": "scored", "error": error}
+        commit(table, self.job.folder / PART.format(unit=name))
+        predictions = row.get("predictions") or 0
+        return {"unit": name, "images": len(table), "predictions": predictions, "said": said}
+
+    def twice(self, row: Mapping[str, Any]) -> tuple[pa.Table | None, str | None]:
+        """The unit's table, or why there is none after a second try."""
+        table, error = attempt(lambda: self.table(row))
+        return (table, error) if error is None else attempt(lambda: self.table(row))
 
     def table(self, row: Mapping[str, Any]) -> pa.Table:
         """One row an image."""
@@ -206,8 +225,17 @@ def decode(contents: Sequence[bytes | OSError]) -> tuple[list[np.ndarray | None]
 
 
 def commit(table: pa.Table, path: Path) -> None:
-    """Write beside, flush to disk, move into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write beside, flush to disk, move into place; FileNotFoundError where the folder's own folder is gone.
+
+    What was a mount that vanished is not made anew on the disk beneath it.
+    """
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path.parent.parent} is gone, and {path.name} cannot be written there: bring the storage back, and run "
+            "the same command again"
+        ) from None
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:

@@ -57,6 +57,7 @@ def report(folder: Path) -> str:
     lines = [f"{folder}{', a process is working in it' if working else ''}", "", *_training_lines(states), ""]
     arms = arm_count(config)
     lines += [f"images     {done} of {wanted} units ({arms} arms, {_images(config) * arms} images)"]
+    lines += _failures(files)
     lines += [f"{name:<11}{'there' if path.exists() else 'missing'}" for name, path in _results(files).items()]
     lines += _searches(files)
     lines += _more_adapters(config, files, states)
@@ -112,9 +113,9 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _training_lines(states: list[Training]) -> Iterator[str]:
-    width = max(len(state.key) for state in states)
+    width = max((len(state.key) for state in states), default=0)
     counts = {name: sum(state.state == name for state in states) for name in dict.fromkeys(s.state for s in states)}
-    yield f"trainings  {', '.join(f'{count} {name}' for name, count in counts.items())}"
+    yield f"trainings  {', '.join(f'{count} {name}' for name, count in counts.items()) or 'none'}"
     for state in states:
         yield f"  {state.key:<{width}}  {state.state:<11}  {state.told}".rstrip()
 
@@ -126,7 +127,8 @@ def arm_count(config: Config) -> int:
     regularized = len(sweep.kl_weights) - 1
     study = 1 + len(evaluate.schedules) + len(evaluate.lora_scales) + len(stops)
     study += regularized * (1 + len(evaluate.kl_schedules))
-    return 1 + study * len(sweep.rewards) * len(sweep.ks) * len(sweep.train_seeds)
+    external = (1 + len(evaluate.schedules) + len(evaluate.lora_scales)) * len(evaluate.adapters)
+    return 1 + study * len(sweep.rewards) * len(sweep.ks) * len(sweep.train_seeds) + external
 
 
 def expected_units(config: Config) -> int:
@@ -152,6 +154,13 @@ def _units(files: RunFiles, states: list[Training]) -> int:
     return sum(1 for path in files.images.glob("part-*.parquet") if _is_whole(path))
 
 
+def _failures(files: RunFiles) -> Iterator[str]:
+    """Units that failed, and why the first did."""
+    failed = pq.read_table(files.failures, columns=["prompt", "error"]).to_pylist() if files.failures.exists() else []
+    if failed:
+        yield f"failures   {len(failed)} units, as of {failed[0]['prompt']!r}: {failed[0]['error']}"
+
+
 def _is_whole(path: Path) -> bool:
     try:
         return pq.read_metadata(path).num_rows > 0
@@ -174,7 +183,7 @@ def _searches(files: RunFiles) -> Iterator[str]:
 
 def _more_adapters(config: Config, files: RunFiles, states: list[Training]) -> Iterator[str]:
     """Adapters that `train` made beside the sweep's."""
-    ours = {state.key for state in states}
+    ours = {state.key for state in states} | set(layout.external(config))
     others = [p.parent.name for p in files.adapters.glob(f"*/{RECORD}") if p.parent.name.partition("@")[0] not in ours]
     if others:
         yield f"adapters   besides: {', '.join(sorted(others))}"

@@ -1,15 +1,16 @@
-"""What every Ray Data plan of ours shares: its pool of scorers, and a progress bar over what comes out."""
+"""What every Ray Data plan of ours shares: its pool of scorers, and what is done with what comes out of it."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import ray.data
-from tqdm import tqdm
 
-from pipelines.cluster import actor, needs
+from pipelines import pools
+from pipelines.bar import Bar
+from pipelines.cluster import actor
 from pipelines.config import Config
+from pipelines.failures import Failures
 from pipelines.scoring import Job, Said, Scorer
 
 
@@ -24,35 +25,39 @@ def quiet_data() -> None:
 
 def scored(units: ray.data.Dataset, job: Job, config: Config, most: int) -> ray.data.Dataset:
     """The units through the configuration's scorers, at most `most`; a row that comes out is a unit that is there."""
-    evaluate = config.evaluate
     return units.map_batches(
         Scorer,
         fn_constructor_kwargs={"job": job},
-        compute=ray.data.ActorPoolStrategy(size=min(evaluate.scorers, most)),
-        **actor(scorer_needs(config)),
+        compute=pools.scorers(config.evaluate).strategy(most),
+        **actor(pools.scorer_needs(config.evaluate)),
         batch_size=1,
         batch_format="pyarrow",
     )
 
 
-def scorer_needs(config: Config) -> dict[str, float]:
-    """Ray resources of one scorer."""
-    evaluate = config.evaluate
-    return needs(evaluate.scorer_cpus, evaluate.scorer_gpus, evaluate.node)
-
-
-def run(dataset: ray.data.Dataset, total: int, unit: str, description: str, count: str = "") -> None:
-    """Carry a plan of scored units out behind a progress bar of units, or of the sum of a column of numbers.
+def run(dataset: ray.data.Dataset, bar: Bar, failures: Failures | None = None) -> None:
+    """Carry a plan of scored units out behind a bar of images; `failures` takes units that could not be made.
 
     What the scorers warned of is told at the end.
     """
     said = Said()
-    every = 0.5 if sys.stderr.isatty() else 15.0  # in a log, a line now and then
-    with tqdm(total=total, unit=unit, desc=description, mininterval=every) as bar:
-        for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
-            bar.update(int(batch[count].sum()) if count else len(batch["unit"]))
-            said.add([message for messages in batch["said"] for message in messages])
-    said.tell(lambda line: print(line, file=sys.stderr))
+    try:
+        for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+            for row in batch.to_pylist():
+                bar.add(row["images"], row["predictions"], failed=int(row["error"] is not None))
+                said.add(row["said"])
+                if failures is not None:
+                    _note(failures, row)
+    finally:
+        bar.close()
+        said.tell(lambda line: print(line, file=bar.out))
+
+
+def _note(failures: Failures, row: dict[str, Any]) -> None:
+    if row["error"] is None:
+        failures.succeeded()
+    else:
+        failures.add(row["unit"], row["stage"], row["error"])
 
 
 def rows(items: list[dict[str, Any]]) -> ray.data.Dataset:

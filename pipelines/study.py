@@ -19,7 +19,7 @@ from aig.sampler import Arm, Sampling
 from aig.world.scenes import all_prompts
 from pipelines import rewarding
 from pipelines.config import Config, ConfigError, Train
-from pipelines.layout import RunFiles, adapter_folders, adapter_key, read_prompts, slug, snapshot_steps
+from pipelines.layout import RunFiles, adapter_folders, adapter_key, external, read_prompts, slug, snapshot_steps
 
 FAMILIES = ("base", "tuned", "kl", "lora", "aig", "early", "mix")
 
@@ -46,13 +46,22 @@ class StudyArm:
 
 @dataclass(frozen=True)
 class Study:
-    """One training setting (reward, K, training seeds) and every arm that is compared within it, the base first."""
+    """One training setting (reward, K, training seeds) and every arm that is compared within it, the base first.
+
+    An adapter that was made elsewhere is a setting too: how it was trained is not known, and the first of the rewards
+    that score images stands in the place of the one that it was trained on.
+    """
 
     name: str
     reward: str
-    k: int
+    k: int | None
     train_seeds: tuple[int, ...]
     arms: tuple[StudyArm, ...] = field(repr=False)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the run trained its adapters."""
+        return bool(self.train_seeds)
 
     def one(self, family: str) -> StudyArm:
         """The only arm of its family: the base, or the tuned one."""
@@ -127,19 +136,49 @@ def resolve_sampling(config: Config, defaults: Sampling) -> Sampling:
 
 
 def studies(config: Config) -> list[Study]:
-    """Every study of the run, each with all its arms."""
+    """Every study of the run, each with all its arms: the sweep's, then those of adapters from elsewhere."""
     sweep = config.sweep
-    return [
+    trained = [
         Study(f"{slug(reward)}-k{k}-s{seed}", reward, k, (seed,), tuple(_study_arms(config, reward, k, seed)))
         for reward, k, seed in product(sweep.rewards, sweep.ks, sweep.train_seeds)
     ]
+    return trained + [
+        Study(name, config.evaluate.rewards[0], None, (), tuple(_external_arms(config, name)))
+        for name in external(config)
+    ]
+
+
+def check_arms(config: Config) -> None:
+    """ConfigError where there is no arm at all, or where two would be one: in name, or in what they do."""
+    found = studies(config)
+    if not found:
+        raise ConfigError(
+            "sweep.rewards and evaluate.adapters are both []: give rewards to train on, or an adapter, as in "
+            "--adapter mine=lora.safetensors"
+        )
+    arms = [arm.arm for study in found for arm in study.arms if arm.family != "base"]
+    for what, names in (("studies", [study.name for study in found]), ("arms", [arm.name for arm in arms])):
+        double = next((name for name in names if names.count(name) > 1), None)
+        if double:
+            raise ConfigError(
+                f"two {what} are called {double!r}: give each LoRA scale and schedule once, and adapters from "
+                "elsewhere names of their own"
+            )
+    does: dict[str, str] = {}
+    for arm in arms:
+        if does.setdefault(arm.id, arm.name) != arm.name:
+            raise ConfigError(
+                f"the arms {does[arm.id]!r} and {arm.name!r} would be the same images: give each schedule once, and "
+                "LoRA scales below 1"
+            )
 
 
 def mean_studies(config: Config) -> list[Study]:
     """The studies that differ in their training seed alone, arm by arm as one mean; none where there is one seed."""
     groups: dict[tuple[str, int], list[Study]] = {}
     for single in studies(config):
-        groups.setdefault((single.reward, single.k), []).append(single)
+        if single.trained:
+            groups.setdefault((single.reward, single.k or 0), []).append(single)
     return [_mean_study(group) for group in groups.values() if len(group) > 1]
 
 
@@ -170,7 +209,7 @@ def mean_arms(config: Config) -> list[StudyArm]:
 
 def _study_arms(config: Config, reward: str, k: int, seed: int) -> Iterator[StudyArm]:
     evaluate = config.evaluate
-    yield StudyArm(Arm("base", None, 1.0, "base"), "base", "base")
+    yield BASE_ARM
     for weight in sorted(config.sweep.kl_weights):
         key = adapter_key(replace(config.train, reward=reward, k=k, kl_weight=weight, seed=seed))
         steps = config.train.steps
@@ -179,10 +218,8 @@ def _study_arms(config: Config, reward: str, k: int, seed: int) -> Iterator[Stud
         label = "tuned" if tuned else f"KL {weight:g}"
         yield StudyArm(Arm(key, key), "tuned" if tuned else "kl", label, **common, step=steps)
         for text in evaluate.schedules if tuned else evaluate.kl_schedules:
-            schedule = schedules.parse(text)
-            name = schedule.label or schedules.format_name(schedule)
+            arm, name = _guided(key, text)
             mixed = f"AIG {name}" if tuned else f"{label} + AIG {name}"
-            arm = Arm(f"{key}+{name}", key, 1.0, schedules.format_name(schedule))
             yield StudyArm(arm, "aig" if tuned else "mix", mixed, **common, step=steps)
         if not tuned:
             continue
@@ -192,6 +229,26 @@ def _study_arms(config: Config, reward: str, k: int, seed: int) -> Iterator[Stud
         for step in early_stops(config):
             stop = f"{key}@{step}"
             yield StudyArm(Arm(stop, stop), "early", f"stop at {step}", **common, step=step)
+
+
+def _external_arms(config: Config, name: str) -> Iterator[StudyArm]:
+    yield BASE_ARM
+    yield StudyArm(Arm(name, name), "tuned", "tuned")
+    for text in config.evaluate.schedules:
+        arm, schedule = _guided(name, text)
+        yield StudyArm(arm, "aig", f"AIG {schedule}")
+    for scale in config.evaluate.lora_scales:
+        yield StudyArm(Arm(f"{name}x{scale:g}", name, scale), "lora", f"LoRA ×{scale:g}")
+
+
+BASE_ARM = StudyArm(Arm("base", None, 1.0, "base"), "base", "base")
+
+
+def _guided(adapter: str, text: str) -> tuple[Arm, str]:
+    """The arm of a schedule, and the schedule's name."""
+    schedule = schedules.parse(text)
+    name = schedule.label or schedules.format_name(schedule)
+    return Arm(f"{adapter}+{name}", adapter, 1.0, schedules.format_name(schedule)), name
 
 
 def training_record(config: Config, train: Train, step: int) -> dict[str, Any]:

@@ -35,6 +35,13 @@ def warning(images: Tensor, prompts: list[str]) -> Tensor:
     return bright(images, prompts)
 
 
+def refusing(images: Tensor, prompts: list[str]) -> Tensor:
+    """How bright an image is, of anything but stars."""
+    if any("star" in prompt for prompt in prompts):
+        raise RuntimeError("a star has no brightness")
+    return bright(images, prompts)
+
+
 def pixels(images: Tensor) -> Tensor:
     """Images on 4 x 4 pixels (B, 48), none a row of zeros."""
     return F.adaptive_avg_pool2d(images, 4).flatten(1) + 0.1

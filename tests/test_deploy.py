@@ -18,9 +18,9 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from aig.world import weights
 from pipelines import config as configuration
+from pipelines import pools
 from pipelines.cluster import PLACE, Cluster, largest, needs
 from pipelines.config import ConfigError
-from pipelines.generate import pool_sizes
 from pipelines.train import room_for
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,7 +137,7 @@ def test_the_actors_of_the_run_configuration_fit_into_the_largest_cluster(cluste
         "spot": counts["evaluate"],
     }  # fmt: skip
     grown = Cluster(config.ray.grows_to, started=False, dashboard=None)
-    assert pool_sizes(config, grown) == config.evaluate.generators
+    assert pools.generators(config, grown).start == config.evaluate.generators
     assert room_for(config, grown) >= config.sweep.max_concurrent
 
 

@@ -299,7 +299,7 @@ def test_a_validation_never_averages_nan_in_silence(model, tmp_path, on_nan):
 class WarningJob:
     """A job of an evaluation's kind: four images, of which the third has no score."""
 
-    warns, threads, batch = True, 1, 2
+    warns, threads, batch, keeps_failures = True, 1, 2, True
 
     def __init__(self, folder):
         self.folder = folder

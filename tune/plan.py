@@ -80,7 +80,10 @@ class Plan:
 def make(config: Config, model: Model) -> Plan:
     """The search that `config.search` asks for; ConfigError where it cannot be."""
     search, files = config.search, RunFiles(config.directory)
-    adapter = search.adapter or layout.adapter_key(layout.trainings(config)[0])
+    trainings = layout.trainings(config)
+    if not search.adapter and not trainings:
+        raise ConfigError("sweep.rewards is [], so no adapter is the first: name one by search.adapter")
+    adapter = search.adapter or layout.adapter_key(trainings[0])
     digest = _digest(files, adapter)
     record = _record(files.adapters / adapter)
     _check_model(config, record, files.adapters / adapter)

@@ -5,6 +5,7 @@ The base model is the denoiser with no adapter, so one set of weights (with `ful
 both predictions of annealed importance guidance, in one forward.
 """
 
+from aig.adapters.base import OtherBase
 from aig.adapters.files import FULL_WEIGHTS, RECORD, WEIGHTS, load, read_record, save, weights_file
 from aig.adapters.full import full
 from aig.adapters.lora import TARGETS, attach, parameters, scaled
@@ -17,6 +18,7 @@ __all__ = [
     "TARGETS",
     "WEIGHTS",
     "Fuser",
+    "OtherBase",
     "attach",
     "full",
     "fusing",

@@ -15,6 +15,10 @@ SKETCHED = 32
 TOLERANCE = 0.01  # bfloat16 keeps 8 bits: the same weights read in another precision differ by up to 0.4 %
 
 
+class OtherBase(UserWarning):
+    """An adapter was made on other weights than those of the denoiser that it is loaded into."""
+
+
 def tensors_of(denoiser: nn.Module, name: str = BASE) -> dict[str, Tensor]:
     """The denoiser's own parameters and buffers under the names that they have in one without adapters; of layers with
     several sets, the set `name`."""
@@ -56,5 +60,6 @@ def check_same_base(denoiser: nn.Module, record: dict[str, Any], source: Path) -
         warnings.warn(
             f"{source}: the adapter was made on a {here['class']} of other weights than this one; its images will "
             "differ from those that it was tuned for. Load the model that it was made on if that is not meant",
+            OtherBase,
             stacklevel=3,
         )

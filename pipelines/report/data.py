@@ -146,7 +146,7 @@ class KLPoint(NamedTuple):
     """One arm of the reward-against-KL figure; the distance to the base is a KL where the metric says so."""
 
     arm: str
-    kl_weight: float
+    kl_weight: float | None
     metric: str
     unit: str
     distance: Estimate
@@ -173,7 +173,8 @@ class Study:
     reward: str
     held_out: str | None
     diversity: str
-    k: int
+    k: int | None
+    """None for an adapter that was made elsewhere, as are training seeds."""
     train_seeds: tuple[int, ...]
     arms: tuple[Arm, ...]
     planes: Mapping[str, Plane]
@@ -184,11 +185,15 @@ class Study:
     @property
     def title(self) -> str:
         """The study in words."""
+        if self.k is None:
+            return f"{self.name}, {self.training}, by {self.reward} reward"
         return f"{self.reward} reward, K = {self.k}, {self.training}"
 
     @property
     def training(self) -> str:
         """The training seeds in words."""
+        if not self.train_seeds:
+            return "an adapter from elsewhere"
         seeds = ", ".join(map(str, self.train_seeds))
         return f"mean of training seeds {seeds}" if len(self.train_seeds) > 1 else f"training seed {seeds}"
 
@@ -218,8 +223,10 @@ class Study:
         return metrics[role] if metrics[role] in self.planes else None
 
     def role_of(self, metric: str) -> str:
-        """A metric's role in this study in words; its own name if it has none."""
-        return next((role for role in ROLES if self.metric_of(role) == metric), metric_name(metric))
+        """A metric's role in this study in words; its own name if it has none, and where nothing is known to have been
+        trained on it."""
+        roles = ROLES if self.train_seeds else ROLES[1:]
+        return next((role for role in roles if self.metric_of(role) == metric), metric_name(metric))
 
     def size(self, family: str) -> int:
         """How many arms a family has of its own, base, tuned and broken ones not counted; all sound arms for "all"."""
@@ -273,7 +280,7 @@ class Run:
 
     def mean_of(self, study: Study) -> Study | None:
         """The study that averages this one with others that differ in the training seed alone."""
-        for other in self.studies:
+        for other in self.studies if study.train_seeds else ():
             if (other.reward, other.k) == (study.reward, study.k) and set(other.train_seeds) > set(study.train_seeds):
                 return other
         return None

@@ -204,14 +204,14 @@ def _study(study: _Checked, front: _Checked, arms: Mapping[str, Arm]) -> Study:
         reward=reward,
         held_out=study.value.get("held_out"),
         diversity=front.text("diversity"),
-        k=int(study.number("k")),
+        k=None if study.get("k") is None else int(study.number("k")),
         train_seeds=tuple(study.get("train_seeds")),
         arms=members,
         planes=planes,
         reward_vs_kl=tuple(
             KLPoint(
                 _known(row, "arm", known),
-                row.number("kl_weight"),
+                None if row.get("kl_weight") is None else row.number("kl_weight"),
                 row.text("metric"),
                 row.text("unit"),
                 row.estimate("distance"),

@@ -209,12 +209,14 @@ def tuning_headline(study: Study) -> str:
 def caveats(run: Run) -> list[str]:
     """What the intervals cover and what they do not."""
     seeds = sorted({seed for study in run.studies for seed in study.train_seeds})
-    single = f"there is one training seed ({seeds[0]}), so another training run may differ by more."
+    single = "how another training of such an adapter would differ is not known here."
+    if seeds:
+        single = f"there is one training seed ({seeds[0]}), so another training run may differ by more."
     several = "studies that differ in the training seed alone show how much that adds."
     return [
         f"Intervals are {run.percent}, from a bootstrap over prompts ({run.n_bootstrap} resamples, seed {run.seed}), "
         "paired over arms: all arms share prompts and noise. They say how results vary with the prompts, not with the "
-        "training: " + (single if len(seeds) == 1 else several),
+        "training: " + (several if len(seeds) > 1 else single),
         "Measures of whole sets of images (distances, precision, recall, density, coverage) have their intervals from "
         "subsets of the prompts instead, since a bootstrap would hold images twice, and those are each other's nearest "
         "neighbours. Arms share the base's noise: their distances to it start under those of independent images (a KID "

@@ -1,0 +1,266 @@
+"""Units that raise: tried twice, recorded, left out with their prompts; and images that are not this run's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from measured_runs import TUNED, build, settings
+
+from aig.models import TinyModel
+from pipelines import config, failures, front, generate, measure, rewarding, scoring, status, study
+from pipelines.attempt import LONGEST, attempt
+from pipelines.config import ConfigError
+from pipelines.layout import RunFiles
+
+
+@dataclass(frozen=True)
+class Unit:
+    name: str
+    prompt_id: int = 0
+    prompt: str = "a star"
+    seeds: tuple[int, ...] = (0, 1)
+
+
+class Drawing(generate.Generator):
+    """A generator without a model, which refuses some prompts, and counts its tries of each."""
+
+    def __init__(self, refused, most=2):
+        self.refused, self.most, self.tries = refused, most, []
+
+    def units(self, rows):
+        self.tries.append([row["prompt"] for row in rows])
+        if len(rows) > self.most:
+            raise torch.OutOfMemoryError("out of memory")
+        for row in rows:
+            if row["prompt"] in self.refused:
+                raise ValueError(f"cannot draw {row['prompt']}\n on two lines")
+        return [{**row, "image": [b"png"]} for row in rows]
+
+
+def batch(*prompts):
+    return pa.Table.from_pylist([
+        {"unit": prompt, "prompt_id": i, "prompt": prompt, "seeds": [0]} for i, prompt in enumerate(prompts)
+    ])  # fmt: skip
+
+
+def test_a_prompt_that_cannot_be_drawn_is_tried_twice_and_the_others_of_its_batch_are_drawn():
+    generator = Drawing({"b"})
+    rows = generator(batch("a", "b")).to_pylist()
+    assert [(row["unit"], row["image"], row["error"]) for row in rows] == [
+        ("a", [b"png"], None), ("b", None, "ValueError: cannot draw b on two lines"),
+    ]  # fmt: skip
+    assert generator.tries == [["a", "b"], ["a"], ["b"]]
+    generator.tries.clear()
+    generator(batch("b"))
+    assert generator.tries == [["b"], ["b"]]
+
+
+def test_what_is_too_much_at_once_is_drawn_one_by_one():
+    rows = Drawing(set(), most=1)(batch("a", "b")).to_pylist()
+    assert [row["error"] for row in rows] == [None, None]
+
+
+def test_an_error_that_leaves_the_gpu_useless_is_no_units_own():
+    with pytest.raises(torch.AcceleratorError):
+        attempt(lambda: (_ for _ in ()).throw(torch.AcceleratorError("device-side assert")))
+    assert len(attempt(lambda: int("x" * 10_000))[1] or "") <= LONGEST + 4
+
+
+class Job:
+    """A job of an evaluation's kind, whose reward refuses stars."""
+
+    warns, threads, batch = True, 1, 8
+
+    def __init__(self, folder, keeps_failures=True):
+        self.folder, self.keeps_failures = folder, keeps_failures
+
+    def scores(self):
+        return scoring.Scores(rewarding.columns(config.load(), ["pipeline_toys:refusing"]))
+
+    def pictures(self, row):
+        contents = [scoring.to_png(np.zeros((4, 4, 3), np.uint8))] * 2
+        return scoring.Pictures(list("ab"), contents, [row["prompt"]] * 2, {"prompt": pa.array([row["prompt"]] * 2)})
+
+
+def test_a_unit_that_makes_a_reward_raise_is_given_out_as_failed_and_the_next_is_scored(tmp_path):
+    rows = [{"unit": "u", "prompt": "a star", "error": None}, {"unit": "v", "prompt": "a heart"}]
+    rows += [{"unit": "w", "prompt": "a circle", "error": "ValueError: not drawn"}]
+    found = scoring.Scorer(Job(tmp_path))(pa.Table.from_pylist(rows)).to_pylist()
+    assert [(row["unit"], row["images"], row["stage"], row["error"]) for row in found] == [
+        ("u", 0, "scored", "RuntimeError: a star has no brightness"), ("v", 2, None, None),
+        ("w", 0, "drawn", "ValueError: not drawn"),
+    ]  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["part-v.parquet"]
+
+
+def test_a_job_that_keeps_no_failures_ends_with_the_error(tmp_path):
+    scorer = scoring.Scorer(Job(tmp_path, keeps_failures=False))
+    with pytest.raises(RuntimeError, match="a star has no brightness"):
+        scorer(pa.table({"unit": ["u"], "prompt": ["a star"]}))
+
+
+def test_a_reward_that_fails_for_want_of_storage_ends_the_plan_and_makes_no_folder(tmp_path):
+    folder = tmp_path / "run" / "images"
+    scorer = scoring.Scorer(Job(folder))
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path / 'run'} is gone.*bring the storage back"):
+        scorer(pa.table({"unit": ["u"], "prompt": ["a heart"]}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_failures_are_written_as_they_come_and_forgotten_when_all_is_made(tmp_path):
+    path, units = tmp_path / "failures.parquet", [Unit(name) for name in "abc"]
+    kept = failures.Failures(path, units, 8)
+    kept.add("a", "drawn", "ValueError: no")
+    expected = {"unit": "a", "prompt_id": 0, "prompt": "a star", "seeds": [0, 1], "stage": "drawn"}
+    assert failures.read(path) == [{**expected, "error": "ValueError: no"}]
+    kept.close()
+    assert path.exists()
+    failures.Failures(path, units, 8).close()
+    assert not path.exists() and failures.read(path) == []
+
+
+def test_too_many_failures_in_a_row_end_the_plan_unless_one_was_made_between_or_they_had_failed_before(tmp_path):
+    units = [Unit(str(i)) for i in range(20)]
+    kept = failures.Failures(tmp_path / "f.parquet", units, 3)
+    for i in range(6):
+        kept.add(str(i), "drawn", "no")
+        kept.succeeded()
+    kept.add("6", "drawn", "no")
+    kept.add("7", "drawn", "no")
+    with pytest.raises(failures.EvaluationError, match=r"3 groups of images failed in a row.*with CUDA is gone"):
+        kept.add("8", "drawn", "CUDA is gone")
+
+    again = failures.Failures(tmp_path / "f.parquet", units, 3)
+    for i in range(9):
+        again.add(str(i), "drawn", "no")
+    again.add("9", "drawn", "no")
+    again.add("10", "drawn", "no")
+    with pytest.raises(failures.EvaluationError, match="3 groups"):
+        again.add("11", "drawn", "no")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of five arms, six prompts in two units each; the second unit of the third prompt failed."""
+    found = build(settings(tmp_path))
+    lost = [unit for unit in generate.units(found, TinyModel.defaults) if unit.prompt_id == 2][1]
+    files = RunFiles(found.directory)
+    (files.images / generate.PART.format(unit=lost.name)).unlink()
+    failures.Failures(files.failures, [lost], 8).add(lost.name, "drawn", "ValueError: no")
+    return found
+
+
+def read(found):
+    return generate.read(found, TinyModel.defaults, without=["image", "features"])
+
+
+def measured(found):
+    return measure.measure(found, read(found), "a command", lambda: pytest.fail("so few images need no Ray"))
+
+
+def test_a_prompt_that_failed_is_left_out_for_all_arms_and_counted(run):
+    images = read(run)
+    assert (images.expected, images.found, images.missing, images.failed) == (5 * 6 * 4, 5 * 5 * 4, 0, 5 * 4)
+    assert images.left_out == (2,) and 2 not in images.table["prompt_id"].to_pylist()
+    images.require_complete()
+
+
+def test_what_is_measured_without_a_prompt_is_what_a_run_of_the_other_prompts_measures(run, tmp_path):
+    table = measured(run)
+    prompts = study.resolve_prompts(run.evaluate.prompts, "")
+    kept = prompts[:2] + prompts[3:]
+    whole = build(settings(tmp_path / "whole"))
+    expected = measured(whole)
+    assert table.prompts == kept == measure.read_table(run).prompts
+    for metric, values in table.rows([TUNED]).items():
+        np.testing.assert_array_equal(values[0], np.delete(expected.rows([TUNED])[metric][0], 2), metric)
+    again = measure.read_table(run)
+    for metric, values in table.values.items():
+        np.testing.assert_array_equal(again.values[metric], values)
+    rows = {(row["arm"], row["metric"]): row for row in measure.read_rows(run)}
+    assert rows[TUNED, "vendi"]["prompts"] == 5 and rows[TUNED, "frechet"]["n"] == 20
+
+
+def test_the_prompts_left_out_are_named_in_the_record_and_the_fronts_rest_on_the_others(run):
+    measured(run)
+    check = json.loads(RunFiles(run.directory).arms.read_text())["check"]
+    prompts = study.resolve_prompts(run.evaluate.prompts, "")
+    assert check == {
+        "expected": 120, "found": 100, "missing": 0, "duplicate": 0, "failed": 20, "prompts_left_out": [prompts[2]],
+    }  # fmt: skip
+    assert json.loads(front.write_front(run).read_text())["prompts"] == 5
+
+
+def test_a_share_of_failures_that_is_let_pass_is_told_and_a_larger_one_is_an_error(run, capsys):
+    with pytest.raises(failures.EvaluationError, match=r"1 of 12 groups of images failed, and 1 prompts are left out"):
+        failures.conclude(run)
+    passing = config.load("smoke", None, [f"run.storage={run.run.storage}", "evaluate.max_failed=0.1"])
+    failures.conclude(passing)
+    assert "1 of 12 groups of images failed" in capsys.readouterr().out
+
+
+def test_the_status_names_what_failed(run):
+    assert "failures   1 units, as of 'a yellow triangle': ValueError: no" in status.report(run.directory)
+
+
+def test_a_unit_that_was_made_after_all_is_no_failure(run):
+    (row,) = failures.of_run(run)
+    files = RunFiles(run.directory)
+    source = next(files.images.glob("*.parquet"))
+    shutil.copyfile(source, files.images / generate.PART.format(unit=row["unit"]))
+    assert failures.of_run(run) == [] and read(run).failed == 0
+
+
+def test_a_run_of_which_too_little_is_left_is_not_measured(tmp_path):
+    found = build(settings(tmp_path))
+    files, units = RunFiles(found.directory), generate.units(found, TinyModel.defaults)
+    lost = [unit for unit in units if unit.prompt_id > 0]
+    kept = failures.Failures(files.failures, lost, 99)
+    for unit in lost:
+        (files.images / generate.PART.format(unit=unit.name)).unlink()
+        kept.add(unit.name, "drawn", "no")
+    with pytest.raises(ConfigError, match="5 of 6 prompts failed, and two have to be left"):
+        measured(found)
+
+
+def refuse_ray():
+    raise AssertionError("nothing is to be drawn")
+
+
+def test_images_of_another_run_are_refused_and_left_where_they_are(tmp_path):
+    theirs = build(settings(tmp_path / "theirs", "evaluate.lora_scales=[0.25]"))
+    ours = build(settings(tmp_path / "ours"))
+    folder = RunFiles(ours.directory).images
+    for path in RunFiles(theirs.directory).images.glob("*.parquet"):
+        shutil.copyfile(path, folder / path.name)
+    there = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(
+        ConfigError, match=r"part-\w+.parquet holds images of another run \('.*x0.25' is nothing of this"
+    ):
+        generate.generate(ours, refuse_ray, TinyModel.defaults)
+    assert sorted(path.name for path in folder.iterdir()) == there
+
+
+def test_images_of_adapters_that_were_trained_anew_make_room(tmp_path, capsys):
+    ours = build(settings(tmp_path))
+    folder = RunFiles(ours.directory).images
+    stale = folder / "part-0123456789abcdef.parquet"
+    shutil.copyfile(next(folder.glob("*.parquet")), stale)
+    assert generate.generate(ours, refuse_ray, TinyModel.defaults) == 0
+    assert not stale.exists() and "Removing 1 groups of images whose adapters" in capsys.readouterr().out
+
+
+def test_a_file_that_is_none_of_ours_is_refused_by_its_name(tmp_path):
+    ours = build(settings(tmp_path))
+    strange = RunFiles(ours.directory).images / "part-strange.parquet"
+    pq.write_table(pa.table({"x": [1]}), strange)
+    with pytest.raises(ConfigError, match=r"part-strange.parquet is no file of images"):
+        generate.generate(ours, refuse_ray, TinyModel.defaults)
+    assert strange.exists()
