@@ -91,13 +91,19 @@ def adapter_digest(config: Config, name: str | None) -> str | None:
         ) from None
 
 
-def generate(config: Config, connect: Callable[[], Cluster], model_defaults: models.Sampling, memory: int = 0) -> int:
+def generate(
+    config: Config,
+    connect: Callable[[], Cluster],
+    model_defaults: models.Sampling,
+    memory: int = 0,
+    generator: type[Generator] | None = None,
+) -> int:
     """Make and score every image that is not there yet; returns how many units were tried.
 
     `connect` connects to Ray, and is called where something is left to make. memory: bytes of a node's that a generator
-    takes, where the configuration leaves their number to the cluster. A unit that fails twice is kept in
-    `failures.parquet`. Raises ConfigError where the actors need more than the cluster has, and EvaluationError where
-    everything fails.
+    takes, where the configuration leaves their number to the cluster. generator: the actors' class, `Generator` unless
+    another stands in for it. A unit that fails twice is kept in `failures.parquet`. Raises ConfigError where the actors
+    need more than the cluster has, and EvaluationError where everything fails.
     """
     files = RunFiles(config.directory)
     wanted = units(config, model_defaults)
@@ -106,7 +112,7 @@ def generate(config: Config, connect: Callable[[], Cluster], model_defaults: mod
     if len(missing) < len(wanted):
         print(f"{len(wanted) - len(missing)} of {len(wanted)} groups of images are there already.")
     if missing:
-        plan = _plan(config, missing, pools.generators(config, connect(), memory))
+        plan = _plan(config, missing, pools.generators(config, connect(), memory), generator or Generator)
         arms = len(study.all_arms(config))
         total, left = (arms * sum(len(unit.seeds) for unit in some) for some in (wanted, missing))
         failed = failures.Failures(files.failures, missing, config.evaluate.failures_in_a_row)
@@ -115,13 +121,13 @@ def generate(config: Config, connect: Callable[[], Cluster], model_defaults: mod
     return len(missing)
 
 
-def _plan(config: Config, missing: Sequence[Unit], pool: pools.Pool) -> ray.data.Dataset:
+def _plan(config: Config, missing: Sequence[Unit], pool: pools.Pool, generator: type[Generator]) -> ray.data.Dataset:
     evaluate = config.evaluate
     streaming.quiet_data()
     content = {"config": configuration.to_dict(config)}
     rows = [{"unit": u.name, "prompt_id": u.prompt_id, "prompt": u.prompt, "seeds": list(u.seeds)} for u in missing]
     drawn = streaming.rows(rows).map_batches(
-        Generator,
+        generator,
         fn_constructor_kwargs=content,
         compute=pool.strategy(len(rows)),
         **actor(pools.generator_needs(evaluate, pool.memory)),
