@@ -27,8 +27,10 @@ from typing import Any, TypeVar
 import psutil
 from ray._raylet import GcsClient
 
+from aig import models
 from benchmarks.pipeline import run_configuration
-from pipelines import config
+from pipelines import config, study
+from pipelines.generate import units
 from pipelines.layout import RunFiles
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,13 +144,12 @@ class Recording:
 
 
 def record(cluster: Cluster, found: config.Config) -> Recording:
-    """Evaluate on the cluster; kill a node once a third of the groups is there; wait until the head is alone again.
+    """Evaluate on the cluster; kill a node once a quarter of the groups is there; wait until the head is alone again.
 
     Raises RuntimeError with the command's output where it fails, or where something takes minutes too long.
     """
     begun = time.time()
-    folder, total = RunFiles(found.directory).images, found.evaluate.prompts
-    assert isinstance(total, int)
+    folder, total = RunFiles(found.directory).images, len(units(found, models.load(found.model.name).defaults))
     with tempfile.TemporaryFile("w+") as said:
         command = [sys.executable, "-m", "pipelines", "evaluate", "--config", _as_file(found)]
         process = subprocess.Popen(command, cwd=ROOT, env=cluster.environment, stdout=said, stderr=subprocess.STDOUT)
@@ -160,7 +161,7 @@ def record(cluster: Cluster, found: config.Config) -> Recording:
             return [name for name, _, gone in cluster.nodes() if gone is None]
 
         try:
-            wait_for(lambda: len(written()) >= total // 3 and len(alive()) > 1, 600, process)
+            wait_for(lambda: len(written()) >= total // 4 and len(alive()) > 1, 600, process)
             victim = alive()[-1]
             cluster.kill(victim)
             killed = time.time()
@@ -174,11 +175,9 @@ def record(cluster: Cluster, found: config.Config) -> Recording:
             raise RuntimeError(f"evaluate ended with exit code {process.returncode}:\n{said.read()}")
     ended = time.time()
     wait_for(lambda: not alive(), 240)
-    arms = 1 + len(found.evaluate.schedules) + len(found.evaluate.lora_scales) + 1
-    return Recording(
-        [(came - begun, (gone or ended) - begun) for _, came, gone in cluster.nodes()],
-        [at - begun for at in written()], arms * found.evaluate.seeds, killed - begun, ended - begun,
-    )  # fmt: skip
+    nodes = [(came - begun, (gone or ended) - begun) for _, came, gone in cluster.nodes()]
+    images = len(study.all_arms(found)) * found.evaluate.group
+    return Recording(nodes, [at - begun for at in written()], images, killed - begun, ended - begun)
 
 
 def _as_file(found: config.Config) -> str:
@@ -188,11 +187,11 @@ def _as_file(found: config.Config) -> str:
 
 
 def evaluation(storage: Path, address: str | None, overrides: Sequence[str] = ()) -> config.Config:
-    """24 groups of four images and four arms each, for three generators and a scorer on nodes with `spot`."""
+    """96 groups of eight images of five arms, for three generators and a scorer on nodes with `spot`."""
     return run_configuration(
         storage, 3,
         [
-            "evaluate.prompts=24", "evaluate.seeds=4", "evaluate.group=4", "evaluate.groups_at_once=1",
+            "evaluate.prompts=48", "evaluate.seeds=16", "evaluate.group=8", "evaluate.groups_at_once=1",
             "evaluate.schedules=[linear, 'power:2']", "evaluate.lora_scales=[0.5]", "evaluate.early_stops=[]",
             "evaluate.node=spot", f"ray.address={address or 'local'}",
             f"ray.grows_to={{CPU: {MOST_NODES * NODE_CPUS}, spot: {MOST_NODES}}}", *overrides,

@@ -1,28 +1,44 @@
-"""The evaluation through Ray Data against a bare loop over the same actors' calls, one thread each.
+"""The evaluation through Ray Data against plain loops, in CPU time of all their processes, one thread each.
 
-Both draw, score and write the same units. The bare loop has no other process to start; what Ray takes to start is shown
-apart from the steady rate, which counts from the first unit's file to the last one's.
+The published arm set (base, tuned, linear, power:2, power:4, step:0.6) at T = 25 on the embedded world, three ways:
+
+    bare loop    one process that draws, scores and writes the same groups of images with the same sampler
+    Ray Data     `python -m pipelines evaluate` with one generator and one scorer
+    naive loop   each arm alone, both models evaluated at every step, as the published script does
+
+Each is run on few groups and on many, up to its last file: the difference is what a group costs, the rest what starting
+costs. Measures and fronts, which are the same for all, come after and do not count.
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
 
 from aig import adapters, models
-from pipelines import cluster, config, generate, layout, scoring, study
+from aig.sampler import Arm
+from benchmarks.watching import Usage, watch
+from pipelines import config, generate, layout, scoring, study
+from pipelines.breakdown import PIXEL_STD
 from pipelines.layout import RunFiles
 
 OVERRIDES = [
     "run.name=bench", "sweep.kl_weights=[0]", "train.steps=20", "evaluate.prompts=12", "evaluate.seeds=8",
     "evaluate.path_prompts=0", "ray.address=local",
 ]  # fmt: skip
+PUBLISHED = [
+    "model.steps=25", "evaluate.schedules=[linear, 'power:2', 'power:4', 'step:0.6']", "evaluate.lora_scales=[]",
+    "evaluate.early_stops=[]", "evaluate.groups_at_once=1",
+]  # fmt: skip
+FEW, MANY = 4, 28
+OF_IMAGES = ("image", PIXEL_STD, "path", "kl_to_base")  # lists of a unit with an entry an image
 
 
 def run_configuration(storage: Path, generators: int, overrides: Sequence[str] = ()) -> config.Config:
@@ -43,42 +59,72 @@ def run_configuration(storage: Path, generators: int, overrides: Sequence[str] =
     return found
 
 
-def bare_loop(found: config.Config) -> list[float]:
-    """Times at which each unit's file was written."""
+class Naive(generate.Generator):
+    """Draws each arm alone, with both predictions at every step."""
+
+    @torch.no_grad()
+    def draw(self, rows: list[dict[str, Any]], measured: bool) -> list[dict[str, Any]]:
+        whole = [dict(row) for row in rows]
+        arms = self.arms
+        for arm in arms:
+            self.arms = [replace(arm, arm=mixed(arm.arm))]
+            for row, part in zip(
+                whole, super().draw(rows, True), strict=True
+            ):  # a measured path takes both predictions
+                for name, value in part.items():
+                    row[name] = row.get(name, []) + value if name in OF_IMAGES else value
+        self.arms = arms
+        return whole
+
+
+def mixed(arm: Arm) -> Arm:
+    """The arm with its weights nudged off 0 and 1, where one prediction would do."""
+    return replace(
+        arm, schedule={"base": "constant:1e-9", "tuned": "constant:0.999999999"}.get(arm.schedule, arm.schedule)
+    )
+
+
+def loop(path: Path, kind: type[generate.Generator]) -> None:
+    """Draw, score and write every unit of a configuration, one after another."""
+    found = config.load(file=path)
+    torch.set_num_threads(1)
     defaults = models.load(found.model.name).defaults
     content = config.to_dict(found)
-    generator, scorer = generate.Generator(content), scoring.Scorer(generate.Evaluation(content))
-    times = []
+    generator, scorer = kind(content), scoring.Scorer(generate.Evaluation(content))
     for unit in generate.units(found, defaults):
         row = {key: value for key, value in asdict(unit).items() if key != "name"}
         scorer(generator(pa.Table.from_pylist([{"unit": unit.name, **row}])))
-        times.append(time.time())
-    return times
 
 
-def through_ray(found: config.Config) -> list[float]:
-    """Times at which each unit's file was written."""
-    defaults = models.load(found.model.name).defaults
-    with cluster.connected(found.ray) as connection:
-        generate.generate(found, lambda: connection, defaults)
-    return sorted(path.stat().st_mtime for path in RunFiles(found.directory).images.glob("*.parquet"))
+def used(way: str, groups: int, overrides: Sequence[str] = ()) -> Usage:
+    """What one of the three ways takes for so many groups."""
+    with tempfile.TemporaryDirectory() as place:
+        found = run_configuration(Path(place), 1, [*PUBLISHED, *overrides, f"evaluate.prompts={groups}"])
+        path = Path(place) / "evaluation.yaml"
+        path.write_text(config.to_yaml(found))
+        if way == "Ray Data":
+            command = ["-m", "pipelines", "evaluate", "--config", str(path)]
+        else:
+            command = ["-m", "benchmarks.pipeline", way, str(path)]
+        return watch([sys.executable, *command], RunFiles(found.directory).images, "part-*.parquet", groups)
 
 
-def pipeline(device: str) -> None:
-    """Units a second of the bare loop, and through Ray Data with one generator and with two."""
+def pipeline(device: str, few: int = FEW, many: int = MANY, overrides: Sequence[str] = ()) -> dict[str, float]:
+    """CPU seconds of a group of images by way."""
     if device != "cpu":
-        print("\nthe pipeline against the bare loop: on the CPU only")
-        return
-    runs = {"bare loop": (bare_loop, 1), "Ray Data, 1 generator": (through_ray, 1), "Ray Data, 2": (through_ray, 2)}
-    print("\nevaluation, 12 units of 8 seeds and 10 arms, wall time, 1 thread an actor")
-    print(f"  {'':<34}{'to the first':>14}{'in all':>9}{'units/s':>10}{'rate ratio':>12}")
-    first_rate = None
-    for name, (run, generators) in runs.items():
-        with tempfile.TemporaryDirectory() as folder:
-            found = run_configuration(Path(folder), generators)
-            begun = time.time()
-            times = run(found)
-            ended = time.time()
-        rate = (len(times) - 1) / (times[-1] - times[0])
-        first_rate = first_rate or rate
-        print(f"  {name:<34}{times[0] - begun:>13.1f}s{ended - begun:>8.1f}s{rate:>10.3f}{rate / first_rate:>12.3f}")
+        print("\nthe pipeline against plain loops: on the CPU only")
+        return {}
+    print(f"\nevaluation, the published arms at T = 25, groups of 8 seeds, {many} against {few} groups, CPU seconds")
+    print(f"  {'':<34}{'wall':>9}{'whole':>9}{'a group':>10}{'ratio':>8}{'beside':>9}")
+    found: dict[str, float] = {}
+    for way in ("bare loop", "Ray Data", "naive loop"):
+        less, more = (used(way, groups, overrides) for groups in (few, many))
+        found[way] = (more.finished - less.finished) / (many - few)
+        beside, ratio = more.finished - many * found[way], found[way] / found["bare loop"]
+        print(f"  {way:<34}{more.wall:>8.1f}s{more.finished:>8.1f}s{found[way]:>9.3f}s{ratio:>8.3f}{beside:>8.1f}s")
+    print(f"  Ray Data over the naive loop: {found['Ray Data'] / found['naive loop']:.3f}")
+    return found
+
+
+if __name__ == "__main__":
+    loop(Path(sys.argv[2]), {"bare loop": generate.Generator, "naive loop": Naive}[sys.argv[1]])

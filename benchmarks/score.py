@@ -15,36 +15,18 @@ The published ViT-H/14 takes about forty times as long an image, so there the tw
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
-import time
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from PIL import Image
 
+from benchmarks.watching import Usage, watch
+
 ARCHITECTURE = "ViT-B-32"
 IMAGES, SIDE, BATCH = 300, 512, 30
-SAMPLE_SECONDS = 0.1
-ROOT = Path(__file__).resolve().parents[1]
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a command took."""
-
-    wall: float
-    whole: float
-    """CPU seconds of all its processes."""
-    steady: float
-    """CPU seconds an image between the first and the last batch."""
-    by_kind: dict[str, float]
-    """The same, by kind of process."""
 
 
 def make_folder(folder: Path, images: int, side: int) -> None:
@@ -80,47 +62,6 @@ def plain_loop(folder: Path, parts: Path, specification: str, batch: int) -> Non
         pixels = np.stack([np.asarray(Image.open(folder / row["file_name"]).convert("RGB")) for row in chosen])
         scores = rewards.report(reward, torch.from_numpy(pixels).permute(0, 3, 1, 2), [row["text"] for row in chosen])
         (parts / f"part-{first}.parquet").write_text(json.dumps(scores.tolist()))
-
-
-def watch(command: list[str], place: Path, pattern: str, images: int, batch: int) -> Usage:
-    """Run a command; sample its processes' CPU time and the batches that it has finished, files of a pattern."""
-    begun = time.monotonic()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    family = psutil.Process(process.pid)
-    kinds: dict[tuple[int, float], str] = {}
-    seconds: dict[tuple[int, float], float] = {}
-    marks: dict[int, Counter[str]] = {}
-    while process.poll() is None:
-        try:
-            for member in [family, *family.children(recursive=True)]:
-                times = member.cpu_times()
-                key = member.pid, member.create_time()
-                seconds[key] = times.user + times.system
-                kinds[key] = kind_of(member)
-        except psutil.NoSuchProcess:  # it ended meanwhile; what it had used is in the sum
-            pass
-        done = min(images, batch * len(list(place.glob(pattern))))
-        used: Counter[str] = Counter()
-        for key, amount in seconds.items():
-            used[kinds[key]] += amount
-        marks.setdefault(done, used)
-        time.sleep(SAMPLE_SECONDS)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{process.stdout.read() if process.stdout else ''}")
-    first, last = min(done for done in marks if done), max(marks)
-    by_kind = {kind: (marks[last][kind] - marks[first][kind]) / (last - first) for kind in marks[last]}
-    return Usage(time.monotonic() - begun, sum(seconds.values()), sum(by_kind.values()), by_kind)
-
-
-def kind_of(process: psutil.Process) -> str:
-    """What a process is to the command: itself, one of Ray's workers by what it does, or another by its program."""
-    title = " ".join(process.cmdline())
-    if title.startswith("ray::"):
-        return title.split("(")[0].split()[0].removeprefix("ray::")
-    if "-m pipelines" in title or "-m benchmarks" in title:
-        return "command"
-    script = next((part for part in process.cmdline() if part.endswith(".py")), process.name())
-    return Path(script).stem
 
 
 def score(

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import gpu, metrics, score
+from benchmarks import gpu, metrics, watching
 
 
 def test_the_gpu_benchmark_runs_at_tiny_size_and_writes_what_it_prints(tmp_path, capsys):
@@ -70,14 +70,14 @@ if __name__ == "__main__":
 def test_cpu_time_is_counted_of_all_processes_and_an_image_from_the_first_batch_to_the_last(tmp_path):
     (tmp_path / "work.py").write_text(WORK)
     command = [sys.executable, str(tmp_path / "work.py"), str(tmp_path / "parts")]
-    used = score.watch(command, tmp_path, "parts/part-*", 8, 2)
+    used = watching.watch(command, tmp_path, "parts/part-*", 8, 2)
     assert used.steady == pytest.approx(0.25, rel=0.25)  # half a second a batch of two
     assert used.whole >= 1.9
 
 
 def test_a_watched_command_that_fails_is_an_error_with_what_it_said(tmp_path):
     with pytest.raises(RuntimeError, match="No module named nowhere"):
-        score.watch([sys.executable, "-m", "nowhere"], tmp_path, "part-*", 8, 2)
+        watching.watch([sys.executable, "-m", "nowhere"], tmp_path, "part-*", 8, 2)
 
 
 def test_the_metrics_benchmark_compares_equal_scores_and_counts_every_row():

@@ -156,11 +156,11 @@ def curve_panels(study: Study, lines: Sequence[Line]) -> dict[str, Drawing]:
 
 def curves(study: Study, lines: Sequence[Line]) -> Drawing:
     """All training curves of a study in one figure."""
-    rows = math.ceil(len(lines) / 7)
+    rows = math.ceil(len(lines) / 6)
     figure, axes = style.canvas(11.7, 6.4 + 0.2 * rows, 2, 3, left=0.5, top=0.75 + 0.2 * rows, bottom=style.FOOT)
     note = "Validations during training, on few images and without intervals: levels are read from the evaluation."
     handles = [Line2D([], [], color=line.color, ls=line.dash, label=line.label) for line in lines]
-    style.annotate(figure, f"{study.title}: training", note, handles, columns=7)
+    style.annotate(figure, f"{study.title}: training", note, handles, columns=math.ceil(len(lines) / max(1, rows)))
     for ax, key in zip(axes.flat, curve_keys(lines), strict=True):
         _curve(ax, study, key, lines)
     return Drawing(figure)
