@@ -98,16 +98,19 @@ def train_step(
     config: DraftConfig,
     seed: int = 0,
     total: int | None = None,
+    padding: int = 0,
 ) -> dict[str, float]:
     """Accumulate the gradient of one step's loss in the adapter's parameters; returns {loss, reward, kl, skipped}.
 
     `prompts` and `seeds` are this worker's share of a global batch of `total` images (default: all of it): every image
-    weighs 1/total, so that gradients and sums of several workers add up to the whole batch's. The caller owns the
-    optimizer.
+    weighs 1/total, so that gradients and sums of several workers add up to the whole batch's; the last `padding` of
+    them weigh nothing. The caller owns the optimizer.
 
     An image whose pixels, score or KL term are not finite raises FloatingPointError with its prompt and noise seed;
     with `config.on_nan` = skip it weighs 0 and is counted in `skipped`, and `over_kept` makes means of the rest.
     """
+    if not prompts:
+        return dict.fromkeys(SUMS, 0.0)
     total = total or len(prompts)
     grid = Grid(model, config.sampling)
     arm = Arm("tuned", adapter)
@@ -116,7 +119,7 @@ def train_step(
     with _autocast(model, config):
         x = rollout(model, condition, noise, arm, config, grid)
     if config.lv > 1:
-        return _train_lv(model, reward, arm, prompts, seeds, condition, noise, x, config, grid, total)
+        return _train_lv(model, reward, arm, prompts, seeds, condition, noise, x, config, grid, total, padding)
     sums = dict.fromkeys(SUMS, 0.0)
     step_noise = {i: noise.at_step(i) for i in range(len(grid) - config.k, len(grid))} if grid.stochastic else {}
 
@@ -124,7 +127,7 @@ def train_step(
         return last_steps(model, condition[rows], x[rows], arm, config, grid, lambda i: step_noise[i][rows])
 
     for rows in _micro_batches(len(prompts), config.micro_batch):
-        _accumulate(model, reward, last, rows, prompts, seeds, config, total, sums)
+        _accumulate(model, reward, last, rows, prompts, seeds, config, total, padding, sums)
     return sums
 
 
@@ -191,6 +194,7 @@ def _train_lv(
     config: DraftConfig,
     grid: Grid,
     total: int,
+    padding: int,
 ) -> dict[str, float]:
     """DRaFT-LV: noise each finished x_0 anew to the last step's time, n times, and average the n one-step gradients."""
     last = len(grid) - 1
@@ -208,7 +212,7 @@ def _train_lv(
             return last_steps(model, condition[rows], noisy[rows], arm, config, grid, at)
 
         for rows in _micro_batches(len(prompts), config.micro_batch):
-            _accumulate(model, reward, one_step, rows, prompts, seeds, config, total * config.lv, sums)
+            _accumulate(model, reward, one_step, rows, prompts, seeds, config, total * config.lv, padding, sums)
     return {**sums, "skipped": sums["skipped"] / config.lv}
 
 
@@ -221,10 +225,11 @@ def _accumulate(
     seeds: list[int],
     config: DraftConfig,
     total: int,
+    padding: int,
     sums: dict[str, float],
 ) -> None:
     """Add one micro-batch's gradient and sums; `last` makes the final latents and KL terms of some rows."""
-    images = list(range(len(prompts)))[rows]
+    images, counted = list(range(len(prompts)))[rows], len(prompts) - padding
     kept: Rows = rows
     while images:
         texts = [prompts[i] for i in images]
@@ -233,6 +238,9 @@ def _accumulate(
             scores = _scores(reward, model.decode(final), texts)  # (B,)
         sound = (scores.isfinite() & kl.isfinite()).tolist()
         if all(sound):
+            if images[-1] >= counted:
+                weights = scores.new_tensor([float(image < counted) for image in images])  # (B,)
+                scores, kl = scores * weights, kl * weights
             loss = (config.kl_weight * kl - scores).sum() / total
             loss.backward()
             sums["loss"] += loss.item()

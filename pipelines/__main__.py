@@ -91,7 +91,7 @@ class Session:
 def run_train(session: Session) -> None:
     config = session.config
     with stage("check", session.seconds):
-        from pipelines import check, study
+        from pipelines import check, checkpoints, study
         from pipelines.layout import RunFiles, adapter_key
         from pipelines.progress import trainings
         from pipelines.train import room_for, train
@@ -100,6 +100,7 @@ def run_train(session: Session) -> None:
     session.claim()
     files, key = RunFiles(config.directory), adapter_key(config.train)
     if study.is_finished(config):
+        checkpoints.discard(files.checkpoints(key))  # a kill just after the end leaves them
         print(f"Finished already: {files.adapters / key}")
         return
     room_for(config, session.connect())

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from aig import adapters, schedules
 from aig.metrics import features
 from aig.models import Model
-from pipelines import external, layout, rewarding, study
+from pipelines import external, layout, parallel, rewarding, study
 from pipelines.config import Config, ConfigError
 from pipelines.generate import adapter_digest
 from pipelines.layout import RunFiles
@@ -41,17 +41,43 @@ def check_training(config: Config, *, sweep: bool) -> Model:
             f"train.method is full and model.dtype {config.model.dtype}, in which Adam's small steps are lost: take "
             "model.dtype=float32, and train.autocast=bfloat16 for speed"
         )
-    if config.train.num_workers > config.train.batch:
-        raise ConfigError(
-            f"train.num_workers is {config.train.num_workers} and train.batch {config.train.batch}: "
-            "give each worker an image"
-        )
+    for train in wanted:
+        _check_parallel(replace(config, train=train))
     prompts = study.resolve_prompts(config.train.prompts, "train.prompts")
     with _named("train.prompts"):
         model.encode(prompts)
     _check_scores(config)
     _check_adapters(config, wanted)
     return model
+
+
+def _check_parallel(config: Config) -> None:
+    """What goes together of train.parallel, train.num_workers and the rest."""
+    train = config.train
+    most = train.workers[1]
+    if most > train.batch:
+        raise ConfigError(f"train.num_workers is {most} and train.batch {train.batch}: give each worker an image")
+    if train.keep_best and rewarding.held_out(config, train.reward) is None:
+        raise ConfigError(
+            "train.keep_best is true and evaluate.rewards has no reward that is not trained on: add one, or leave it "
+            "off"
+        )
+    if train.parallel == "fsdp" and train.method != "full":
+        raise ConfigError(
+            "train.parallel is fsdp, which shards what full fine-tuning trains; a LoRA is small: take auto or ddp"
+        )
+    if most == 1 or parallel.of(train, most) != "fsdp":
+        return
+    for key, bad, fix in (
+        ("on_nan", "skip", "its workers have to make the same forwards: take stop"),
+        ("optimizer", "adam8bit", "bitsandbytes cannot hold sharded moments: take adam"),
+        ("compile", True, "compiled blocks would be made anew around the sharded weights: leave it off"),
+    ):
+        if getattr(train, key) == bad:
+            raise ConfigError(
+                f"train.{key} is {bad} and the {most} workers of full fine-tuning are sharded (fsdp): {fix}, or take "
+                "train.parallel=ddp"
+            )
 
 
 def check_evaluation(config: Config, model: Model | None = None, *, trained: bool) -> Model:

@@ -41,6 +41,7 @@ LOCAL = {
 
 # What an actor asks of a node's custom resource: next to nothing, so that it only says where the actor belongs.
 PLACE = 0.001
+GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -67,23 +68,21 @@ class Cluster:
         for name, amount in one.items():
             have, other = self.resources.get(name, 0.0), taken.get(name, 0.0)
             if amount > have - other + 1e-6:
-                shown = _gib if name == "memory" else "{:g}".format
-                beside = f" beside the {shown(other)} of others" if other else ""
+                unit = GIB if name == "memory" else 1
+                beside = f" beside the {other / unit:g} of others" if other else ""
+                called = "GiB of memory" if name == "memory" else name
                 raise configuration.ConfigError(
-                    f"{what} needs {shown(amount)} {name}{beside}, and the cluster has {shown(have)}: {fix}; where it "
-                    "scales itself and does not say how far, ray.grows_to does"
+                    f"{what} needs {amount / unit:g} {called}{beside}, and the cluster has {have / unit:.4g}: {fix}; "
+                    "where it scales itself and does not say how far, ray.grows_to does"
                 )
             times = min(times, (have - other + 1e-6) / amount)
         return int(times)
 
 
-def _gib(amount: float) -> str:
-    return f"{amount / 2**30:.1f} GiB"
-
-
-def needs(cpus: float, gpus: float = 0.0, node: str | None = None) -> dict[str, float]:
-    """Ray resources of one actor or worker, those of nothing left out; `node` is the custom resource of its nodes."""
-    wanted = {"CPU": cpus, "GPU": gpus, **({node: PLACE} if node else {})}
+def needs(cpus: float, gpus: float = 0.0, node: str | None = None, memory: float | None = None) -> dict[str, float]:
+    """Ray resources of one actor or worker, those of nothing left out; `node` is the custom resource of its nodes,
+    `memory` is in GiB."""
+    wanted = {"CPU": cpus, "GPU": gpus, **({node: PLACE} if node else {}), "memory": (memory or 0) * GIB}
     return {name: amount for name, amount in wanted.items() if amount > 0}
 
 

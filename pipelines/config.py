@@ -210,8 +210,9 @@ class Train(Section):
     """Steps between checkpoints: what a crash costs at most."""
     max_failures: int = number(3, -1, **EXECUTION)
     """How often a dead worker is replaced; -1 is without limit."""
-    num_workers: int = number(1, 1, **EXECUTION)
-    """Data-parallel training workers."""
+    num_workers: int | tuple[int, ...] = number(1, 1, **EXECUTION)
+    """Data-parallel training workers; [least, most] takes as many as the cluster has room for, and goes on with fewer
+    or more when nodes come and go. The adapter is the same to rounding."""
     cpus_per_worker: float = number(1.0, above=0, **EXECUTION)
     """Ray CPUs that a worker holds."""
     gpus_per_worker: float = number(0.0, 0, **EXECUTION)
@@ -220,6 +221,29 @@ class Train(Section):
     """A custom resource of Ray (`train` in cluster.yaml) that only the workers' nodes have; null is any node."""
     threads: int = number(1, 1, **EXECUTION)
     """Torch threads of a worker."""
+    memory_per_worker: float | None = number(None, above=0, **EXECUTION)
+    """GiB of main memory that Ray sets aside for a worker; null sets nothing aside."""
+    parallel: str = choice("auto", "auto", "ddp", "fsdp", **EXECUTION)
+    """How several workers share the work: ddp, each with all weights, adds up gradients; fsdp shards weights, gradients
+    and moments, of full fine-tuning alone; auto is fsdp for full fine-tuning and ddp for a LoRA."""
+    num_to_keep: int = number(2, 1, **EXECUTION)
+    """Checkpoints that are kept; with two there is one before a last that a crash has spoiled."""
+    keep_best: bool = field(default=False, metadata=EXECUTION)
+    """Keep the adapter of the validation with the best held-out reward too, as KEY@best."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.num_workers, tuple) and (
+            len(self.num_workers) != 2 or self.num_workers[0] > self.num_workers[1]
+        ):
+            raise ConfigError(
+                f"train.num_workers is {list(self.num_workers)}: give a number, or [least, most] as in [1, 4]"
+            )
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """The least and the most workers."""
+        return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers,) * 2  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,10 @@ class RunFiles:
         """Checkpoints and state of Ray Train and Ray Tune."""
         return self.root / "ray"
 
+    def checkpoints(self, key: str) -> Path:
+        """Ray Train's folder of a training under way, with its checkpoints."""
+        return self.ray / "train" / key
+
 
 def slug(name: str) -> str:
     """A reward's name as a file name and a column name may hold it."""
@@ -107,6 +111,11 @@ def adapter_folders(config: Config) -> list[tuple[str, int]]:
     """Names and steps of the folders that the training `config.train` leaves: snapshots, then the adapter itself."""
     key = adapter_key(config.train)
     return [*((f"{key}@{step}", step) for step in snapshot_steps(config)), (key, config.train.steps)]
+
+
+def best_folder(train: Train) -> str:
+    """The name of the adapter of the validation with the best held-out reward, where train.keep_best asks for it."""
+    return f"{adapter_key(train)}@best"
 
 
 def read_prompts(path: str, key: str) -> list[str]:

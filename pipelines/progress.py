@@ -52,10 +52,18 @@ def _show(folder: Path, keys: list[str], stop: threading.Event) -> None:
     terminal = sys.stderr.isatty()
     width = max(map(len, keys), default=0)
     shown: dict[str, str] = {}
+    warned: set[tuple[str, str]] = set()
     drawn = 0
     while True:
         ended = stop.wait(REDRAW_SECONDS if terminal else LOG_SECONDS)
-        lines = {key: training_line(key, status, width) for key in keys if (status := _read(folder / f"{key}.json"))}
+        found = {key: status for key in keys if (status := _read(folder / f"{key}.json"))}
+        lines = {key: training_line(key, status, width) for key, status in found.items()}
+        for key, status in found.items():
+            for warning in status.get("warnings", ()):
+                if (key, warning) not in warned:
+                    warned.add((key, warning))
+                    sys.stderr.write(f"warning: {key}: {warning}\n")
+                    drawn = 0
         if terminal:
             # Back to the first of the lines that were drawn, and clear each as it is drawn anew.
             sys.stderr.write(f"\x1b[{drawn}F" * bool(drawn) + "".join(f"\x1b[2K{line}\n" for line in lines.values()))

@@ -19,7 +19,16 @@ from aig.sampler import Arm, Sampling
 from aig.world.scenes import all_prompts
 from pipelines import rewarding
 from pipelines.config import Config, ConfigError, Train
-from pipelines.layout import RunFiles, adapter_folders, adapter_key, external, read_prompts, slug, snapshot_steps
+from pipelines.layout import (
+    RunFiles,
+    adapter_folders,
+    adapter_key,
+    best_folder,
+    external,
+    read_prompts,
+    slug,
+    snapshot_steps,
+)
 
 FAMILIES = ("base", "tuned", "kl", "lora", "aig", "early", "mix")
 
@@ -287,9 +296,17 @@ def is_saved(config: Config, folder: Path, step: int) -> bool:
 def is_finished(config: Config) -> bool:
     """Whether the training `config.train` has left its adapter, every snapshot and its curve."""
     files = RunFiles(config.directory)
-    return (files.curves / f"{adapter_key(config.train)}.jsonl").exists() and all(
-        is_saved(config, files.adapters / name, step) for name, step in adapter_folders(config)
+    return (
+        (files.curves / f"{adapter_key(config.train)}.jsonl").exists()
+        and all(is_saved(config, files.adapters / name, step) for name, step in adapter_folders(config))
+        and (not config.train.keep_best or has_best(config))
     )
+
+
+def has_best(config: Config) -> bool:
+    """Whether the best adapter by held-out reward is there, of whatever step of this training."""
+    folder = RunFiles(config.directory).adapters / best_folder(config.train)
+    return (folder / adapters.RECORD).exists() and is_saved(config, folder, adapters.read_record(folder)["step"])
 
 
 def same_record(found: dict[str, Any], wanted: dict[str, Any]) -> bool:

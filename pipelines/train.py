@@ -7,7 +7,6 @@ The same command resumes what was interrupted.
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,9 +15,10 @@ from typing import Any
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from pipelines import checkpoints
 from pipelines import config as configuration
 from pipelines.cluster import Cluster, needs, times
-from pipelines.config import Config
+from pipelines.config import Config, Train
 from pipelines.layout import RunFiles, adapter_key
 
 
@@ -28,37 +28,42 @@ def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
     `callbacks` are Ray Train's. Raises ray.train.TrainingFailedError where a worker fails more often than allowed.
     """
     files, key, settings = RunFiles(config.directory), adapter_key(config.train), config.train
-    storage = files.ray / "train"
+    storage = files.checkpoints(key)
+    checkpoints.begin(storage)
     trainer = TorchTrainer(
         worker,
         train_loop_config={"config": configuration.to_dict(config)},
         scaling_config=ScalingConfig(
             num_workers=settings.num_workers,
             use_gpu=settings.gpus_per_worker > 0,
-            resources_per_worker=needs(settings.cpus_per_worker, settings.gpus_per_worker, settings.node),
+            resources_per_worker=worker_needs(settings),
         ),
         run_config=RunConfig(
             name=key,
-            storage_path=str(storage),
+            storage_path=str(storage.parent),
             failure_config=FailureConfig(max_failures=settings.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            checkpoint_config=CheckpointConfig(num_to_keep=settings.num_to_keep),
             callbacks=list(callbacks),
         ),
     )
     _interruptibly(trainer.fit)
-    # The adapter's record says from now on that this training is finished; its checkpoints would only take room.
-    shutil.rmtree(storage / key, ignore_errors=True)
+    checkpoints.discard(storage)
     return files.adapters / key
+
+
+def worker_needs(settings: Train) -> dict[str, float]:
+    """Ray resources of one training worker."""
+    return needs(settings.cpus_per_worker, settings.gpus_per_worker, settings.node, settings.memory_per_worker)
 
 
 def room_for(config: Config, cluster: Cluster, driver_cpus: float = 0.0) -> int:
     """How many trainings the cluster has room for at once; ConfigError, at once, where it never could run one."""
     settings = config.train
-    one = times(needs(settings.cpus_per_worker, settings.gpus_per_worker, settings.node), settings.num_workers)
+    one = times(worker_needs(settings), settings.workers[0])
     one["CPU"] += driver_cpus
     fix = (
-        "lower train.num_workers, train.cpus_per_worker or train.gpus_per_worker, name another train.node, or take a "
-        "larger cluster (ray.num_cpus for one of this machine)"
+        "lower train.num_workers, train.cpus_per_worker, train.gpus_per_worker or train.memory_per_worker, name "
+        "another train.node, or take a larger cluster (ray.num_cpus for one of this machine)"
     )
     return cluster.room(one, {}, "a training", fix)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,16 +15,17 @@ from typing import Any
 
 import ray.train
 import torch
-import torch.distributed as dist
-from ray.train import Checkpoint
+from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
+from ray.train.collective import broadcast_from_rank_zero
 from torch import Tensor, nn
 
 from aig import adapters, memory
+from aig.adapters import sharding
 from aig.draft import DraftConfig, draw, over_kept, train_step
 from aig.metrics import per_prompt, vendi_score
 from aig.models import Model, Sampling
 from aig.sampler import Arm, Grid, sample_arms, to_uint8
-from pipelines import layout, normalization, progress, rewarding, study
+from pipelines import checkpoints, layout, normalization, parallel, progress, rewarding, study
 from pipelines.config import Config, Train
 from pipelines.layout import RunFiles
 from pipelines.rewarding import Statistics
@@ -33,7 +33,6 @@ from pipelines.scoring import ACCURACIES, GOLD, Scores
 
 BETAS = (0.9, 0.999)  # Adam's, as published
 EMPTY_STEPS = 10  # so many steps in a row without a gradient, and a training is stopped whatever train.on_nan says
-STATE = "state.pt"
 ADAPTER = "tuned"
 
 
@@ -43,11 +42,8 @@ def run(config: Config) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     settings = config.train
     torch.set_num_threads(settings.threads)
-    training = Training(config, watched=rank == 0)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            training.restore(Path(folder) / STATE)
+    training = Training(config, rank == 0, parallel.of(settings, world), world)
+    resume(training)
     training.begin()
     while training.step < settings.steps:
         training.advance(rank, world)
@@ -63,11 +59,31 @@ def run(config: Config) -> None:
     training.keep()
 
 
+def resume(training: Training) -> None:
+    """Go on from the newest whole checkpoint in storage; the first worker finds it and clears up what a crash left."""
+    storage = training.files.checkpoints(training.key)
+    chosen, warnings = None, []
+    if training.scores is not None:
+        found, warnings = checkpoints.newest(storage)
+        chosen = str(found) if found else None
+    chosen = broadcast_from_rank_zero(chosen)
+    if chosen is not None:
+        training.restore(Path(chosen) / checkpoints.STATE)
+    if training.scores is not None:
+        if warnings:
+            place = {"step": training.step, "steps": training.config.train.steps}
+            training.status.update({**place, "warnings": warnings}, force=True)
+        reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED, timeout_s=10)
+        listed = {Path(each.checkpoint.path).name for each in reported}
+        checkpoints.clean(storage, Path(chosen) if chosen else None, listed, training.config.train.num_to_keep)
+
+
 class Training:
     """The state of one training: model, adapter, optimizer, step; the first worker also measures and writes files."""
 
-    def __init__(self, config: Config, watched: bool) -> None:
+    def __init__(self, config: Config, watched: bool, how: str = parallel.ALONE, world: int = 1) -> None:
         settings = config.train
+        self.how = how
         self.config, self.files, self.key = config, RunFiles(config.directory), layout.adapter_key(settings)
         self.model = study.load_model(config)
         sampling = study.resolve_sampling(config, self.model.defaults)
@@ -80,6 +96,8 @@ class Training:
         denoiser = self.model.denoiser
         attach(settings, denoiser)
         self.parameters = adapters.parameters(denoiser, ADAPTER)
+        if how == parallel.FSDP:
+            self.parameters = sharding.shard(denoiser, ADAPTER, sharding.mesh_of(denoiser, world))
         self.optimizer = memory.make_optimizer(
             settings.optimizer, self.parameters, settings.lr, BETAS, settings.weight_decay
         )
@@ -96,16 +114,16 @@ class Training:
         """One optimizer step on this worker's share of the global batch."""
         settings, begun = self.config.train, time.monotonic()
         prompts, seeds = draw(self.prompts, settings.seed, self.step, settings.batch)
+        rows, padding = parallel.share(self.how, rank, world, settings.batch)
         self.optimizer.zero_grad()
         self.sums = train_step(
-            self.model, self.reward, ADAPTER, prompts[rank::world], seeds[rank::world], self.draft,
-            seed=settings.seed, total=settings.batch,
+            self.model, self.reward, ADAPTER, [prompts[row] for row in rows], [seeds[row] for row in rows], self.draft,
+            seed=settings.seed, total=settings.batch, padding=padding,
         )  # fmt: skip
-        if world > 1:
-            self.sums = add_up(self.parameters, self.sums)
+        self.sums = parallel.add_up(self.how, self.parameters, self.sums)
         self.sums = over_kept(self.parameters, self.sums, settings.batch)
         self.skipped += self.sums["skipped"]
-        norm = nn.utils.clip_grad_norm_(self.parameters, settings.clip)
+        norm = parallel.clip(self.parameters, settings.clip)
         self.update(bool(norm.isfinite()))
         self.step += 1
         elapsed = time.monotonic() - begun
@@ -137,46 +155,52 @@ class Training:
             self.skipped += settings.batch - self.sums["skipped"]
 
     def begin(self) -> None:
-        """Pick up the curve where the training starts, with a point at step 0."""
-        if self.scores is None:
-            return
-        path = self.files.curves / f"{self.key}.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        self.curve = [row for row in rows if row["step"] <= self.step]
-        if self.step == 0 and not self.curve:
+        """Put the curve where the training starts, with a point at step 0."""
+        if self.step == 0:
             self.validate()
+        elif self.scores is not None:
+            write_curve(self.files, self.key, self.curve)
 
     def keep(self) -> None:
-        """Save the adapter where this step is a snapshot or the last."""
-        if self.scores is None:
+        """Save the adapter where this step is a snapshot or the last; every worker has to call it."""
+        names = [name for name, step in layout.adapter_folders(self.config) if step == self.step]
+        if not names:
             return
-        for name, step in layout.adapter_folders(self.config):
-            if step == self.step and not study.is_saved(self.config, self.files.adapters / name, step):
-                record = study.training_record(self.config, self.config.train, step)
-                made_with: dict[str, Any] = {
-                    "versions": {package: version(package) for package in ("torch", "diffusers", "peft")},
-                    "skipped": self.skipped,
-                    "reward_statistics": getattr(self.reward, "statistics", None),
-                }
-                folder = self.files.adapters / name
-                adapters.save(self.model.denoiser, ADAPTER, folder, {**record, **made_with})
+        with sharding.whole(self.model.denoiser):
+            for name in names:
+                if self.scores is not None and not study.is_saved(self.config, self.files.adapters / name, self.step):
+                    self.save(name, {})
+
+    def save(self, name: str, more: dict[str, Any]) -> None:
+        """Save the adapter as it is."""
+        record = study.training_record(self.config, self.config.train, self.step)
+        made_with: dict[str, Any] = {
+            "versions": {package: version(package) for package in ("torch", "diffusers", "peft")},
+            "skipped": self.skipped,
+            "reward_statistics": getattr(self.reward, "statistics", None),
+        }
+        adapters.save(self.model.denoiser, ADAPTER, self.files.adapters / name, {**record, **made_with, **more})
 
     def validate(self) -> None:
-        """One more point of the training curves, from fixed prompts and noise."""
-        if self.scores is None:
-            return
-        row = validate(self.config, self.model, self.scores, self.sampling, self.step)
+        """One more point of the training curves, from fixed prompts and noise; every worker has to call it, and the
+        first one makes it."""
+        with sharding.whole(self.model.denoiser):
+            if self.scores is None:
+                return
+            row = validate(self.config, self.model, self.scores, self.sampling, self.step)
+            if self.config.train.keep_best and self.is_best(row["held_out"]):
+                self.save(layout.best_folder(self.config.train), {"held_out": row["held_out"]})
         loss = self.sums.get("loss")
         row |= {"step": self.step, "loss": loss if loss is not None and math.isfinite(loss) else None}
         row |= {"skipped": self.skipped, "seconds": round(self.elapsed(), 1)}
         self.curve = [*(r for r in self.curve if r["step"] != self.step), row]
-        path = self.files.curves / f"{self.key}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        part.write_text("".join(json.dumps(r) + "\n" for r in self.curve))
-        part.replace(path)
+        write_curve(self.files, self.key, self.curve)
         place = {"step": self.step, "steps": self.config.train.steps}
         self.status.update({**place, "path": row["path"], "diversity": row["diversity"]}, force=True)
+
+    def is_best(self, held_out: float) -> bool:
+        """Whether this held-out reward is the best of the validations since the start, where nothing is tuned yet."""
+        return self.step > 0 and all(held_out > row["held_out"] for row in self.curve if 0 < row["step"] < self.step)
 
     def elapsed(self) -> float:
         return self.seconds + time.monotonic() - self.begun
@@ -185,38 +209,57 @@ class Training:
         """Metrics to Ray Train and, with `saving`, a checkpoint; every worker has to call it."""
         latest = self.curve[-1] if self.curve else {}
         metrics = {**latest, "step": self.step, "loss": self.sums["loss"], "batch_reward": self.sums["reward"]}
-        if not saving or self.scores is None:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            torch.save(self.state(), Path(folder) / STATE)
-            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+        checkpoint = None
+        state = self.state() if saving and (self.scores is not None or self.how == parallel.FSDP) else None
+        if state is not None and self.scores is not None:
+            folder = checkpoints.scratch()
+            torch.save(state, folder / checkpoints.STATE)
+            checkpoints.seal(folder, self.step)
+            checkpoint = Checkpoint.from_directory(folder)
+        # Reports wait for each other: one that was not in the background would wait for the upload before it.
+        ray.train.report(
+            metrics,
+            checkpoint=checkpoint,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
 
     def state(self) -> dict[str, Any]:
+        """All that a training needs to go on, with any number of workers; sharded ones all have to call it."""
         record = study.training_record(self.config, self.config.train, self.step)
         return {
-            "parameters": [parameter.detach() for parameter in self.parameters],
-            "optimizer": self.optimizer.state_dict(),
+            "parameters": [sharding.full(parameter.detach()) for parameter in self.parameters],
+            "optimizer": _map(self.optimizer.state_dict(), sharding.full),
             "step": self.step,
             "seconds": self.elapsed(),
             "skipped": self.skipped,
+            "empty": self.empty,
+            "curve": json.dumps(self.curve),
             "record": json.dumps(record),
         }
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint, unless another configuration made it or a snapshot from before it is gone."""
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", mmap=self.how == parallel.FSDP, weights_only=True)
         wanted = study.training_record(self.config, self.config.train, state["step"])
         earlier = [(n, s) for n, s in layout.adapter_folders(self.config) if s < state["step"]]
         if json.loads(state["record"]) != wanted or not all(
             study.is_saved(self.config, self.files.adapters / name, step) for name, step in earlier
         ):
             return
+        curve = json.loads(state["curve"])
+        if self.config.train.keep_best and len(curve) > 1 and not study.has_best(self.config):
+            return
         with torch.no_grad():
             for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
-                parameter.copy_(saved)
+                parameter.copy_(sharding.like(saved, parameter))
+        for index, moments in state["optimizer"]["state"].items():
+            for name, saved in moments.items():
+                whole = isinstance(saved, Tensor) and saved.shape == self.parameters[index].shape
+                moments[name] = sharding.like(saved, self.parameters[index]) if whole else saved
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds, self.skipped = state["step"], state["seconds"], state.get("skipped", 0.0)
+        self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
+        self.empty, self.curve = state["empty"], curve
 
 
 def attach(settings: Train, denoiser: nn.Module) -> None:
@@ -301,15 +344,19 @@ def _diversity(vectors: Tensor, prompts: list[str]) -> float | None:
     return float(per_prompt(vendi_score, vectors[rows], [prompts[row] for row in rows]).mean())
 
 
-def add_up(parameters: Sequence[nn.Parameter], sums: dict[str, float]) -> dict[str, float]:
-    """The gradients and sums of all workers, added up in one message."""
-    for parameter in parameters:
-        if parameter.grad is None:  # this worker skipped all of its images
-            parameter.grad = torch.zeros_like(parameter)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    packed = torch.cat([gradient.flatten() for gradient in gradients] + [torch.tensor(list(sums.values()))])
-    dist.all_reduce(packed)
-    parts = packed.split([gradient.numel() for gradient in gradients] + [len(sums)])
-    for gradient, part in zip(gradients, parts[:-1], strict=True):
-        gradient.copy_(part.view_as(gradient))
-    return dict(zip(sums, parts[-1].tolist(), strict=True))
+def write_curve(files: RunFiles, key: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Whole or not at all."""
+    path = files.curves / f"{key}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part.replace(path)
+
+
+def _map(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The same with every tensor in it replaced."""
+    if isinstance(tree, dict):
+        return {key: _map(value, function) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_map(value, function) for value in tree]
+    return function(tree) if isinstance(tree, Tensor) else tree

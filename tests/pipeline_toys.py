@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from pathlib import Path
 
@@ -14,6 +15,12 @@ HERE = Path(__file__).parent
 def red(images: Tensor, prompts: list[str]) -> Tensor:
     """How red an image is: differentiable, and easy to ascend."""
     return 10 * (images[:, 0].flatten(1).mean(1) - images[:, 1:].flatten(1).mean(1))
+
+
+def unhurried(images: Tensor, prompts: list[str]) -> Tensor:
+    """How red an image is, told so late that there is time to kill who asks."""
+    time.sleep(0.2)
+    return red(images, prompts)
 
 
 def bright(images: Tensor, prompts: list[str]) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aig.adapters.routing import BASE, Copied
+from aig.adapters.routing import BASE, Copied, Held
 
 SKETCHED = 32
 TOLERANCE = 0.01  # bfloat16 keeps 8 bits: the same weights read in another precision differ by up to 0.4 %
@@ -24,7 +24,7 @@ def tensors_of(denoiser: nn.Module, name: str = BASE) -> dict[str, Tensor]:
     several sets, the set `name`."""
     found: dict[str, Tensor] = {}
     for path, module in denoiser.named_modules():
-        if ".lora_" in path:
+        if ".lora_" in path or isinstance(module, Held):
             continue
         parameters = module.weights[name] if isinstance(module, Copied) else module._parameters
         buffers = {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}

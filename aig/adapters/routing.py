@@ -196,6 +196,15 @@ class Copied(nn.Module):
         return super()._apply(fn, recurse)
 
 
+class Held(nn.Module):
+    """A set of a layer's weights as the parameters of a module, for what looks after parameters of modules; whatever
+    that puts in their place is in the layer's set, too."""
+
+    def __init__(self, tensors: dict[str, Tensor | None]) -> None:
+        super().__init__()
+        self.__dict__["_parameters"] = tensors
+
+
 _routes: WeakKeyDictionary[nn.Module, Route] = WeakKeyDictionary()
 
 

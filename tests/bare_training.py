@@ -1,0 +1,41 @@
+"""A training worker's own code without Ray around it: its reports become checkpoints in storage, as Ray Train makes
+them, or end it, as a kill does."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import ray.train
+
+from pipelines import config, training
+from pipelines.layout import RunFiles, adapter_key
+
+
+class Killed(BaseException):
+    """The end of a training that is not its own."""
+
+
+def run(single, dies_after=None):
+    """Train in this process; with `dies_after`, die once so many checkpoints have been written."""
+    storage = RunFiles(single.directory).checkpoints(adapter_key(single.train))
+    written = len(list(storage.glob("checkpoint_*")))
+
+    def report(metrics, checkpoint=None, **_):
+        nonlocal written
+        if checkpoint is None:
+            return
+        written += 1
+        shutil.copytree(checkpoint.path, storage / f"checkpoint_{written:03d}")
+        shutil.rmtree(checkpoint.path)
+        if dies_after is not None and written >= dies_after:
+            raise Killed
+
+    config.claim_directory(single)
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray.train, "get_context", lambda: context)
+        patch.setattr(ray.train, "report", report)
+        patch.setattr(ray.train, "get_all_reported_checkpoints", lambda *_, **__: [])
+        patch.setattr(training, "broadcast_from_rank_zero", lambda data: data)
+        training.run(single)
+    return storage

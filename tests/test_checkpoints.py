@@ -1,0 +1,173 @@
+"""Checkpoints that were cut off or spoiled are found out and passed over; what a crash leaves is cleared away."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import bare_training
+import pytest
+import torch
+from pipeline_toys import overrides
+from safetensors.torch import load_file
+
+from aig import adapters
+from aig.world.tiny import build_pipeline
+from pipelines import checkpoints, config, progress, study
+from pipelines.layout import RunFiles, adapter_key, best_folder
+
+
+def written(storage, step, content=b"a state"):
+    """A whole checkpoint, named after the order in which it came."""
+    folder = storage / f"checkpoint_{step:03d}"
+    folder.mkdir(parents=True)
+    (folder / checkpoints.STATE).write_bytes(content)
+    checkpoints.seal(folder, step)
+    return folder
+
+
+def cut(folder):
+    path = folder / checkpoints.STATE
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def test_the_newest_whole_checkpoint_is_the_one_of_the_latest_step(tmp_path):
+    folders = [written(tmp_path, step) for step in (2, 10, 4)]
+    assert checkpoints.newest(tmp_path) == (folders[1], [])
+    assert checkpoints.newest(tmp_path / "nowhere") == (None, [])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        cut,
+        lambda folder: (folder / checkpoints.STATE).write_bytes(b"A state"),
+        lambda folder: (folder / checkpoints.STATE).unlink(),
+        lambda folder: (folder / checkpoints.SEAL).unlink(),
+        lambda folder: (folder / checkpoints.SEAL).write_text('{"step": 4, '),
+        lambda folder: (folder / checkpoints.SEAL).write_text("[]"),
+    ],
+    ids=["cut off", "other bits", "no state", "no seal", "half a seal", "another seal"],
+)
+def test_a_spoiled_checkpoint_is_passed_over_with_a_warning_that_names_it_and_the_one_before(spoil, tmp_path):
+    before, last = written(tmp_path, 2), written(tmp_path, 4)
+    spoil(last)
+    found, (warning,) = checkpoints.newest(tmp_path)
+    assert found == before
+    assert str(last) in warning and "is skipped" in warning and "going on from checkpoint_002, step 2" in warning
+    spoil(before)
+    found, warnings = checkpoints.newest(tmp_path)
+    assert found is None and len(warnings) == 2
+    assert all("starting from step 0" in warning for warning in warnings)
+
+
+def test_what_a_crash_left_is_cleared_away_but_for_what_is_still_of_use(tmp_path):
+    _, second, third, fourth = (written(tmp_path, step) for step in (2, 4, 6, 8))
+    partial = tmp_path / "checkpoint_009"
+    partial.mkdir()
+    checkpoints.clean(tmp_path, third, {fourth.name}, keep=2)
+    assert sorted(tmp_path.iterdir()) == [second, third, fourth]
+    checkpoints.clean(tmp_path, third, set(), keep=1)
+    assert list(tmp_path.iterdir()) == [third]
+
+
+def test_scratch_folders_of_dead_processes_are_removed_and_those_of_living_ones_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints.tempfile, "gettempdir", lambda: str(tmp_path))
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = [f"{checkpoints.SCRATCH}{dead.pid}-a", f"{checkpoints.SCRATCH}{os.getpid()}-b", "another-program"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    checkpoints.clean(tmp_path / "storage", None, set(), keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "untrained"
+    build_pipeline(0).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model, tmp_path_factory):
+    single = configured(model, tmp_path_factory.mktemp("undisturbed"))
+    bare_training.run(single)
+    return single
+
+
+def configured(model, storage, **more):
+    """Six steps, a checkpoint every other one, validations and snapshots between them."""
+    common = {"train__steps": 6, "train__snapshot_every": 3, "train__validate_every": 2, "train__keep_best": "true"}
+    return config.load("smoke", None, overrides(model, storage, **common, **more))
+
+
+def left(single):
+    """Weights by folder and curve, without the clock."""
+    files = RunFiles(single.directory)
+    weights = {path.parent.name: load_file(path) for path in files.adapters.glob(f"*/{adapters.WEIGHTS}")}
+    rows = (files.curves / f"{adapter_key(single.train)}.jsonl").read_text().splitlines()
+    return weights, [{**json.loads(row), "seconds": 0} for row in rows]
+
+
+def same(single, other):
+    (weights, curve), (expected, wanted) = left(single), left(other)
+    assert curve == wanted and [row["step"] for row in curve] == [0, 2, 4, 6]
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name][k], tensor) for name in expected for k, tensor in expected[name].items())
+    return True
+
+
+def test_the_best_validation_by_held_out_reward_keeps_its_adapter(undisturbed):
+    files, key = RunFiles(undisturbed.directory), adapter_key(undisturbed.train)
+    curve = left(undisturbed)[1]
+    best = max(curve[1:], key=lambda row: row["held_out"])
+    record = adapters.read_record(files.adapters / best_folder(undisturbed.train))
+    assert record["step"] == best["step"] and record["held_out"] == best["held_out"]
+    assert study.is_finished(undisturbed)
+    moved = files.adapters / f"{key}@elsewhere"
+    (files.adapters / f"{key}@best").rename(moved)
+    try:
+        assert not study.is_finished(undisturbed)
+        without = replace(undisturbed, train=replace(undisturbed.train, keep_best=False))
+        assert study.is_finished(without)
+    finally:
+        moved.rename(files.adapters / f"{key}@best")
+
+
+@pytest.fixture(scope="module")
+def interrupted(model, tmp_path_factory):
+    """The folder of a training that was killed when its second checkpoint had been written."""
+    storage = tmp_path_factory.mktemp("interrupted")
+    with pytest.raises(bare_training.Killed):
+        bare_training.run(configured(model, storage), dies_after=2)
+    return storage
+
+
+@pytest.fixture
+def single(interrupted, model, tmp_path):
+    """A copy of it."""
+    shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
+    return configured(model, tmp_path)
+
+
+@pytest.mark.parametrize("spoiled", [1, 2])
+def test_a_training_goes_on_from_its_last_whole_checkpoint(spoiled, single, undisturbed, capsys):
+    files, key = RunFiles(single.directory), adapter_key(single.train)
+    folders = sorted(files.checkpoints(key).glob("checkpoint_*"), reverse=True)
+    for folder in folders[:spoiled]:
+        cut(folder)
+    with progress.trainings(files.progress, [key]):
+        bare_training.run(single)
+    assert same(single, undisturbed)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert len(told) == spoiled and all(str(folder) in line for folder, line in zip(folders, told, strict=False))
+    assert not any(folder.exists() for folder in folders[:spoiled])
+
+
+def test_a_training_whose_best_adapter_is_gone_starts_anew(single, undisturbed):
+    shutil.rmtree(RunFiles(single.directory).adapters / best_folder(single.train))
+    bare_training.run(single)
+    assert same(single, undisturbed)

@@ -1,0 +1,146 @@
+"""Trainings that are killed, for real: the same command ends with the adapter of one that nobody disturbed, no step is
+lost or doubled, and nothing is left running."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import bare_training
+import psutil
+import pytest
+import torch
+from pipeline_toys import HERE, overrides
+from ray.util import placement_group_table
+from safetensors.torch import load_file
+from waiting import wait_for
+
+from aig import adapters
+from aig.world.tiny import build_pipeline
+from pipelines import config
+from pipelines.__main__ import main
+from pipelines.layout import RunFiles
+from pipelines.train import train
+
+ROOT = HERE.parent
+KEY = "pipeline_toys-unhurried-k1-kl0-s0"
+
+# Ray's workers inherit it: they find the toys too.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "untrained"
+    build_pipeline(0).save_pretrained(folder)
+    return folder
+
+
+def arguments(model, storage, **more):
+    """A training whose steps take a fraction of a second, of batches that two workers cannot share evenly."""
+    common = {"train__reward": "pipeline_toys:unhurried", "train__batch": 5, "train__steps": 12}
+    common |= {"train__checkpoint_every": 1, "train__snapshot_every": 6, "train__validate_every": 4}
+    return ["train", "--preset", "smoke", *overrides(model, storage, **common, **more)]
+
+
+def configured(given):
+    return config.load("smoke", None, given[3:])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model, tmp_path_factory):
+    single = configured(arguments(model, tmp_path_factory.mktemp("undisturbed")))
+    bare_training.run(single)
+    return single
+
+
+def left(single):
+    """Weights by folder and curve, without the clock."""
+    files = RunFiles(single.directory)
+    weights = {path.parent.name: load_file(path) for path in files.adapters.glob(f"*/{adapters.WEIGHTS}")}
+    rows = (files.curves / f"{KEY}.jsonl").read_text().splitlines()
+    return weights, [{**json.loads(row), "seconds": 0} for row in rows]
+
+
+def check_same(single, undisturbed, within=0.0):
+    """The same adapters, to the bit or to `within`, the same points of the curve, each once, and no checkpoint left."""
+    (weights, curve), (expected, wanted) = left(single), left(undisturbed)
+    assert weights.keys() == expected.keys() == {KEY, f"{KEY}@6"}
+    for name, tensors in expected.items():
+        for k, tensor in tensors.items():
+            torch.testing.assert_close(weights[name][k], tensor, atol=within, rtol=0)
+    assert [row["step"] for row in curve] == [0, 4, 8, 12]
+    if within == 0:
+        assert curve == wanted
+    assert not RunFiles(single.directory).checkpoints(KEY).exists()
+
+
+def check_nothing_runs():
+    """Neither a worker's process nor a placement group of this process' Ray is left."""
+    states = {group["state"] for group in placement_group_table().values()}
+    assert states <= {"REMOVED"}
+    wait_for(
+        lambda: not [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in p.name()], seconds=30
+    )
+
+
+@pytest.mark.timeout(280)
+def test_two_workers_leave_the_adapter_of_one(ray_cluster, undisturbed, model, tmp_path):
+    single = configured(arguments(model, tmp_path, train__num_workers=2))
+    config.claim_directory(single)
+    assert train(single) == RunFiles(single.directory).adapters / KEY
+    check_same(single, undisturbed, within=1e-5)
+    check_nothing_runs()
+
+
+def spawn(given, log):
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    command = [sys.executable, "-m", "pipelines", *map(str, given)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+def seals(storage):
+    return list(RunFiles(storage / "smoke").checkpoints(KEY).glob("checkpoint_*/checkpoint.json"))
+
+
+@pytest.fixture(scope="module")
+def killed(model, tmp_path_factory):
+    """What a driver leaves that was killed with its Ray under way, two checkpoints or more; every process has ended."""
+    storage = tmp_path_factory.mktemp("killed")
+    given = arguments(model, storage, ray__address="local", ray__num_cpus=4, ray__object_store_mb=150)
+    with (storage.parent / "driver.log").open("w+") as log:
+        driver = spawn(given, log)
+        try:
+            wait_for(lambda: len(seals(storage)) >= 2, driver, log)
+            family = psutil.Process(driver.pid).children(recursive=True)
+            assert any("raylet" in process.name() for process in family)
+        finally:
+            os.kill(driver.pid, signal.SIGKILL)
+            driver.wait()
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert alive == []
+    return storage
+
+
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize("spoiled", [False, True], ids=["whole", "last checkpoint cut off"])
+def test_the_same_command_finishes_what_a_killed_driver_has_begun(
+    killed, spoiled, ray_cluster, undisturbed, model, tmp_path, capsys
+):
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+    last = max(seals(tmp_path), key=lambda path: json.loads(path.read_text())["step"]).parent
+    if spoiled:
+        content = (last / "state.pt").read_bytes()
+        (last / "state.pt").write_bytes(content[: len(content) // 2])
+    given = arguments(model, tmp_path)
+    assert main(given) == 0
+    said = capsys.readouterr()
+    assert (f"checkpoint {last} is skipped" in said.err) == spoiled
+    single = configured(given)
+    assert f"Adapter: {RunFiles(single.directory).adapters / KEY}" in said.out
+    check_same(single, undisturbed)
+    check_nothing_runs()
+    assert main(given) == 0
+    assert f"Finished already: {RunFiles(single.directory).adapters / KEY}" in capsys.readouterr().out

@@ -1,0 +1,154 @@
+"""Several workers make the step of one: DDP of a LoRA, FSDP2 of full fine-tuning, any batch."""
+
+import multiprocessing
+
+import pytest
+import torch
+import two_workers
+from pipeline_toys import overrides
+from safetensors.torch import load_file
+from torch import nn
+
+from aig import adapters
+from aig.world.tiny import build_pipeline
+from pipelines import config, parallel, training
+from pipelines.config import Train
+
+KEY = "pipeline_toys-red-k1-kl1-s0"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "untrained"
+    build_pipeline(0).save_pretrained(folder)
+    return folder
+
+
+def arguments(model, storage, **more):
+    """Five images a step, which two workers cannot share evenly, and a KL term, which asks for the base."""
+    return overrides(model, storage, train__batch=5, train__micro_batch=2, train__kl_weight=1, **more)
+
+
+def together(function, arguments, folder):
+    context = multiprocessing.get_context("spawn")
+    started = [context.Process(target=function, args=(rank, arguments, folder)) for rank in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    assert [process.exitcode for process in started] == [0, 0]
+
+
+@pytest.fixture(scope="module", params=["lora", "full"])
+def trained(request, model, tmp_path_factory):
+    """A few steps of one worker, and of two that share them; folders and states."""
+    method, folder = request.param, tmp_path_factory.mktemp("trained")
+    # Adam's step is as long as lr however small the gradient, so that rounding shows at a hundredth of lr: full
+    # fine-tuning, which has gradients of all sizes, has the smaller lr that it is used with.
+    more = {"train__method": method, "train__lr": 1e-3 if method == "lora" else 1e-4}
+    single = config.load("smoke", None, arguments(model, folder / "one", **more))
+    alone = training.Training(single, watched=True)
+    alone.begin()
+    for _ in range(two_workers.STEPS):
+        alone.advance(0, 1)
+        alone.keep()
+    together(two_workers.work, arguments(model, folder / "two", **more), folder)
+    states = {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in ("before", "after", "resumed")}
+    return method, alone, states, folder
+
+
+def tensors(state):
+    moments = [row[name] for row in state["optimizer"]["state"].values() for name in ("exp_avg", "exp_avg_sq")]
+    return [*state["parameters"], *moments]
+
+
+@pytest.mark.timeout(280)
+def test_two_workers_make_the_steps_of_one(trained):
+    _, alone, states, _ = trained
+    for one, two in zip(tensors(alone.state()), tensors(states["after"]), strict=True):
+        assert one.shape == two.shape
+        torch.testing.assert_close(two, one, atol=1e-5, rtol=0)
+    assert not torch.equal(states["after"]["parameters"][-1], states["before"]["parameters"][-1])
+
+
+def test_a_step_that_two_workers_replay_from_a_checkpoint_gives_the_same_bits(trained):
+    _, _, states, _ = trained
+    after, resumed = (tensors(states[name]) for name in ("after", "resumed"))
+    assert all(torch.equal(a, b) for a, b in zip(after, resumed, strict=True))
+
+
+def test_what_two_workers_save_is_the_adapter_of_one(trained):
+    method, _, _, folder = trained
+    name = adapters.WEIGHTS if method == "lora" else adapters.FULL_WEIGHTS
+    one, two = (load_file(folder / which / "smoke" / "adapters" / f"{KEY}@2" / name) for which in ("one", "two"))
+    assert one.keys() == two.keys()
+    for path, tensor in one.items():
+        torch.testing.assert_close(two[path], tensor, atol=1e-5, rtol=0)
+    records = [adapters.read_record(folder / which / "smoke" / "adapters" / f"{KEY}@2") for which in ("one", "two")]
+    assert records[0] == records[1]
+
+
+def test_workers_of_full_fine_tuning_hold_a_part_of_what_is_trained_each(trained):
+    method, alone, _, folder = trained
+    if method == "lora":
+        assert not list(folder.glob("held*.pt"))
+        return
+    held = [torch.load(folder / f"held{rank}.pt")[0] for rank in range(2)]
+    total = sum(parameter.numel() for parameter in alone.parameters)
+    assert sum(held) == total
+    assert max(held) < 0.6 * total
+
+
+@pytest.mark.timeout(280)
+def test_a_worker_without_an_image_waits_for_none_and_ends_with_the_same_adapter(model, tmp_path):
+    given = ["train.batch=1", "train.seed=3"]
+    single = config.load("smoke", None, [*arguments(model, tmp_path / "one"), *given])
+    alone = training.Training(single, watched=False)
+    alone.advance(0, 1)
+    together(two_workers.idle, [*arguments(model, tmp_path / "two"), *given], tmp_path)
+    found = torch.load(tmp_path / "after.pt", weights_only=True)
+    assert all(torch.equal(one, two) for one, two in zip(alone.state()["parameters"], found["parameters"], strict=True))
+
+
+def test_shares_partition_the_batch_and_those_of_sharded_workers_are_filled_up_to_one_size():
+    for world in (1, 2, 3, 5):
+        ddp, fsdp = ([parallel.share(how, rank, world, 5) for rank in range(world)] for how in ("ddp", "fsdp"))
+        assert sorted(row for rows, _ in ddp for row in rows) == list(range(5))
+        assert {padding for _, padding in ddp} == {0}
+        assert len({len(rows) for rows, _ in fsdp}) == 1
+        assert sorted(row for rows, padding in fsdp for row in rows[: len(rows) - padding]) == list(range(5))
+
+
+@pytest.mark.parametrize(
+    ("given", "world", "how"),
+    [
+        ({}, 1, "alone"), ({}, 2, "ddp"), ({"method": "full"}, 2, "fsdp"), ({"method": "full"}, 1, "alone"),
+        ({"method": "full", "parallel": "ddp"}, 2, "ddp"),
+    ],
+)  # fmt: skip
+def test_the_configuration_and_the_number_of_workers_say_how_they_share(given, world, how):
+    assert parallel.of(Train(**given), world) == how
+
+
+def test_padding_changes_neither_gradient_nor_sums(model, tmp_path):
+    single = config.load("smoke", None, arguments(model, tmp_path))
+    one, padded = (training.Training(single, watched=False) for _ in range(2))
+    prompts, seeds = training.draw(one.prompts, 0, 0, 3)
+    found = [
+        training.train_step(
+            each.model, each.reward, training.ADAPTER, prompts + prompts[:n], seeds + seeds[:n], each.draft, total=5,
+            padding=n,
+        )
+        for each, n in ((one, 0), (padded, 1))
+    ]  # fmt: skip
+    assert found[1] == pytest.approx(found[0], abs=1e-6)
+    for a, b in zip(one.parameters, padded.parameters, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_clipping_is_that_of_torch():
+    ours, theirs = (nn.Parameter(torch.zeros(4)) for _ in range(2))
+    for parameter in (ours, theirs):
+        parameter.grad = torch.tensor([3.0, 0.0, -4.0, 1.0])
+    assert torch.equal(parallel.clip([ours], 2.0), nn.utils.clip_grad_norm_([theirs], 2.0))
+    assert torch.equal(ours.grad, theirs.grad)
