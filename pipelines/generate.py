@@ -102,6 +102,8 @@ def generate(config: Config, connect: Callable[[], Cluster], model_defaults: mod
     _drop_others(files.images, {unit.name for unit in wanted})
     missing = [unit for unit in wanted if not (files.images / PART.format(unit=unit.name)).exists()]
     images = len(study.all_arms(config))
+    for line in study.stops(config):
+        print(line)
     if len(missing) < len(wanted):
         print(f"{len(wanted) - len(missing)} of {len(wanted)} groups of images are there already.")
     if missing:

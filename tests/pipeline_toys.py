@@ -16,6 +16,11 @@ def red(images: Tensor, prompts: list[str]) -> Tensor:
     return 10 * (images[:, 0].flatten(1).mean(1) - images[:, 1:].flatten(1).mean(1))
 
 
+def pale(images: Tensor, prompts: list[str]) -> Tensor:
+    """How little red there is: what falls as `red` is ascended."""
+    return -red(images, prompts)
+
+
 def bright(images: Tensor, prompts: list[str]) -> Tensor:
     return images.flatten(1).mean(1)
 
