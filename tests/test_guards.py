@@ -204,13 +204,14 @@ def proceed(found, until=10**6, state=None):
     return started
 
 
-GUARDED = {"train__stop_held_out": 0.01, "train__stop_patience": 2}
+GUARDED = {"train__stop_held_out": 0.6, "train__stop_patience": 2}
 
 
 @pytest.fixture(scope="module")
 def undisturbed(model, tmp_path_factory):
     """A training that its guard stops, without Ray."""
     found = loaded(run_of(model, tmp_path_factory.mktemp("undisturbed"), **GUARDED))
+    config.claim_directory(found)
     proceed(found)
     return found
 
@@ -238,9 +239,9 @@ def test_a_training_that_is_stopped_leaves_the_adapter_of_its_last_validation_wi
     best = max(row["held_out"] for row in curve)
     assert record["stopped"] == {
         "step": curve[-1]["step"], "why": "held_out", "value": curve[-1]["held_out"],
-        "limit": pytest.approx(best - 0.01),
+        "limit": pytest.approx(best - 0.6),
     }  # fmt: skip
-    assert record["step"] == max(row["step"] for row in curve if row["held_out"] >= best - 0.01)
+    assert record["step"] == max(row["step"] for row in curve if row["held_out"] >= best - 0.6)
     snapshot = weights(undisturbed, f"{KEY}@{record['step']}")
     assert all(torch.equal(tensor, snapshot[name]) for name, tensor in weights(undisturbed).items())
 
@@ -277,8 +278,7 @@ def test_means_over_training_seeds_leave_out_what_not_every_training_has(undistu
     assert all(len(arm.members) == 2 for arm in mean.arms if arm.family != "base")
 
 
-def test_status_and_the_sweeps_table_say_where_and_why_it_stopped(undisturbed, capsys):
-    config.claim_directory(undisturbed)
+def test_status_and_the_sweeps_table_say_where_and_why_it_stopped(undisturbed):
     told = guards.told(adapters.read_record(RunFiles(undisturbed.directory).adapters / KEY))
     assert "where the held-out reward was" in told and told.endswith(f"that of step {layout.last_step(undisturbed)}")
     assert told in status.report(undisturbed.directory)
