@@ -101,13 +101,21 @@ def run_train(session: Session) -> None:
     files, key = RunFiles(config.directory), adapter_key(config.train)
     if study.is_finished(config):
         checkpoints.discard(files.checkpoints(key))  # a kill just after the end leaves them
-        print(f"Finished already: {files.adapters / key}")
+        print(f"Finished already: {files.adapters / key}{stopped_line(config)}")
         return
     room_for(config, session.connect())
     normalize(session)
     with stage("train", session.seconds), trainings(files.progress, [key]):
         folder = train(config)
-    print(f"Adapter: {folder}")
+    print(f"Adapter: {folder}{stopped_line(config)}")
+
+
+def stopped_line(config: Config) -> str:
+    """What is to be said of an adapter whose training a guard has stopped."""
+    from pipelines import guards, layout
+
+    found = layout.stopped(config)
+    return "" if found is None else f" ({guards.told(found)})"
 
 
 def print_plan(config: Config) -> None:

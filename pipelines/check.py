@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from aig import adapters, schedules
 from aig.metrics import features
 from aig.models import Model
-from pipelines import external, layout, parallel, rewarding, study
+from aig.sampler import Grid
+from pipelines import external, guards, layout, parallel, rewarding, study, tracking
 from pipelines.config import Config, ConfigError
 from pipelines.generate import adapter_digest
 from pipelines.layout import RunFiles
@@ -28,6 +29,7 @@ def check_training(config: Config, *, sweep: bool) -> Model:
     """
     if sweep and not layout.trainings(config):
         raise ConfigError("sweep.rewards is []: there is nothing to train; give the rewards to train on")
+    tracking.check(config)
     model = _model(config)
     wanted = layout.trainings(config) if sweep else [config.train]
     for train in wanted:
@@ -35,7 +37,8 @@ def check_training(config: Config, *, sweep: bool) -> Model:
         with _named(key):
             rewarding.check(config, train.reward, trained=True)
         with _named("train"):
-            draft_config(replace(config, train=train), model)
+            sampling = draft_config(replace(config, train=train), model).sampling
+        guards.check(train, Grid(model, sampling).has_path_kl, rewarding.held_out(config, train.reward))
     if config.train.method == "full" and config.model.dtype != "float32":
         raise ConfigError(
             f"train.method is full and model.dtype {config.model.dtype}, in which Adam's small steps are lost: take "

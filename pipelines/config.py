@@ -77,6 +77,12 @@ class Run(Section):
     """The folder of all runs."""
     seed: int = number(0, 0)
     """The run's seed: with it, a prompt and a seed index fix the noise of an evaluated image."""
+    tensorboard: bool = field(default=True, metadata=EXECUTION)
+    """Write losses, validations and their images for TensorBoard: tensorboard --logdir RUN/tensorboard."""
+    wandb: str | None = field(default=None, metadata=EXECUTION)
+    """A project of Weights & Biases that validations go to, a run there for each training; needs the package wandb."""
+    mlflow: str | None = field(default=None, metadata=EXECUTION)
+    """The tracking URI of an MLflow server or folder that validations go to, likewise; needs the package mlflow."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -230,6 +236,21 @@ class Train(Section):
     """Checkpoints that are kept; with two there is one before a last that a crash has spoiled."""
     keep_best: bool = field(default=False, metadata=EXECUTION)
     """Keep the adapter of the validation with the best held-out reward too, as KEY@best."""
+    explosion: float | None = number(1000.0, above=1, **EXECUTION)
+    """A step whose gradient's norm (before clip) is so many times its median over the last steps, or whose loss lies
+    above its median by so many of its usual deviations, has exploded, and is as one that is NaN to on_nan; null is
+    never."""
+    stop_held_out: float | None = number(None, 0)
+    """Stop where the held-out reward has fallen by more than this, in its own units, under its best validation."""
+    stop_diversity: float | None = number(None, 0, 1, above=0)
+    """Stop where diversity is under this share of the base's, both as validated."""
+    stop_kl: float | None = number(None, above=0)
+    """Stop where the path KL to the base is over this, in nats an image; only stochastic sampling has one."""
+    stop_path: float | None = number(None, above=0)
+    """Stop where the path length to the base (eps_mse) is over this; with any sampling."""
+    stop_patience: int = number(1, 1)
+    """Validations in a row beyond one of these limits that stop a training; its adapter is that of the last one within
+    all of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -244,6 +265,16 @@ class Train(Section):
     def workers(self) -> tuple[int, int]:
         """The least and the most workers."""
         return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers,) * 2  # type: ignore[return-value]
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits stop_* that are set, by what they bound."""
+        bounds = {name: getattr(self, f"stop_{name}") for name in LIMITED}
+        return {name: bound for name, bound in bounds.items() if bound is not None}
+
+
+# What `train.stop_*` bounds; but for the patience, a key each.
+LIMITED = ("held_out", "diversity", "kl", "path")
 
 
 @dataclass(frozen=True)

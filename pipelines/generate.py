@@ -109,6 +109,8 @@ def generate(
     wanted = units(config, model_defaults)
     _drop_others(config, files.images, {unit.name for unit in wanted})
     missing = [unit for unit in wanted if not (files.images / PART.format(unit=unit.name)).exists()]
+    for line in study.stops(config):
+        print(line)
     if len(missing) < len(wanted):
         print(f"{len(wanted) - len(missing)} of {len(wanted)} groups of images are there already.")
     if missing:

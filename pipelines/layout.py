@@ -12,6 +12,8 @@ from typing import Any
 
 from pipelines.config import Config, ConfigError, Train
 
+RECORD = "adapter.json"  # `aig.adapters.RECORD`, without its torch
+
 
 @dataclass(frozen=True)
 class RunFiles:
@@ -26,6 +28,21 @@ class RunFiles:
     @property
     def curves(self) -> Path:
         return self.root / "curves"
+
+    @property
+    def validation(self) -> Path:
+        """A folder a training, with a picture of each validation."""
+        return self.root / "validation"
+
+    @property
+    def tensorboard(self) -> Path:
+        """A folder a training, for `tensorboard --logdir`."""
+        return self.root / "tensorboard"
+
+    @property
+    def tracking(self) -> Path:
+        """What trackers elsewhere know the trainings as."""
+        return self.root / "tracking"
 
     @property
     def progress(self) -> Path:
@@ -108,9 +125,30 @@ def snapshot_steps(config: Config) -> list[int]:
 
 
 def adapter_folders(config: Config) -> list[tuple[str, int]]:
-    """Names and steps of the folders that the training `config.train` leaves: snapshots, then the adapter itself."""
-    key = adapter_key(config.train)
-    return [*((f"{key}@{step}", step) for step in snapshot_steps(config)), (key, config.train.steps)]
+    """Names and steps of the folders that the training `config.train` leaves: snapshots, then the adapter itself.
+
+    Where a guard has stopped it, no snapshot is of a later step than the adapter.
+    """
+    key, last = adapter_key(config.train), last_step(config)
+    return [*((f"{key}@{step}", step) for step in snapshot_steps(config) if step <= last), (key, last)]
+
+
+def last_step(config: Config) -> int:
+    """The step of the adapter of `config.train`: train.steps, or what was kept where a guard has stopped it."""
+    found = stopped(config)
+    return config.train.steps if found is None else found["step"]
+
+
+def stopped(config: Config) -> dict[str, Any] | None:
+    """The record of the adapter of `config.train`, where a guard has stopped its training: see its key `stopped`."""
+    if not config.train.limits:
+        return None
+    try:
+        record = json.loads((RunFiles(config.directory).adapters / adapter_key(config.train) / RECORD).read_text())
+    except (OSError, ValueError):
+        return None
+    found = record.get("stopped")
+    return record if found and found["step"] <= config.train.steps else None
 
 
 def best_folder(train: Train) -> str:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import shutil
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 REDRAW_SECONDS = 1.0
-LOG_SECONDS = 15.0
+LOG_SECONDS = 60.0
+PACE_STEPS = 100
 
 
 def duration(seconds: float) -> str:
@@ -24,22 +28,52 @@ def duration(seconds: float) -> str:
 
 
 def training_line(key: str, status: dict[str, Any], width: int = 0) -> str:
-    """Step, rate, time left, loss, reward, path length to the base and diversity of one training."""
+    """Step, rate, time left, loss, reward, distance to the base and diversity of one training.
+
+    Loss and reward are the last step's, the rest the last validation's.
+    """
     step, steps = status["step"], status["steps"]
     line = f"{key:<{width}}  {step:>{len(str(steps))}}/{steps}"
-    if status.get("rate"):
-        line += f"  {status['rate']:.2f} s/step  {duration(status['rate'] * (steps - step))} left"
-    for name, form in (("loss", "8.3f"), ("reward", "7.3f"), ("path", "8.2g"), ("diversity", "5.2f")):
+    rate, batch = status.get("rate"), status.get("batch")
+    if rate:
+        line += f"  {rate:.2f} s/step" + (f" ({batch / rate:.3g} images/s)" if batch else "")
+        line += f"  {duration(rate * (steps - step))} left"
+    distance = "kl_to_base" if status.get("kl_to_base") is not None else "path"
+    shown = {"loss": "8.3f", "reward": "7.3f", "held_out": "7.3f", distance: "8.2g", "diversity": "5.2f"}
+    for name, form in shown.items():
         if status.get(name) is not None:
-            line += f"  {name} {status[name]:{form}}"
-    return line
+            line += f"  {NAMES.get(name, name)} {status[name]:{form}}{' nats' if name == 'kl_to_base' else ''}"
+    if status.get("skipped"):
+        line += f"  {status['skipped']:g} images skipped"
+    return line + (f"  {status['stopped']}" if status.get("stopped") else "")
+
+
+NAMES = {"kl_to_base": "KL", "held_out": "held-out"}
+
+
+class Pace:
+    """How fast a training goes, validations and checkpoints included."""
+
+    def __init__(self) -> None:
+        self.made: deque[tuple[int, float]] = deque(maxlen=PACE_STEPS + 1)
+
+    def stepped(self, step: int) -> None:
+        """Step `step` has just been made, or a training has begun there."""
+        self.made.append((step, time.monotonic()))
+
+    @property
+    def rate(self) -> float | None:
+        """Seconds a step over the last ones, the first after a start left out where there are others: it compiles."""
+        first, last = self.made[min(1, max(0, len(self.made) - 2))], self.made[-1]
+        return (last[1] - first[1]) / (last[0] - first[0]) if last[0] > first[0] else None
 
 
 @contextmanager
 def trainings(folder: Path, keys: list[str]) -> Iterator[None]:
     """Show the status files `folder/<key>.json`, which the training workers write, for the length of the context."""
     stop = threading.Event()
-    thread = threading.Thread(target=_show, args=(folder, keys, stop), daemon=True)
+    screen = Screen(folder, keys) if sys.stderr.isatty() else Log(folder, keys)
+    thread = threading.Thread(target=_show, args=(screen, stop), daemon=True)
     thread.start()
     try:
         yield
@@ -48,32 +82,69 @@ def trainings(folder: Path, keys: list[str]) -> Iterator[None]:
         thread.join()
 
 
-def _show(folder: Path, keys: list[str], stop: threading.Event) -> None:
-    terminal = sys.stderr.isatty()
-    width = max(map(len, keys), default=0)
-    shown: dict[str, str] = {}
-    warned: set[tuple[str, str]] = set()
-    drawn = 0
-    while True:
-        ended = stop.wait(REDRAW_SECONDS if terminal else LOG_SECONDS)
-        found = {key: status for key in keys if (status := _read(folder / f"{key}.json"))}
-        lines = {key: training_line(key, status, width) for key, status in found.items()}
-        for key, status in found.items():
-            for warning in status.get("warnings", ()):
-                if (key, warning) not in warned:
-                    warned.add((key, warning))
-                    sys.stderr.write(f"warning: {key}: {warning}\n")
-                    drawn = 0
-        if terminal:
-            # Back to the first of the lines that were drawn, and clear each as it is drawn anew.
-            sys.stderr.write(f"\x1b[{drawn}F" * bool(drawn) + "".join(f"\x1b[2K{line}\n" for line in lines.values()))
-            drawn = len(lines)
-        else:
-            sys.stderr.write("".join(f"{line}\n" for key, line in lines.items() if shown.get(key) != line))
+def _show(view: Screen | Log, stop: threading.Event) -> None:
+    ended = False
+    while not ended:
+        ended = stop.wait(REDRAW_SECONDS)
+        view.show(ended)
+
+
+class Statuses:
+    """The status files of some trainings, without those that an earlier command has left."""
+
+    def __init__(self, folder: Path, keys: list[str]) -> None:
+        self.paths = {key: folder / f"{key}.json" for key in keys}
+        self.width = max(map(len, keys), default=0)
+        self.stale = {key: status for key, path in self.paths.items() if (status := _read(path))}
+        self.warned: set[tuple[str, str]] = set()
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        found = {key: _read(path) for key, path in self.paths.items()}
+        return {key: status for key, status in found.items() if status and status != self.stale.get(key)}
+
+    def warn(self, found: dict[str, dict[str, Any]]) -> bool:
+        """Write the trainings' warnings, each once; whether there was a new one."""
+        new = {(key, text) for key, status in found.items() for text in status.get("warnings", ())} - self.warned
+        sys.stderr.write("".join(f"warning: {key}: {text}\n" for key, text in sorted(new)))
+        self.warned |= new
+        return bool(new)
+
+
+class Screen(Statuses):
+    """A terminal: a line a training, redrawn in place."""
+
+    def __init__(self, folder: Path, keys: list[str]) -> None:
+        super().__init__(folder, keys)
+        self.drawn = 0
+
+    def show(self, ended: bool) -> None:
+        columns, found = shutil.get_terminal_size().columns, self.read()
+        if self.warn(found):
+            self.drawn = 0
+        lines = [training_line(key, status, self.width)[: columns - 1] for key, status in found.items()]
+        # Back to the first of the lines that were drawn, and clear each as it is drawn anew.
+        sys.stderr.write(f"\x1b[{self.drawn}F" * bool(self.drawn) + "".join(f"\x1b[2K{line}\n" for line in lines))
         sys.stderr.flush()
-        shown = lines
-        if ended:
-            return
+        self.drawn = len(lines)
+
+
+class Log(Statuses):
+    """A file: a line a training where it begins, at each validation, once in `LOG_SECONDS` between, and at its end."""
+
+    def __init__(self, folder: Path, keys: list[str]) -> None:
+        super().__init__(folder, keys)
+        self.written: dict[str, tuple[float, dict[str, Any]]] = {}
+
+    def show(self, ended: bool) -> None:
+        now, found = time.monotonic(), self.read()
+        self.warn(found)
+        for key, status in found.items():
+            before, last = self.written.get(key, (-math.inf, {}))
+            told = all(status.get(name) == last.get(name) for name in ("validated", "stopped"))
+            if status != last and (ended or not told or now - before >= LOG_SECONDS):
+                sys.stderr.write(f"{training_line(key, status, self.width)}\n")
+                self.written[key] = (now, status)
+        sys.stderr.flush()
 
 
 def _read(path: Path) -> dict[str, Any] | None:

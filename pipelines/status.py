@@ -15,11 +15,10 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipelines import config as configuration
-from pipelines import layout, progress
+from pipelines import guards, layout, progress
 from pipelines.config import Config, ConfigError
-from pipelines.layout import RunFiles
+from pipelines.layout import RECORD, RunFiles
 
-RECORD = "adapter.json"  # `aig.adapters.RECORD`, without its torch
 TUNE_ERROR = "error.txt"  # what Ray Tune leaves of a trial that failed
 
 
@@ -87,9 +86,10 @@ def _is_locked(folder: Path) -> bool:
 
 def _training(config: Config, files: RunFiles, train: configuration.Train, working: bool) -> Training:
     key = layout.adapter_key(train)
-    folders = layout.adapter_folders(replace(config, train=train))
+    single = replace(config, train=train)
+    folders, found = layout.adapter_folders(single), layout.stopped(single)
     if (files.curves / f"{key}.jsonl").exists() and all(_saved(files.adapters / name, step) for name, step in folders):
-        return Training(key, "done", f"{train.steps} steps")
+        return Training(key, "done", f"{train.steps} steps" if found is None else guards.told(found))
     status = _read_json(files.progress / f"{key}.json")
     told = progress.training_line(key, status).removeprefix(key).strip() if status else ""
     error = files.ray / "tune" / key / TUNE_ERROR
@@ -122,13 +122,16 @@ def _training_lines(states: list[Training]) -> Iterator[str]:
 
 def arm_count(config: Config) -> int:
     """Arms that have images: those of all studies, the base once."""
-    evaluate, sweep = config.evaluate, config.sweep
+    evaluate = config.evaluate
     stops = layout.snapshot_steps(config) if evaluate.early_stops is None else evaluate.early_stops
-    regularized = len(sweep.kl_weights) - 1
-    study = 1 + len(evaluate.schedules) + len(evaluate.lora_scales) + len(stops)
-    study += regularized * (1 + len(evaluate.kl_schedules))
-    external = (1 + len(evaluate.schedules) + len(evaluate.lora_scales)) * len(evaluate.adapters)
-    return 1 + study * len(sweep.rewards) * len(sweep.ks) * len(sweep.train_seeds) + external
+    count = 1 + (1 + len(evaluate.schedules) + len(evaluate.lora_scales)) * len(evaluate.adapters)
+    for train in layout.trainings(config):
+        if train.kl_weight > 0:
+            count += 1 + len(evaluate.kl_schedules)
+            continue
+        last = layout.last_step(replace(config, train=train))
+        count += 1 + len(evaluate.schedules) + len(evaluate.lora_scales) + sum(step <= last for step in stops)
+    return count
 
 
 def expected_units(config: Config) -> int:

@@ -17,7 +17,7 @@ from aig import adapters, models, schedules
 from aig.models import LatentModel
 from aig.sampler import Arm, Sampling
 from aig.world.scenes import all_prompts
-from pipelines import rewarding
+from pipelines import guards, rewarding
 from pipelines.config import Config, ConfigError, Train
 from pipelines.layout import (
     RunFiles,
@@ -28,6 +28,8 @@ from pipelines.layout import (
     read_prompts,
     slug,
     snapshot_steps,
+    stopped,
+    trainings,
 )
 
 FAMILIES = ("base", "tuned", "kl", "lora", "aig", "early", "mix")
@@ -47,6 +49,8 @@ class StudyArm:
     step: int | None = None
     members: tuple[str, ...] = ()
     """Of a mean over training seeds: the arms that it is the mean of. It has no images of its own."""
+    stopped: str | None = None
+    """Where and why a guard stopped the training of its adapter, in words."""
 
     def to_dict(self) -> dict[str, Any]:
         about = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "arm"}
@@ -195,20 +199,45 @@ def _mean_study(group: list[Study]) -> Study:
     first = group[0]
     name = f"{slug(first.reward)}-k{first.k}"
     arms = []
-    for places in zip(*(single.arms for single in group), strict=True):
+    seeds: list[dict[str, StudyArm]] = [{_of_mean(arm): arm for arm in single.arms} for single in group]
+    for named in seeds[0]:
+        places = [found[named] for found in seeds if named in found]
+        if len(places) < len(group):
+            continue  # a guard has stopped some of the trainings before this snapshot
         arm = places[0]
         if arm.family != "base":
             members = tuple(place.arm.name for place in places)
-            setting, _, way = arm.arm.name.rpartition(f"-s{first.train_seeds[0]}")
-            mean = replace(arm.arm, name=f"{setting}-mean{way}")
-            arm = replace(arm, arm=mean, train_seed=None, members=members)
+            step = arm.step if len({place.step for place in places}) == 1 else None
+            told = "; ".join(f"training seed {p.train_seed}: {p.stopped}" for p in places if p.stopped) or None
+            mean = replace(arm.arm, name=named)
+            arm = replace(arm, arm=mean, train_seed=None, members=members, step=step, stopped=told)
         arms.append(arm)
     return Study(name, first.reward, first.k, tuple(s for single in group for s in single.train_seeds), tuple(arms))
+
+
+def _of_mean(arm: StudyArm) -> str:
+    """The name of the mean over training seeds that an arm belongs to."""
+    setting, seed, way = arm.arm.name.rpartition(f"-s{arm.train_seed}")
+    return f"{setting}-mean{way}" if seed else arm.arm.name
 
 
 def all_arms(config: Config) -> list[StudyArm]:
     """The arms that have images: those of all studies, the base once."""
     return list({arm.arm.name: arm for single in studies(config) for arm in single.arms}.values())
+
+
+def stops(config: Config) -> list[str]:
+    """Which trainings a guard has stopped, and the arms that are left out for that, a line each."""
+    lines = []
+    for train in trainings(config):
+        single = replace(config, train=train)
+        found = stopped(single)
+        if found is None:
+            continue
+        gone = [f"stop at {step}" for step in early_stops(config) if step > found["step"] and train.kl_weight == 0]
+        left_out = f"; left out: {', '.join(gone)}" if gone else ""
+        lines.append(f"{adapter_key(train)}: {guards.told(found)}{left_out}")
+    return lines
 
 
 def mean_arms(config: Config) -> list[StudyArm]:
@@ -220,9 +249,11 @@ def _study_arms(config: Config, reward: str, k: int, seed: int) -> Iterator[Stud
     evaluate = config.evaluate
     yield BASE_ARM
     for weight in sorted(config.sweep.kl_weights):
-        key = adapter_key(replace(config.train, reward=reward, k=k, kl_weight=weight, seed=seed))
-        steps = config.train.steps
-        common = {"reward": reward, "k": k, "kl_weight": weight, "train_seed": seed}
+        single = replace(config, train=replace(config.train, reward=reward, k=k, kl_weight=weight, seed=seed))
+        key, found = adapter_key(single.train), stopped(single)
+        steps = config.train.steps if found is None else found["step"]
+        told = found and guards.told(found)
+        common = {"reward": reward, "k": k, "kl_weight": weight, "train_seed": seed, "stopped": told}
         tuned = weight == 0
         label = "tuned" if tuned else f"KL {weight:g}"
         yield StudyArm(Arm(key, key), "tuned" if tuned else "kl", label, **common, step=steps)
@@ -237,6 +268,8 @@ def _study_arms(config: Config, reward: str, k: int, seed: int) -> Iterator[Stud
             yield StudyArm(Arm(f"{key}x{scale:g}", key, scale), "lora", f"{scaled} ×{scale:g}", **common, step=steps)
         for step in early_stops(config):
             stop = f"{key}@{step}"
+            if step > steps:
+                continue
             yield StudyArm(Arm(stop, stop), "early", f"stop at {step}", **common, step=step)
 
 
@@ -267,6 +300,9 @@ def training_record(config: Config, train: Train, step: int) -> dict[str, Any]:
     if train.method != "lora":  # nor has a LoRA's record a method
         settings = {key: value for key, value in settings.items() if key not in OF_LORA} | {"method": train.method}
     # Only where they say more than the name does: records are compared, and older ones have no such keys.
+    if train.limits:
+        settings |= {f"stop_{name}": limit for name, limit in train.limits.items()}
+        settings["stop_patience"] = train.stop_patience
     if config.rewards.define:
         settings["terms"] = [asdict(term) for term in rewarding.terms(config, train.reward)]
     if config.rewards.dtype != "float32":

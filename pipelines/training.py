@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
+import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 from torch import Tensor, nn
@@ -22,18 +23,16 @@ from torch import Tensor, nn
 from aig import adapters, memory
 from aig.adapters import sharding
 from aig.draft import DraftConfig, draw, over_kept, train_step
-from aig.metrics import per_prompt, vendi_score
-from aig.models import Model, Sampling
-from aig.sampler import Arm, Grid, sample_arms, to_uint8
-from pipelines import checkpoints, layout, normalization, parallel, progress, rewarding, study
+from aig.models import Model
+from pipelines import checkpoints, guards, layout, normalization, parallel, progress, rewarding, study, validation
 from pipelines.config import Config, Train
+from pipelines.guards import Explosions, Stop
 from pipelines.layout import RunFiles
-from pipelines.rewarding import Statistics
-from pipelines.scoring import ACCURACIES, GOLD, Scores
+from pipelines.tracking import Tracker
+from pipelines.validation import ADAPTER, scores_of
 
 BETAS = (0.9, 0.999)  # Adam's, as published
 EMPTY_STEPS = 10  # so many steps in a row without a gradient, and a training is stopped whatever train.on_nan says
-ADAPTER = "tuned"
 
 
 def run(config: Config) -> None:
@@ -45,18 +44,19 @@ def run(config: Config) -> None:
     training = Training(config, rank == 0, parallel.of(settings, world), world)
     resume(training)
     training.begin()
-    while training.step < settings.steps:
+    while not training.ended:
         training.advance(rank, world)
-        ends = training.step == settings.steps
-        training.keep()
-        validates = ends or training.step % settings.validate_every == 0
+        validates = training.ended or training.step % settings.validate_every == 0
         if validates:
             training.validate()
-        if ends or training.step % settings.checkpoint_every == 0:
+            training.judge(world)
+        training.keep()
+        if training.ended or training.step % settings.checkpoint_every == 0:
             training.report(saving=True)
         elif validates:
             training.report(saving=False)
     training.keep()
+    training.finish()
 
 
 def resume(training: Training) -> None:
@@ -107,12 +107,20 @@ class Training:
         self.curve: list[dict[str, Any]] = []
         self.status = progress.StatusFile(self.files.progress / f"{self.key}.json", pid=os.getpid())
         self.begun = time.monotonic()
-        self.rate = 0.0
         self.empty = 0
+        self.explosions = Explosions(settings.explosion)
+        self.kept: dict[str, Any] | None = None
+        self.stop: Stop | None = None
+        self.tracker: Tracker | None = None
+        self.pace = progress.Pace()
+
+    @property
+    def ended(self) -> bool:
+        return self.step >= self.config.train.steps or self.stop is not None
 
     def advance(self, rank: int, world: int) -> None:
         """One optimizer step on this worker's share of the global batch."""
-        settings, begun = self.config.train, time.monotonic()
+        settings = self.config.train
         prompts, seeds = draw(self.prompts, settings.seed, self.step, settings.batch)
         rows, padding = parallel.share(self.how, rank, world, settings.batch)
         self.optimizer.zero_grad()
@@ -124,56 +132,82 @@ class Training:
         self.sums = over_kept(self.parameters, self.sums, settings.batch)
         self.skipped += self.sums["skipped"]
         norm = parallel.clip(self.parameters, settings.clip)
-        self.update(bool(norm.isfinite()))
+        self.update(float(norm))
         self.step += 1
-        elapsed = time.monotonic() - begun
-        self.rate = elapsed if not self.rate else 0.9 * self.rate + 0.1 * elapsed
-        if self.scores is not None:
-            place = {"step": self.step, "steps": settings.steps, "rate": self.rate}
-            sums = {name: self.sums[name] for name in ("loss", "reward")}
-            self.status.update({**place, **sums, "skipped": self.skipped})
+        self.tell(float(norm))
 
-    def update(self, finite: bool) -> None:
-        """The optimizer's step, on the whole batch's gradient; none where nothing is left of it.
+    def update(self, norm: float) -> None:
+        """The optimizer's step, on the whole batch's gradient; none where nothing is left of it, or it has exploded.
 
         Raises FloatingPointError where that is so and train.on_nan = stop, or has been for `EMPTY_STEPS` in a row.
         """
         settings = self.config.train
-        if finite and self.sums["skipped"] < settings.batch:
+        whole = math.isfinite(norm) and self.sums["skipped"] < settings.batch
+        wrong = self.explosions.found(self.sums["loss"], norm) if whole else "no finite gradient"
+        if wrong is None:
             self.optimizer.step()
             self.empty = 0
             return
         self.empty += 1
         if settings.on_nan == "stop" or self.empty >= EMPTY_STEPS:
             prompts, seeds = draw(self.prompts, settings.seed, self.step, settings.batch)
-            before = f", nor had the {self.empty - 1} before it" if self.empty > 1 else ""
+            before = f", and the {self.empty - 1} before it were no better" if self.empty > 1 else ""
+            skip = ", or leave such steps out with train.on_nan=skip" if settings.on_nan == "stop" else ""
             raise FloatingPointError(
-                f"step {self.step} has no finite gradient{before} (its first image: {prompts[0]!r} with noise seed "
-                f"{seeds[0]}): lower train.lr or raise the KL weight"
+                f"step {self.step} has {wrong}{before}; its first image: {prompts[0]!r} with noise seed {seeds[0]}, "
+                f"its prompts: {_some(prompts)}. Lower train.lr or raise the KL weight{skip}"
             )
-        if not finite:  # scores were finite, and their gradient was not: none of the batch counts
-            self.skipped += settings.batch - self.sums["skipped"]
+        # None of the batch counts.
+        self.skipped += settings.batch - self.sums["skipped"]
+
+    def tell(self, norm: float) -> None:
+        """The step that was made, to who watches."""
+        self.pace.stepped(self.step)
+        if self.scores is None:
+            return
+        sums = {name: self.sums[name] for name in ("loss", "reward")}
+        pace = {"rate": self.pace.rate, "batch": self.config.train.batch}
+        place = {"step": self.step, "steps": self.config.train.steps}
+        self.status.update({**place, **pace, **sums, "skipped": self.skipped})
+        if self.tracker is not None:
+            numbers = {"loss": self.sums["loss"], "reward": self.sums["reward"], "kl": self.sums["kl"]}
+            self.tracker.step(self.step, {**numbers, "gradient": norm, "skipped": self.skipped})
 
     def begin(self) -> None:
-        """Put the curve where the training starts, with a point at step 0."""
+        """Put the curve where the training starts, with a point at step 0; every worker has to call it."""
+        if self.scores is not None:
+            self.tracker = Tracker(self.config, study.training_record(self.config, self.config.train, 0), self.step)
+            if self.stop is None and layout.stopped(self.config) is not None:
+                shutil.rmtree(self.files.adapters / self.key)  # what this training came to is found anew
+            if self.step == 0:
+                shutil.rmtree(self.files.validation / self.key, ignore_errors=True)
+            else:
+                write_curve(self.files, self.key, self.curve)
         if self.step == 0:
             self.validate()
-        elif self.scores is not None:
-            write_curve(self.files, self.key, self.curve)
+            if self.config.train.limits:
+                self.hold()
+        self.pace.stepped(self.step)
 
     def keep(self) -> None:
-        """Save the adapter where this step is a snapshot or the last; every worker has to call it."""
+        """Save the adapter where this step is a snapshot or the last; where a guard has stopped, the one held before.
+
+        Every worker has to call it.
+        """
+        if self.stop is not None:
+            self.keep_held(self.stop)
+            return
         names = [name for name, step in layout.adapter_folders(self.config) if step == self.step]
         if not names:
             return
         with sharding.whole(self.model.denoiser):
             for name in names:
                 if self.scores is not None and not study.is_saved(self.config, self.files.adapters / name, self.step):
-                    self.save(name, {})
+                    self.save(name, self.step, {})
 
-    def save(self, name: str, more: dict[str, Any]) -> None:
-        """Save the adapter as it is."""
-        record = study.training_record(self.config, self.config.train, self.step)
+    def save(self, name: str, step: int, more: dict[str, Any]) -> None:
+        """Save the adapter as it is, as that of a step."""
+        record = study.training_record(self.config, self.config.train, step)
         made_with: dict[str, Any] = {
             "versions": {package: version(package) for package in ("torch", "diffusers", "peft")},
             "skipped": self.skipped,
@@ -181,22 +215,74 @@ class Training:
         }
         adapters.save(self.model.denoiser, ADAPTER, self.files.adapters / name, {**record, **made_with, **more})
 
-    def validate(self) -> None:
-        """One more point of the training curves, from fixed prompts and noise; every worker has to call it, and the
-        first one makes it."""
+    def hold(self) -> None:
+        """Remember the adapter as it is: it is what remains where a guard stops the training at a later validation.
+
+        Every worker has to call it.
+        """
+        self.kept = {"step": self.step, "weights": [sharding.full(p.detach()).cpu().clone() for p in self.parameters]}
+
+    def judge(self, world: int) -> None:
+        """Hold the adapter where the last validation is within every limit train.stop_*, or stop.
+
+        Every worker has to call it; the first one decides.
+        """
+        if not self.config.train.limits:
+            return
+        verdict: list[Any] = [None]
+        if self.scores is not None:
+            verdict = [guards.judge(self.config.train, self.curve)]
+        if world > 1:
+            dist.broadcast_object_list(verdict)
+        if verdict[0].within:
+            self.hold()
+        self.stop = verdict[0].stop
+
+    def keep_held(self, stop: Stop) -> None:
+        """Make what was held the adapter, and remove the snapshots of later steps; every worker has to call it."""
+        assert self.kept is not None
+        step = self.kept["step"]
+        with torch.no_grad():
+            for parameter, held in zip(self.parameters, self.kept["weights"], strict=True):
+                parameter.copy_(sharding.like(held, parameter))
         with sharding.whole(self.model.denoiser):
             if self.scores is None:
                 return
-            row = validate(self.config, self.model, self.scores, self.sampling, self.step)
-            if self.config.train.keep_best and self.is_best(row["held_out"]):
-                self.save(layout.best_folder(self.config.train), {"held_out": row["held_out"]})
+            if not study.is_finished(self.config):
+                self.save(self.key, step, {"stopped": asdict(stop)})
+        for later in layout.snapshot_steps(self.config):
+            if later > step:
+                shutil.rmtree(self.files.adapters / f"{self.key}@{later}", ignore_errors=True)
+        record = layout.stopped(self.config)
+        assert record is not None
+        self.status.update({"stopped": guards.told(record)}, force=True)
+
+    def finish(self) -> None:
+        if self.tracker is not None:
+            self.tracker.close()
+
+    def validate(self) -> None:
+        """One more point of the training curves, from fixed prompts and noise, and a picture of it; every worker has to
+        call it, and the first one makes it."""
+        with sharding.whole(self.model.denoiser):
+            if self.scores is None:
+                return
+            found = validation.validate(self.config, self.model, self.scores, self.sampling, self.step)
+            held_out = found.row["held_out"]
+            if self.config.train.keep_best and self.is_best(held_out):
+                self.save(layout.best_folder(self.config.train), self.step, {"held_out": held_out})
         loss = self.sums.get("loss")
-        row |= {"step": self.step, "loss": loss if loss is not None and math.isfinite(loss) else None}
+        row = found.row | {"step": self.step, "loss": loss if loss is not None and math.isfinite(loss) else None}
         row |= {"skipped": self.skipped, "seconds": round(self.elapsed(), 1)}
         self.curve = [*(r for r in self.curve if r["step"] != self.step), row]
         write_curve(self.files, self.key, self.curve)
+        picture = self.files.validation / self.key / f"step-{self.step:06d}.png"
+        found.write(picture)
+        if self.tracker is not None:
+            self.tracker.validation(self.step, validation.metrics(row), picture)
+        shown = {name: row.get(name) for name in ("path", "kl_to_base", "diversity", "held_out")}
         place = {"step": self.step, "steps": self.config.train.steps}
-        self.status.update({**place, "path": row["path"], "diversity": row["diversity"]}, force=True)
+        self.status.update({**place, **shown, "validated": self.step}, force=True)
 
     def is_best(self, held_out: float) -> bool:
         """Whether this held-out reward is the best of the validations since the start, where nothing is tuned yet."""
@@ -207,7 +293,7 @@ class Training:
 
     def report(self, saving: bool) -> None:
         """Metrics to Ray Train and, with `saving`, a checkpoint; every worker has to call it."""
-        latest = self.curve[-1] if self.curve else {}
+        latest = validation.metrics(self.curve[-1]) if self.curve else {}
         metrics = {**latest, "step": self.step, "loss": self.sums["loss"], "batch_reward": self.sums["reward"]}
         checkpoint = None
         state = self.state() if saving and (self.scores is not None or self.how == parallel.FSDP) else None
@@ -236,6 +322,11 @@ class Training:
             "empty": self.empty,
             "curve": json.dumps(self.curve),
             "record": json.dumps(record),
+            "guards": {
+                "usual": self.explosions.state(),
+                "kept": self.kept,
+                "stop": self.stop and asdict(self.stop),
+            },
         }
 
     def restore(self, path: Path) -> None:
@@ -250,6 +341,8 @@ class Training:
         curve = json.loads(state["curve"])
         if self.config.train.keep_best and len(curve) > 1 and not study.has_best(self.config):
             return
+        if not self.restore_guards(state["guards"], curve):
+            return
         with torch.no_grad():
             for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
                 parameter.copy_(sharding.like(saved, parameter))
@@ -260,6 +353,15 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
         self.empty, self.curve = state["empty"], curve
+
+    def restore_guards(self, state: dict[str, Any], curve: Sequence[dict[str, Any]]) -> bool:
+        """Go on with what a checkpoint's guards knew; False where limits are set and their beginning is gone."""
+        if self.config.train.limits and (state["kept"] is None or not curve or curve[0]["step"] != 0):
+            return False
+        self.explosions = Explosions(self.config.train.explosion, state["usual"])
+        self.kept, stop = state["kept"], state["stop"]
+        self.stop = stop and Stop(**stop)
+        return True
 
 
 def attach(settings: Train, denoiser: nn.Module) -> None:
@@ -282,68 +384,6 @@ def draft_config(config: Config, model: Model) -> DraftConfig:
     )  # fmt: skip
 
 
-def scores_of(config: Config, device: torch.device, statistics: Statistics | None) -> Scores:
-    """The scores of a validation: those of the evaluation, and the trained reward."""
-    columns, gold = normalization.wanted(config), rewarding.gold(config)
-    return Scores(columns, statistics, gold, config.evaluate.features, device)
-
-
-@torch.no_grad()
-def validate(config: Config, model: Model, scores: Scores, sampling: Sampling, step: int) -> dict[str, Any]:
-    """Mean scores, within-prompt diversity and distances to the base of the adapter as it is.
-
-    An image without a finite score raises FloatingPointError with its prompt and seed; with train.on_nan = skip it is
-    left out of every mean, and counted.
-    """
-    settings = config.train
-    chosen = study.resolve_prompts(settings.prompts, "train.prompts")[: settings.validate_prompts]
-    prompts = [prompt for prompt in chosen for _ in range(settings.validate_seeds)]
-    seeds = list(range(settings.validate_seeds)) * len(chosen)
-    # At step 0 the adapter is still the base: its distance is 0 without being measured.
-    samples = sample_arms(
-        model, prompts, seeds, [Arm(ADAPTER, ADAPTER)], config.run.seed, sampling, measure_path=step > 0
-    )
-    distances = {"path": samples.path} | ({"kl_to_base": samples.kl} if Grid(model, sampling).has_path_kl else {})
-    images = model.decode(samples.latents[ADAPTER])
-    found = scores(to_uint8(images).permute(0, 3, 1, 2), prompts)
-    vectors = found.pop("features")
-    sound = images.isfinite().flatten(1).all(dim=1).cpu()  # (B,); as 8 bits they would all have a score
-    for column in found.values():
-        sound &= column.isfinite()
-    kept = sound.nonzero().flatten().tolist()
-    if len(kept) < len(prompts) and settings.on_nan == "stop":
-        lost = int((~sound).nonzero()[0])
-        raise FloatingPointError(
-            f"the validation of step {step} has {len(prompts) - len(kept)} images without a finite score, first that "
-            f"of {prompts[lost]!r} with seed {seeds[lost]}: lower train.lr, or leave such images out with "
-            "train.on_nan=skip"
-        )
-    if not kept:
-        raise FloatingPointError(f"the validation of step {step} has no image with a finite score: lower train.lr")
-    means = {name: float(column[kept].mean()) for name, column in found.items()}
-    other = rewarding.held_out(config, settings.reward)
-    judged = [means[name] for name in ACCURACIES[:2] if name in means]
-    return {
-        "reward": means[layout.slug(settings.reward)],
-        "held_out": means[layout.slug(other)] if other else None,
-        "gold": means.get(GOLD),
-        "accuracy": sum(judged) / len(judged) if judged else None,
-        "diversity": _diversity(vectors[kept], [prompts[row] for row in kept]),
-        **{name: float(column[ADAPTER][kept].mean()) if step > 0 else 0.0 for name, column in distances.items()},
-        "scores": {name: mean for name, mean in means.items() if name not in ACCURACIES},
-        "left_out": len(prompts) - len(kept),
-    }
-
-
-def _diversity(vectors: Tensor, prompts: list[str]) -> float | None:
-    """Mean within-prompt Vendi score, over the prompts of which two images are left."""
-    counts = Counter(prompts)
-    rows = [row for row, prompt in enumerate(prompts) if counts[prompt] > 1]
-    if not rows:
-        return None
-    return float(per_prompt(vendi_score, vectors[rows], [prompts[row] for row in rows]).mean())
-
-
 def write_curve(files: RunFiles, key: str, rows: Sequence[dict[str, Any]]) -> None:
     """Whole or not at all."""
     path = files.curves / f"{key}.jsonl"
@@ -351,6 +391,13 @@ def write_curve(files: RunFiles, key: str, rows: Sequence[dict[str, Any]]) -> No
     part = path.with_name(f".{path.name}.part")
     part.write_text("".join(json.dumps(row) + "\n" for row in rows))
     part.replace(path)
+
+
+def _some(prompts: Sequence[str], shown: int = 4) -> str:
+    """The first distinct prompts of a batch, and how many more there are."""
+    distinct = list(dict.fromkeys(prompts))
+    more = f" and {len(distinct) - shown} more" if len(distinct) > shown else ""
+    return ", ".join(map(repr, distinct[:shown])) + more
 
 
 def _map(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:

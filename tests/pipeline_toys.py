@@ -23,6 +23,11 @@ def unhurried(images: Tensor, prompts: list[str]) -> Tensor:
     return red(images, prompts)
 
 
+def pale(images: Tensor, prompts: list[str]) -> Tensor:
+    """How little red there is: what falls as `red` is ascended."""
+    return -red(images, prompts)
+
+
 def bright(images: Tensor, prompts: list[str]) -> Tensor:
     return images.flatten(1).mean(1)
 

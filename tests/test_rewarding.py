@@ -18,7 +18,7 @@ from aig import adapters, rewards
 from aig.models import TinyModel
 from aig.sampler import Arm, sample_arms, to_uint8
 from aig.world.tiny import build_pipeline
-from pipelines import config, generate, layout, normalization, rewarding, scoring, study, training
+from pipelines import config, generate, layout, normalization, rewarding, scoring, study, training, validation
 from pipelines.__main__ import main
 from pipelines.config import ConfigError
 from pipelines.layout import RunFiles
@@ -277,7 +277,10 @@ def test_a_training_of_which_nothing_is_left_stops_in_the_end(model, tmp_path):
     for _ in range(training.EMPTY_STEPS - 1):
         started.advance(0, 1)
     assert all(torch.equal(a, b) for a, b in zip(before, started.parameters, strict=True))
-    with pytest.raises(FloatingPointError, match="nor had the 9 before it"):
+    with pytest.raises(
+        FloatingPointError,
+        match="no finite gradient, and the 9 before it were no better",
+    ):
         started.advance(0, 1)
 
 
@@ -288,9 +291,9 @@ def test_a_validation_never_averages_nan_in_silence(model, tmp_path, on_nan):
     arguments = (started.config, started.model, scores, started.sampling, 0)
     if on_nan == "stop":
         with pytest.raises(FloatingPointError, match="2 images without a finite score, first that of 'a blue heart'"):
-            training.validate(*arguments)
+            validation.validate(*arguments)
         return
-    row = training.validate(*arguments)
+    row = validation.validate(*arguments).row
     assert row["left_out"] == 2
     assert row["scores"].keys() == {"pipeline_toys-spoiled", RED_COLUMN, BRIGHT_COLUMN}
     assert np.isfinite([row["reward"], row["held_out"], row["diversity"]]).all()

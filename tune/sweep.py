@@ -16,7 +16,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipelines import config as configuration
-from pipelines import layout, progress
+from pipelines import guards, layout, progress
 from pipelines.cluster import Cluster
 from pipelines.config import Config
 from pipelines.layout import RunFiles
@@ -87,11 +87,14 @@ def trial(parameters: dict[str, Any]) -> None:
 
 
 def result_row(config: Config) -> dict[str, Any]:
-    """What a finished training came to: its settings, and the last point of its curves with that of the start."""
-    key = layout.adapter_key(config.train)
+    """What a finished training came to: the points of its curves at its adapter's step and at the start.
+
+    Where a guard has stopped it, `stopped` says so in words.
+    """
+    key, found, step = layout.adapter_key(config.train), layout.stopped(config), layout.last_step(config)
     lines = (RunFiles(config.directory).curves / f"{key}.jsonl").read_text().splitlines()
-    first, last = json.loads(lines[0]), json.loads(lines[-1])
-    return {"adapter": key, **last, "start": first}
+    rows = {row["step"]: row for row in map(json.loads, lines)}
+    return {"adapter": key, **rows[step], "start": rows[0], "stopped": found and guards.told(found)}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -108,6 +111,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         cells = "".join(f"{_change(row['start'].get(name), row.get(name)):^18}" for name in names)
         lines.append(f"{row['adapter']:<{width}}  {row['step']:>5}  {cells}{row[distance]:<10.2g}{row['seconds']:.0f}")
+    lines += [f"{row['adapter']}: {row['stopped']}" for row in rows if row.get("stopped")]
     return "\n".join(lines)
 
 

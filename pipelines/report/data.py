@@ -273,6 +273,12 @@ class Run:
             return ""
         return f"Distances to the base are means over the first {prompts} prompts."
 
+    @property
+    def stopped(self) -> dict[str, str]:
+        """Where and why a guard stopped a training, in words, by its adapter."""
+        told = {arm.adapter_key: arm.settings.get("stopped") for arm in self.arms if len(arm.members) == 1}
+        return {key: text for key, text in told.items() if key and text}
+
     @cached_property
     def by_name(self) -> dict[str, Arm]:
         """All arms by name."""

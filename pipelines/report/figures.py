@@ -134,6 +134,7 @@ def curve_lines(run: Run, study: Study) -> list[Line]:
     lines = []
     for key, (weight, seed) in sorted(trained.items(), key=lambda item: (item[1], item[0])):
         label = f"KL weight {weight:g}" + (f", seed {seed}" if len(seeds) > 1 else "")
+        label += " (stopped)" if key in run.stopped else ""
         lines.append(Line(label, colors[weight], dashes[seed], run.curves[key]))
     return lines
 

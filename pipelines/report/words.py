@@ -223,6 +223,7 @@ def caveats(run: Run) -> list[str]:
         "under zero), and compare with one another, not with those of other studies.",
         "A hypervolume gains from every further arm of its family, so families with more arms have an advantage. "
         "No correction is made for the number of comparisons.",
+        *(f"{label}: the training was {told}." for label, told in run.stopped.items()),
     ]
 
 
