@@ -51,6 +51,15 @@ class Cluster:
     started: bool
     """Whether this process started it, and so stops it."""
     dashboard: str | None
+    nodes: tuple[dict[str, float], ...] = ()
+    """Logical resources of each node; none where they may change, since the cluster scales itself."""
+
+    def check_node(self, one: Mapping[str, float], what: str, fix: str) -> None:
+        """ConfigError where no single node could hold `one`, though all of them together might."""
+        if self.nodes and not any(all(node.get(n, 0.0) + 1e-6 >= v for n, v in one.items()) for node in self.nodes):
+            wanted = ", ".join(f"{amount:g} {name}" for name, amount in one.items())
+            each = "; ".join(", ".join(f"{node.get(name, 0):g} {name}" for name in one) for node in self.nodes)
+            raise configuration.ConfigError(f"{what} needs {wanted} on one node, and the nodes have {each}: {fix}")
 
     def room(self, one: Mapping[str, float], taken: Mapping[str, float], what: str, fix: str) -> int:
         """How often `one` fits beside what is taken; ConfigError, naming what is short, where that is not even once."""
@@ -82,10 +91,12 @@ def actor(wanted: Mapping[str, float]) -> dict[str, Any]:
     return {"num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU") or None, "resources": custom}
 
 
-def _resources() -> dict[str, float]:
+def _cluster(started: bool, dashboard: str | None) -> Cluster:
     found = ray.cluster_resources()
     largest = ray_state.get_max_resources_from_cluster_config() or {}
-    return {name: max(found.get(name, 0.0), largest.get(name, 0.0)) for name in {*found, *largest}}
+    resources = {name: max(found.get(name, 0.0), largest.get(name, 0.0)) for name in {*found, *largest}}
+    nodes = () if largest else tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
+    return Cluster(resources, started, dashboard, nodes)
 
 
 @contextmanager
@@ -96,7 +107,7 @@ def connected(settings: configuration.Ray) -> Iterator[Cluster]:
     Raises ConfigError for an address where no cluster answers.
     """
     if ray.is_initialized():
-        yield Cluster(_resources(), False, None)
+        yield _cluster(False, None)
         return
     address = _address(settings)
     quiet()
@@ -104,7 +115,7 @@ def connected(settings: configuration.Ray) -> Iterator[Cluster]:
         with _own_signals():
             context = _start(settings) if address is None else _join(address)
         dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else None
-        yield Cluster(_resources(), address is None, dashboard)
+        yield _cluster(address is None, dashboard)
     finally:
         # For a cluster of someone else this ends our connection, and with it our actors, and nothing more.
         with _uninterrupted():

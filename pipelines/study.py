@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from aig import adapters, models, schedules
 from aig.models import LatentModel
 from aig.sampler import Arm, Sampling
 from aig.world.scenes import all_prompts
-from pipelines import rewarding
+from pipelines import rewarding, trials
 from pipelines.config import Config, ConfigError, Train
-from pipelines.layout import RunFiles, adapter_folders, adapter_key, read_prompts, slug, snapshot_steps
+from pipelines.layout import RunFiles, adapter_folders, adapter_key, read_prompts, snapshot_steps
 
-FAMILIES = ("base", "tuned", "kl", "lora", "aig", "early", "mix")
+FAMILIES = ("base", "tuned", "kl", "trial", "lora", "aig", "early", "mix")
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,9 @@ class StudyArm:
     reward: str | None = None
     k: int | None = None
     kl_weight: float | None = None
+    lr: float | None = None
+    rank: int | None = None
+    """Of a LoRA."""
     train_seed: int | None = None
     step: int | None = None
     members: tuple[str, ...] = ()
@@ -46,13 +48,16 @@ class StudyArm:
 
 @dataclass(frozen=True)
 class Study:
-    """One training setting (reward, K, training seeds) and every arm that is compared within it, the base first."""
+    """One training setting (reward, K, learning rate, rank, training seeds) and every arm that is compared within it,
+    the base first."""
 
     name: str
     reward: str
     k: int
     train_seeds: tuple[int, ...]
     arms: tuple[StudyArm, ...] = field(repr=False)
+    tuned: Train
+    """The training of the tuned arm; of a mean over seeds that of the first."""
 
     def one(self, family: str) -> StudyArm:
         """The only arm of its family: the base, or the tuned one."""
@@ -128,34 +133,37 @@ def resolve_sampling(config: Config, defaults: Sampling) -> Sampling:
 
 def studies(config: Config) -> list[Study]:
     """Every study of the run, each with all its arms."""
-    sweep = config.sweep
     return [
-        Study(f"{slug(reward)}-k{k}-s{seed}", reward, k, (seed,), tuple(_study_arms(config, reward, k, seed)))
-        for reward, k, seed in product(sweep.rewards, sweep.ks, sweep.train_seeds)
+        Study(
+            group.name, group.tuned.reward, group.tuned.k, (group.tuned.seed,), tuple(_arms(config, group)), group.tuned
+        )
+        for group in trials.groups(config)
     ]
 
 
 def mean_studies(config: Config) -> list[Study]:
     """The studies that differ in their training seed alone, arm by arm as one mean; none where there is one seed."""
-    groups: dict[tuple[str, int], list[Study]] = {}
+    found: dict[str, list[Study]] = {}
     for single in studies(config):
-        groups.setdefault((single.reward, single.k), []).append(single)
-    return [_mean_study(group) for group in groups.values() if len(group) > 1]
+        found.setdefault(trials.setting_name(single.tuned), []).append(single)
+    return [_mean_study(name, group) for name, group in found.items() if len(group) > 1]
 
 
-def _mean_study(group: list[Study]) -> Study:
-    first = group[0]
-    name = f"{slug(first.reward)}-k{first.k}"
+def _mean_study(name: str, group: list[Study]) -> Study:
+    """An arm that one of the seeds lacks, since its training failed, has no mean."""
+    first, seeds = group[0], tuple(seed for single in group for seed in single.train_seeds)
+    rows = [{(arm.family, arm.label): arm for arm in single.arms} for single in group]
     arms = []
-    for places in zip(*(single.arms for single in group), strict=True):
-        arm = places[0]
+    for key, arm in rows[0].items():
+        if not all(key in row for row in rows):
+            continue
         if arm.family != "base":
-            members = tuple(place.arm.name for place in places)
+            members = tuple(row[key].arm.name for row in rows)
             setting, _, way = arm.arm.name.rpartition(f"-s{first.train_seeds[0]}")
             mean = replace(arm.arm, name=f"{setting}-mean{way}")
             arm = replace(arm, arm=mean, train_seed=None, members=members)
         arms.append(arm)
-    return Study(name, first.reward, first.k, tuple(s for single in group for s in single.train_seeds), tuple(arms))
+    return Study(name, first.reward, first.k, seeds, tuple(arms), first.tuned)
 
 
 def all_arms(config: Config) -> list[StudyArm]:
@@ -168,30 +176,40 @@ def mean_arms(config: Config) -> list[StudyArm]:
     return [arm for study in mean_studies(config) for arm in study.arms if arm.members]
 
 
-def _study_arms(config: Config, reward: str, k: int, seed: int) -> Iterator[StudyArm]:
-    evaluate = config.evaluate
+def _arms(config: Config, group: trials.Group) -> Iterator[StudyArm]:
     yield StudyArm(Arm("base", None, 1.0, "base"), "base", "base")
-    for weight in sorted(config.sweep.kl_weights):
-        key = adapter_key(replace(config.train, reward=reward, k=k, kl_weight=weight, seed=seed))
-        steps = config.train.steps
-        common = {"reward": reward, "k": k, "kl_weight": weight, "train_seed": seed}
-        tuned = weight == 0
-        label = "tuned" if tuned else f"KL {weight:g}"
-        yield StudyArm(Arm(key, key), "tuned" if tuned else "kl", label, **common, step=steps)
-        for text in evaluate.schedules if tuned else evaluate.kl_schedules:
-            schedule = schedules.parse(text)
-            name = schedule.label or schedules.format_name(schedule)
-            mixed = f"AIG {name}" if tuned else f"{label} + AIG {name}"
-            arm = Arm(f"{key}+{name}", key, 1.0, schedules.format_name(schedule))
-            yield StudyArm(arm, "aig" if tuned else "mix", mixed, **common, step=steps)
-        if not tuned:
-            continue
-        scaled = "LoRA" if config.train.method == "lora" else "tuning"
-        for scale in evaluate.lora_scales:
-            yield StudyArm(Arm(f"{key}x{scale:g}", key, scale), "lora", f"{scaled} ×{scale:g}", **common, step=steps)
-        for step in early_stops(config):
-            stop = f"{key}@{step}"
-            yield StudyArm(Arm(stop, stop), "early", f"stop at {step}", **common, step=step)
+    for train in (group.tuned, *group.others):
+        yield from _adapter_arms(config, group, train)
+
+
+def _adapter_arms(config: Config, group: trials.Group, train: Train) -> Iterator[StudyArm]:
+    evaluate, steps, key = config.evaluate, train.steps, adapter_key(train)
+    tuned = train == group.tuned
+    common: dict[str, Any] = {"reward": train.reward, "k": train.k, "kl_weight": train.kl_weight, "lr": train.lr}
+    common |= {"rank": train.rank if train.method == "lora" else None, "train_seed": train.seed}
+    family, label = ("tuned", "tuned") if tuned else _differing(train, group.tuned)
+    yield StudyArm(Arm(key, key), family, label, **common, step=steps)
+    for text in evaluate.schedules if tuned else evaluate.kl_schedules:
+        schedule = schedules.parse(text)
+        name = schedule.label or schedules.format_name(schedule)
+        mixed = f"AIG {name}" if tuned else f"{label} + AIG {name}"
+        arm = Arm(f"{key}+{name}", key, 1.0, schedules.format_name(schedule))
+        yield StudyArm(arm, "aig" if tuned else "mix", mixed, **common, step=steps)
+    if not tuned:
+        return
+    scaled = "LoRA" if train.method == "lora" else "tuning"
+    for scale in evaluate.lora_scales:
+        yield StudyArm(Arm(f"{key}x{scale:g}", key, scale), "lora", f"{scaled} ×{scale:g}", **common, step=steps)
+    for step in early_stops(config):
+        stop = f"{key}@{step}"
+        yield StudyArm(Arm(stop, stop), "early", f"stop at {step}", **common, step=step)
+
+
+def _differing(train: Train, tuned: Train) -> tuple[str, str]:
+    """Family and label of an adapter: regularized by KL alone, or trained with other settings that a search drew."""
+    label = f"KL {train.kl_weight:g}"
+    label += f", lr {train.lr:g}" * (train.lr != tuned.lr) + f", rank {train.rank}" * (train.rank != tuned.rank)
+    return "kl" if (train.lr, train.rank) == (tuned.lr, tuned.rank) else "trial", label
 
 
 def training_record(config: Config, train: Train, step: int) -> dict[str, Any]:

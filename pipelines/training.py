@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 import tempfile
 import time
 from collections import Counter
@@ -87,7 +88,8 @@ class Training:
         self.step, self.seconds, self.skipped = 0, 0.0, 0.0
         self.sums: dict[str, float] = {}
         self.curve: list[dict[str, Any]] = []
-        self.status = progress.StatusFile(self.files.progress / f"{self.key}.json", pid=os.getpid())
+        place = {"pid": os.getpid(), "host": socket.gethostname()}
+        self.status = progress.StatusFile(self.files.progress / f"{self.key}.json", **place)
         self.begun = time.monotonic()
         self.rate = 0.0
         self.empty = 0
