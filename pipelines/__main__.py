@@ -208,7 +208,7 @@ def do_front(session: Session) -> None:
 
         path = write_front(session.config)
     print(summary(path))
-    print(f"Front: {path}")
+    print(f"Front: {path}; every arm with its settings and measures: {path.with_name('table.csv')}")
 
 
 def run_report(session: Session) -> None:

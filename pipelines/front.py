@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from aig.pareto import Bootstrap, bootstrap, optimal_mask
-from pipelines import layout, rewarding, study, trials
+from pipelines import arm_table, layout, rewarding, study, trials
 from pipelines.config import Config
 from pipelines.layout import RunFiles
 from pipelines.measure import Table, read_rows, read_table
@@ -30,12 +30,14 @@ DISTANCE_UNITS = {"kl_to_base": "nats per image", "path": "mean squared differen
 
 
 def write_front(config: Config) -> Path:
-    """Write `front.json` from the metrics that `evaluate` left; ValueError where they are missing."""
+    """Write `front.json`, and all arms as `table.csv`, from the metrics that `evaluate` left.
+
+    ValueError where they are missing.
+    """
     files, front = RunFiles(config.directory), config.front
     table, measured = read_table(config), _measured(read_rows(config))
-    found = [
-        _study(config, single, table, measured) for single in [*study.mean_studies(config), *study.studies(config)]
-    ]
+    every = [*study.mean_studies(config), *study.studies(config)]
+    found = [_study(config, single, table, measured) for single in every]
     content = {
         "reward": found[0]["reward"],
         "diversity": front.diversity,
@@ -48,6 +50,7 @@ def write_front(config: Config) -> Path:
         "normalization": found[0]["normalization"],
         "studies": found,
     }
+    arm_table.write(files.table, every, found)
     layout.write_json(files.front, _finite(content))
     return files.front
 

@@ -54,6 +54,11 @@ class RunFiles:
         return self.root / "front.json"
 
     @property
+    def table(self) -> Path:
+        """Every arm of every study, its settings and what was measured of it."""
+        return self.root / "table.csv"
+
+    @property
     def searches(self) -> Path:
         """A folder a search for schedules."""
         return self.root / "search"

@@ -157,7 +157,7 @@ def _training_lines(config: Config, record: trials.Record, states: Sequence[Trai
     if config.sweep.search != "grid":
         drawn = sum(map(len, record.drawn))
         more = ", and there are no others" if record.exhausted else ""
-        yield f"search     {config.sweep.search}: {drawn} of {config.sweep.trials} trials drawn{more}"
+        yield f"drawn      {config.sweep.search}: {drawn} of {config.sweep.trials} trials drawn{more}"
     varied = [name for name in ("reward", "k", "kl_weight", "lr", "rank", "seed") if _varies(states, name)]
     rows = [["trial", "state", "step", *(name.replace("_", " ") for name in varied)]]
     for state in states:
