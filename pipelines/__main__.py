@@ -12,7 +12,7 @@ import textwrap
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -72,7 +72,11 @@ class Session:
         from pipelines.cluster import connected
 
         if self.cluster is None:
-            self.cluster = cluster = self.ray.enter_context(connected(self.config.ray))
+            # A trial that a scheduler stops is cleaned up after with the dashboard's help.
+            settings = self.config.ray
+            if self.config.sweep.scheduler != "none":
+                settings = replace(settings, dashboard=True)
+            self.cluster = cluster = self.ray.enter_context(connected(settings))
             dashboard = f", dashboard at {cluster.dashboard}" if cluster.dashboard else ""
             where = "started here" if cluster.started else "running already"
             sizes = [f"{cluster.resources.get(name, 0):g} logical {name}s" for name in ("CPU", "GPU")]
@@ -130,7 +134,7 @@ def run_sweep(session: Session) -> None:
 
         check.check_training(session.config, sweep=True)
     session.claim()
-    do_sweep(session)
+    do_sweep(session, session.arguments.retry_errored)
 
 
 def normalize(session: Session) -> None:
@@ -140,12 +144,14 @@ def normalize(session: Session) -> None:
     ensure(session.config, session.connect)
 
 
-def do_sweep(session: Session) -> None:
+def do_sweep(session: Session, retry_errored: bool = False) -> None:
     with stage("sweep", session.seconds):
         normalize(session)
-        from tune.sweep import sweep, table
+        from tune.sweep import ended, sweep, table
 
-        print(table(sweep(session.config, session.connect)))
+        found = sweep(session.config, session.connect, retry_errored)
+        print("\n".join(filter(None, (table(found.rows), ended(found.record)))))
+    found.check()
 
 
 def run_evaluate(session: Session) -> None:
@@ -164,11 +170,13 @@ def run_evaluate(session: Session) -> None:
 
 def do_generate(session: Session, model: Model) -> None:
     with stage("generate", session.seconds):
-        from pipelines import external, pools
+        from pipelines import external, pools, trials
         from pipelines.generate import generate
 
         external.bring(session.config)
         normalize(session)
+        for line in trials.left_out(session.config):
+            print(line)
         generate(session.config, session.connect, model.defaults, pools.host_memory(model))
 
 
@@ -224,7 +232,7 @@ def do_front(session: Session) -> None:
 
         path = write_front(session.config)
     print(summary(path))
-    print(f"Front: {path}")
+    print(f"Front: {path}; every arm with its settings and measures: {path.with_name('table.csv')}")
 
 
 def run_report(session: Session) -> None:
@@ -344,6 +352,10 @@ def adapter_option(sub: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def retry_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--retry-errored", action="store_true", help="train those alone that failed before")
+
+
 def shared_option(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--shared", action="store_true", help="leave out prompts that only one of the runs has")
 
@@ -356,7 +368,9 @@ COMMANDS = {
     ),
     "sweep": Command(
         run_sweep, "train an adapter for every setting of sweep.*",
-        "Train an adapter for every reward, K, KL weight and training seed of sweep.*; finished ones are left alone.",
+        "Train an adapter for every reward, K, KL weight, learning rate, LoRA rank and training seed of sweep.*, or "
+        "for those that a search draws (sweep.search). What is finished is left alone, what was interrupted goes on. "
+        "Trials that fail are listed and stop no other; --retry-errored runs them again.", options=retry_option,
     ),
     "evaluate": Command(
         run_evaluate, "draw and score every arm's images, and measure them",

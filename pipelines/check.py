@@ -15,7 +15,7 @@ from aig import adapters, schedules
 from aig.metrics import features
 from aig.models import Model
 from aig.sampler import Grid
-from pipelines import external, guards, layout, parallel, rewarding, study, tracking
+from pipelines import external, guards, layout, parallel, rewarding, study, tracking, trials
 from pipelines.config import Config, ConfigError
 from pipelines.generate import adapter_digest
 from pipelines.layout import RunFiles
@@ -32,6 +32,8 @@ def check_training(config: Config, *, sweep: bool) -> Model:
     tracking.check(config)
     model = _model(config)
     wanted = layout.trainings(config) if sweep else [config.train]
+    if sweep and config.sweep.search != "grid":
+        wanted += [replace(train, kl_weight=1.0) for train in wanted if config.sweep.kl_range]
     for train in wanted:
         key = "sweep.rewards" if sweep else "train.reward"
         with _named(key):
@@ -50,6 +52,8 @@ def check_training(config: Config, *, sweep: bool) -> Model:
     with _named("train.prompts"):
         model.encode(prompts)
     _check_scores(config)
+    if sweep:
+        _check_compared(config)
     _check_adapters(config, wanted)
     return model
 
@@ -100,6 +104,7 @@ def check_evaluation(config: Config, model: Model | None = None, *, trained: boo
         model.encode(study.resolve_prompts(evaluate.prompts, "evaluate.prompts"))
     _check_scores(config)
     if trained:
+        trials.check_drawn(config)
         for name in dict.fromkeys(arm.arm.adapter for arm in study.all_arms(config)):
             if name is None or name in layout.external(config):
                 continue
@@ -142,6 +147,27 @@ def _check_scores(config: Config) -> None:
             rewarding.gold(config)
     with _named("evaluate.features"):
         features.load(evaluate.features)
+
+
+def _check_compared(config: Config) -> None:
+    """What a search or ASHA compares trials by has to be one and the same measure for all of them."""
+    sweep = config.sweep
+    asked = {"sweep.objectives": sweep.objectives if sweep.search == "optuna" else ()}
+    asked["sweep.proxy"] = (sweep.proxy,) if sweep.scheduler != "none" else ()
+    held_out = {rewarding.held_out(config, reward) for reward in sweep.rewards}
+    for key, names in asked.items():
+        if "reward" in names and len(sweep.rewards) > 1:
+            raise ConfigError(
+                f"{key} has 'reward', and sweep.rewards has {len(sweep.rewards)}, which are on different scales: take "
+                "one reward, or compare by 'gold' or 'held_out'"
+            )
+        if "held_out" in names and (len(held_out) > 1 or None in held_out):
+            raise ConfigError(
+                f"{key} has 'held_out', and not every trial has the same one: put a reward that none of sweep.rewards "
+                "shares first in evaluate.rewards"
+            )
+        if "gold" in names and config.evaluate.gold is None:
+            raise ConfigError(f"{key} has 'gold', and evaluate.gold names none: set it, or leave 'gold' out")
 
 
 def _check_adapters(config: Config, trainings: list) -> None:

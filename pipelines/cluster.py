@@ -55,12 +55,21 @@ class Cluster:
     dashboard: str | None
     present: dict[str, float] | None = None
     """Those that it has now, where that is less."""
+    nodes: tuple[dict[str, float], ...] = ()
+    """Logical resources of each node; none where they may change, since the cluster scales itself."""
 
     def room_now(self, one: Mapping[str, float], taken: Mapping[str, float]) -> int:
         """How often `one` fits beside what is taken on the nodes that are there now; perhaps not once."""
         have = self.resources if self.present is None else self.present
         free = (have.get(name, 0.0) - taken.get(name, 0.0) + 1e-6 for name in one)
         return max(0, int(min(left / amount for left, amount in zip(free, one.values(), strict=True))))
+
+    def check_node(self, one: Mapping[str, float], what: str, fix: str) -> None:
+        """ConfigError where no single node could hold `one`, though all of them together might."""
+        if self.nodes and not any(all(node.get(n, 0.0) + 1e-6 >= v for n, v in one.items()) for node in self.nodes):
+            wanted = ", ".join(f"{amount:g} {name}" for name, amount in one.items())
+            each = "; ".join(", ".join(f"{node.get(name, 0):g} {name}" for name in one) for node in self.nodes)
+            raise configuration.ConfigError(f"{what} needs {wanted} on one node, and the nodes have {each}: {fix}")
 
     def room(self, one: Mapping[str, float], taken: Mapping[str, float], what: str, fix: str) -> int:
         """How often `one` fits beside what is taken; ConfigError, naming what is short, where that is not even once."""
@@ -97,10 +106,18 @@ def actor(wanted: Mapping[str, float]) -> dict[str, Any]:
     return {"num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU") or None, "resources": custom, **memory}
 
 
-def _resources(settings: configuration.Ray) -> dict[str, float]:
-    """Of every kind the most that anything knows of: the nodes that are there, and what may come."""
+def _cluster(settings: configuration.Ray, started: bool, dashboard: str | None) -> Cluster:
+    present = ray.cluster_resources()
+    growing = {} if started else _growing(settings)
+    resources = {name: max(present.get(name, 0.0), growing.get(name, 0.0)) for name in {*present, *growing}}
+    nodes = () if growing else tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
+    return Cluster(resources, started, dashboard, present, nodes)
+
+
+def _growing(settings: configuration.Ray) -> dict[str, float]:
+    """What the cluster may come to have, of every kind the most that anything knows of; nothing where none does."""
     announced = ray_state.get_max_resources_from_cluster_config() or {}  # of some managed clusters only
-    known = [ray.cluster_resources(), announced, largest(BOOTSTRAP.expanduser()), settings.grows_to or {}]
+    known = [announced, largest(BOOTSTRAP.expanduser()), settings.grows_to or {}]
     return {name: max(single.get(name, 0.0) for single in known) for name in {name for k in known for name in k}}
 
 
@@ -130,7 +147,7 @@ def connected(settings: configuration.Ray) -> Iterator[Cluster]:
     Raises ConfigError for an address where no cluster answers.
     """
     if ray.is_initialized():
-        yield Cluster(_resources(settings), False, None, ray.cluster_resources())
+        yield _cluster(settings, False, None)
         return
     address = _address(settings)
     quiet()
@@ -138,8 +155,7 @@ def connected(settings: configuration.Ray) -> Iterator[Cluster]:
         with _own_signals():
             context = _start(settings) if address is None else _join(address)
         dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else None
-        present = ray.cluster_resources()
-        yield Cluster(present if address is None else _resources(settings), address is None, dashboard, present)
+        yield _cluster(settings, address is None, dashboard)
     finally:
         # For a cluster of someone else this ends our connection, and with it our actors, and nothing more.
         with _uninterrupted():

@@ -251,6 +251,8 @@ class Train(Section):
     stop_patience: int = number(1, 1)
     """Validations in a row beyond one of these limits that stop a training; its adapter is that of the last one within
     all of them."""
+    label: str = field(default="", metadata=IN_KEY)
+    """A word in the adapter's name, before its seed; a sweep says there what else it varies, as in lr0.0003-r16."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -260,6 +262,8 @@ class Train(Section):
             raise ConfigError(
                 f"train.num_workers is {list(self.num_workers)}: give a number, or [least, most] as in [1, 4]"
             )
+        if not re.fullmatch(r"[A-Za-z0-9._-]*", self.label):
+            raise ConfigError(f"train.label is {self.label!r}: give letters, digits, '.', '_' and '-' alone")
 
     @property
     def workers(self) -> tuple[int, int]:
@@ -289,14 +293,65 @@ class Sweep(Section):
     """Training seeds; each is a study of its own, and their mean is one more."""
     max_concurrent: int = number(3, 1, **EXECUTION)
     """Trainings at once, at most; fewer where the cluster has less room."""
+    lrs: tuple[float, ...] = number((), above=0)
+    """Learning rates, each a study of its own; [] takes train.lr."""
+    ranks: tuple[int, ...] = number((), 1)
+    """LoRA ranks, each a study of its own; [] takes train.rank. The scale train.alpha / train.rank is kept."""
+    search: str = choice("grid", "grid", "random", "optuna")
+    """Train every combination; or `trials` of them that are drawn at random, or by Optuna's multi-objective TPE. A
+    search also trains train.* with KL weight 0, for every reward and K: what its trials are compared with."""
+    trials: int = number(16, 1, **EXECUTION)
+    """Trials that a search draws; with a greater number the same command goes on."""
+    generation: int = number(4, 1)
+    """Trials that Optuna draws together, before it learns what they came to; a random search draws all at once."""
+    lr_range: tuple[float, ...] | None = number(None, above=0)
+    """[low, high]: a search draws learning rates between, uniformly in their logarithm; null draws among lrs."""
+    kl_range: tuple[float, ...] | None = number(None, above=0)
+    """[low, high]: a search draws KL weights between, uniformly in their logarithm; null draws among kl_weights."""
+    objectives: tuple[str, ...] = choice(("reward", "diversity"), "reward", "held_out", "gold", "diversity")
+    """What Optuna maximizes, as the last validation of a trial has it."""
+    seed: int = number(0, 0)
+    """Seed of a search: the same draws the same trials, where the same came of those before."""
+    scheduler: str = choice("none", "none", "asha", **EXECUTION)
+    """Whether ASHA stops trials that fall behind others at the same step. What it stops is no arm."""
+    proxy: str = choice("held_out", "reward", "held_out", "gold", "diversity", **EXECUTION)
+    """What ASHA compares trials by, as their validations have it."""
+    grace: int = number(1, 1, **EXECUTION)
+    """Validations that ASHA leaves every trial."""
+    reduction: float = number(3.0, above=1, **EXECUTION)
+    """The share of the trials that ASHA lets go on, 1 / reduction, and the ratio of the steps at which it decides."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _distinct("sweep", self, ("rewards", "ks", "kl_weights", "train_seeds"))
+        _distinct("sweep", self, ("rewards", "ks", "kl_weights", "train_seeds", "lrs", "ranks", "objectives"))
+        if self.search == "grid":
+            self._check_grid()
+        else:
+            self._check_search()
+
+    def _check_grid(self) -> None:
         if 0 not in self.kl_weights:
             raise ConfigError(
                 f"sweep.kl_weights is {list(self.kl_weights)}: include 0, the adapter that other arms need"
             )
+        for key in ("lr_range", "kl_range"):
+            if getattr(self, key) is not None:
+                raise ConfigError(f"sweep.{key} is for a search: set sweep.search=optuna, or random")
+
+    def _check_search(self) -> None:
+        for key in ("lr_range", "kl_range"):
+            found = getattr(self, key)
+            if found is not None and (len(found) != 2 or found[0] >= found[1]):
+                raise ConfigError(f"sweep.{key} is {list(found)}: give [low, high], as in [0.0001, 0.01]")
+        if self.lrs and self.lr_range is not None:
+            raise ConfigError("sweep.lrs and sweep.lr_range both say where learning rates come from: give one of them")
+        if len(self.train_seeds) != 1:
+            raise ConfigError(
+                f"sweep.train_seeds is {list(self.train_seeds)}: a search draws settings and not seeds; give one, and "
+                "confirm what it finds by a grid over several"
+            )
+        if len(self.objectives) < 2:
+            raise ConfigError(f"sweep.objectives is {list(self.objectives)}: give at least two")
 
 
 @dataclass(frozen=True)
@@ -318,7 +373,7 @@ class Evaluate(Section):
     schedules: tuple[str, ...] = ("linear", "power:2", "power:4", "step:0.6", "constant:0.5")
     """AIG schedules of the unregularized adapter."""
     kl_schedules: tuple[str, ...] = ()
-    """AIG schedules of the KL-regularized adapters too."""
+    """AIG schedules of the sweep's other adapters too: KL-regularized ones, and those that a search drew."""
     early_stops: tuple[int, ...] | None = number(None, 1)
     """Training steps whose snapshots are arms; null takes every snapshot, [] none."""
     path_prompts: int | None = number(None, 0)
@@ -519,6 +574,18 @@ class Config:
     front: Front = field(default_factory=Front)
     search: Search = field(default_factory=Search)
     ray: Ray = field(default_factory=Ray)
+
+    def __post_init__(self) -> None:
+        if self.train.method == "full" and self.sweep.ranks:
+            raise ConfigError(
+                f"sweep.ranks is {list(self.sweep.ranks)}, and train.method=full has no rank: leave it []"
+            )
+        validation, steps = self.train.validate_every, self.train.steps
+        if self.sweep.scheduler != "none" and self.sweep.grace * validation >= steps:
+            raise ConfigError(
+                f"sweep.grace is {self.sweep.grace}: with train.validate_every={validation} and train.steps={steps} "
+                "nothing is left for ASHA to stop; lower one of the first two"
+            )
 
     @property
     def directory(self) -> Path:

@@ -17,25 +17,27 @@ from typing import Any
 import numpy as np
 
 from aig.pareto import Bootstrap, bootstrap, optimal_mask
-from pipelines import layout, rewarding, study
+from pipelines import arm_table, layout, rewarding, study, trials
 from pipelines.config import Config
 from pipelines.layout import RunFiles
 from pipelines.measure import Table, read_rows, read_table
 from pipelines.scoring import GOLD
 from pipelines.study import Study
 
-RIVALS = ("kl", "lora", "early")
+RIVALS = ("kl", "trial", "lora", "early")
 # The KL where there is one: the path length of deterministic sampling is none.
 DISTANCE_UNITS = {"kl_to_base": "nats per image", "path": "mean squared difference of predictions (eps_mse)"}
 
 
 def write_front(config: Config) -> Path:
-    """Write `front.json` from the metrics that `evaluate` left; ValueError where they are missing."""
+    """Write `front.json`, and all arms as `table.csv`, from the metrics that `evaluate` left.
+
+    ValueError where they are missing.
+    """
     files, front = RunFiles(config.directory), config.front
     table, measured = read_table(config), _measured(read_rows(config))
-    found = [
-        _study(config, single, table, measured) for single in [*study.mean_studies(config), *study.studies(config)]
-    ]
+    every = [*study.mean_studies(config), *study.studies(config)]
+    found = [_study(config, single, table, measured) for single in every]
     content = {
         "reward": found[0]["reward"],
         "diversity": front.diversity,
@@ -48,6 +50,7 @@ def write_front(config: Config) -> Path:
         "normalization": found[0]["normalization"],
         "studies": found,
     }
+    arm_table.write(files.table, every, found)
     layout.write_json(files.front, _finite(content))
     return files.front
 
@@ -94,7 +97,7 @@ def _study(config: Config, single: Study, table: Table, measured: dict[str, dict
     ]  # fmt: skip
     return {
         "study": single.name, "reward": proxy, "held_out": held_out, "k": single.k, "train_seeds": single.train_seeds,
-        "arms": arms,
+        "trained_with": trials.words(config, single.tuned), "arms": arms,
         "dominance": [[result.dominates(a, b) for b in range(len(names))] for a in range(len(names))],
         **_plane(result, names),
         "planes": {x: _plane(_bootstrap(config, single, table, x), names) for x in planes},
@@ -107,7 +110,9 @@ def families(single: Study) -> dict[str, list[int]]:
     """Indices of each family's arms with the base and the tuned model; a family without arms of its own is left out."""
     ends = [a for a, arm in enumerate(single.arms) if arm.family in ("base", "tuned")]
     own = {
-        f: [a for a, arm in enumerate(single.arms) if arm.family == f] for f in ("kl", "lora", "aig", "early", "mix")
+        f: [a for a, arm in enumerate(single.arms) if arm.family == f]
+        for f in study.FAMILIES
+        if f not in ("base", "tuned")
     }
     return {f: ends + arms for f, arms in own.items() if arms} | {"all": list(range(len(single.arms)))}
 

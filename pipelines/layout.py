@@ -76,6 +76,11 @@ class RunFiles:
         return self.root / "front.json"
 
     @property
+    def table(self) -> Path:
+        """Every arm of every study, its settings and what was measured of it."""
+        return self.root / "table.csv"
+
+    @property
     def searches(self) -> Path:
         """A folder a search for schedules."""
         return self.root / "search"
@@ -84,6 +89,11 @@ class RunFiles:
     def schedules(self) -> Path:
         """The schedules that searches have found, a file each."""
         return self.root / "schedules"
+
+    @property
+    def sweep(self) -> Path:
+        """What a sweep has drawn, what it stopped and what failed: see `pipelines.trials`."""
+        return self.root / "sweep.json"
 
     @property
     def ray(self) -> Path:
@@ -101,22 +111,64 @@ def slug(name: str) -> str:
 
 
 def adapter_key(train: Train) -> str:
-    """The name of the adapter that a training makes, as in fragile-k1-kl10-s0."""
-    return f"{slug(train.reward)}-k{train.k}-kl{train.kl_weight:g}-s{train.seed}"
+    """The name of the adapter that a training makes, as in fragile-k1-kl10-s0 or fragile-k1-kl10-lr0.0003-s0."""
+    label = f"-{train.label}" if train.label else ""
+    return f"{slug(train.reward)}-k{train.k}-kl{train.kl_weight:g}{label}-s{train.seed}"
+
+
+def training(config: Config, *, reward: str, k: int, kl_weight: float, lr: float, rank: int, seed: int) -> Train:
+    """The training of `config.train` with these settings; its label names those that a key does not hold otherwise."""
+    train = config.train
+    varied = [train.label] * bool(train.label)
+    varied += [f"lr{lr:g}"] * (lr != train.lr) + [f"r{rank}"] * (rank != train.rank)
+    alpha = train.alpha if rank == train.rank else train.alpha * rank / train.rank  # the adapter's scale is kept
+    return replace(
+        train, reward=reward, k=k, kl_weight=kl_weight, lr=lr, rank=rank, alpha=alpha, seed=seed,
+        label="-".join(varied),
+    )  # fmt: skip
 
 
 def trainings(config: Config) -> list[Train]:
-    """Every training of the sweep; the unregularized ones first, since the most arms hang on them."""
+    """Every training of the sweep; the unregularized ones first, since the most arms hang on them.
+
+    Those of a grid, or of a search its references and what it has drawn so far.
+    """
     sweep = config.sweep
-    grid = product(sweep.kl_weights, sweep.rewards, sweep.ks, sweep.train_seeds)
+    if sweep.search != "grid":
+        return [*references(config), *(training(config, **settings) for settings in drawn(config))]
+    varied = (sweep.kl_weights, sweep.rewards, sweep.ks, *learning(config), sweep.train_seeds)
     return [
-        replace(config.train, reward=r, k=k, kl_weight=w, seed=s) for w, r, k, s in sorted(grid, key=lambda g: g[0])
+        training(config, reward=r, k=k, kl_weight=w, lr=lr, rank=rank, seed=s)
+        for w, r, k, lr, rank, s in sorted(product(*varied), key=lambda point: point[0])
     ]
 
 
 def external(config: Config) -> dict[str, Path]:
     """Adapters that were made elsewhere: their names, and where they came from; the run has copies."""
     return {name: Path(path) for name, _, path in (text.partition("=") for text in config.evaluate.adapters)}
+
+
+def references(config: Config) -> list[Train]:
+    """What a search compares its trials with: train.* with KL weight 0, for every reward and K."""
+    train, sweep = config.train, config.sweep
+    return [
+        training(config, reward=r, k=k, kl_weight=0.0, lr=train.lr, rank=train.rank, seed=sweep.train_seeds[0])
+        for r, k in product(sweep.rewards, sweep.ks)
+    ]
+
+
+def learning(config: Config) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """The sweep's learning rates and ranks."""
+    return config.sweep.lrs or (config.train.lr,), config.sweep.ranks or (config.train.rank,)
+
+
+def drawn(config: Config) -> list[dict[str, Any]]:
+    """The settings of the trials that a search has drawn, in their order; none where it has not begun."""
+    try:
+        found = json.loads(RunFiles(config.directory).sweep.read_text())
+    except FileNotFoundError:
+        return []
+    return [settings for generation in found.get("drawn", []) for settings in generation]
 
 
 def snapshot_steps(config: Config) -> list[int]:

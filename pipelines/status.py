@@ -5,8 +5,11 @@ from __future__ import annotations
 import difflib
 import fcntl
 import json
+import os
 import shlex
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,20 +18,30 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipelines import config as configuration
-from pipelines import guards, layout, progress
+from pipelines import guards, layout, progress, trials
 from pipelines.config import Config, ConfigError
 from pipelines.layout import RECORD, RunFiles
 
-TUNE_ERROR = "error.txt"  # what Ray Tune leaves of a trial that failed
+QUIET = 120.0  # seconds without a word, and ten steps, after which it is said of a training that is under way
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training of the sweep: `state` is done, under way, interrupted, failed or missing."""
+    """One training of the sweep: `state` is done, running, interrupted, waiting, errored or stopped."""
 
-    key: str
+    train: configuration.Train
     state: str
+    step: int
     told: str = ""
+
+    @property
+    def key(self) -> str:
+        return layout.adapter_key(self.train)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the sweep leaves it as it is."""
+        return self.state in ("done", "errored", "stopped")
 
 
 def find(run: str) -> Path:
@@ -49,18 +62,21 @@ def find(run: str) -> Path:
 
 def report(folder: Path) -> str:
     """Trainings, images, results and searches of the run in a folder, and the next command, as text."""
-    config = _config(folder)
-    files, working = RunFiles(folder), _is_locked(folder)
-    states = [_training(config, files, train, working) for train in layout.trainings(config)]
+    made = _config(folder)
+    # Where it lies now; its own configuration may know it elsewhere.
+    config = replace(made, run=replace(made.run, name=folder.name, storage=str(folder.parent)))
+    files, working, record = RunFiles(folder), _is_locked(folder), trials.read(config)
+    states = [_training(config, record, train, working) for train in layout.trainings(config)]
     done, wanted = _units(files, states), expected_units(config)
-    lines = [f"{folder}{', a process is working in it' if working else ''}", "", *_training_lines(states), ""]
+    lines = [f"{folder}{', a process is working in it' if working else ''}", ""]
+    lines += [*_training_lines(config, record, states), "", *_arm_lines(config, states)]
     arms = arm_count(config)
     lines += [f"images     {done} of {wanted} units ({arms} arms, {_images(config) * arms} images)"]
     lines += _failures(files)
     lines += [f"{name:<11}{'there' if path.exists() else 'missing'}" for name, path in _results(files).items()]
     lines += _searches(files)
     lines += _more_adapters(config, files, states)
-    return "\n".join([*lines, "", f"next: {_next(config, folder, states, done, wanted)}"])
+    return "\n".join([*lines, "", f"next: {_next(made, folder, states, trials.draws(config, record), (done, wanted))}"])
 
 
 def _config(folder: Path) -> Config:
@@ -84,20 +100,43 @@ def _is_locked(folder: Path) -> bool:
     return False
 
 
-def _training(config: Config, files: RunFiles, train: configuration.Train, working: bool) -> Training:
-    key = layout.adapter_key(train)
-    single = replace(config, train=train)
+def _training(config: Config, record: trials.Record, train: configuration.Train, working: bool) -> Training:
+    files, key, single = RunFiles(config.directory), layout.adapter_key(train), replace(config, train=train)
     folders, found = layout.adapter_folders(single), layout.stopped(single)
     if (files.curves / f"{key}.jsonl").exists() and all(_saved(files.adapters / name, step) for name, step in folders):
-        return Training(key, "done", f"{train.steps} steps" if found is None else guards.told(found))
-    status = _read_json(files.progress / f"{key}.json")
-    told = progress.training_line(key, status).removeprefix(key).strip() if status else ""
-    error = files.ray / "tune" / key / TUNE_ERROR
-    if working and status:
-        return Training(key, "under way", told)
-    if error.exists():
-        return Training(key, "failed", progress.root_cause(RuntimeError(error.read_text(errors="replace"))))
-    return Training(key, "interrupted", told) if status else Training(key, "missing")
+        return Training(train, "done", layout.last_step(single), "" if found is None else guards.told(found))
+    path = files.progress / f"{key}.json"
+    status = _read_json(path)
+    step = status["step"] if status else 0
+    for state, reasons in (("errored", record.errored), ("stopped", record.stopped)):
+        if key in reasons:
+            return Training(train, state, step, reasons[key])
+    if status is None:
+        return Training(train, "waiting", 0)
+    told = progress.training_line(key, status).removeprefix(key).strip().partition("  ")[2]
+    if not working:
+        return Training(train, "interrupted", step, told)
+    return Training(train, "running", step, "  ".join(filter(None, (_silence(path, status), told))))
+
+
+def _silence(path: Path, status: dict[str, Any]) -> str:
+    """What is to be said of a training under way that may have lost its worker; empty where all is well."""
+    pid, quiet = status.get("pid"), time.time() - path.stat().st_mtime
+    if pid and status.get("host") == socket.gethostname() and not _is_alive(pid):
+        return f"its worker (process {pid}) is gone, and will be replaced"
+    if quiet > max(QUIET, 10 * (status.get("rate") or 0.0)):
+        return f"no word for {progress.duration(quiet)}"
+    return ""
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # someone else's, so it is there
+    return True
 
 
 def _saved(folder: Path, step: int) -> bool:
@@ -112,26 +151,56 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _training_lines(states: list[Training]) -> Iterator[str]:
-    width = max((len(state.key) for state in states), default=0)
+def _training_lines(config: Config, record: trials.Record, states: Sequence[Training]) -> Iterator[str]:
     counts = {name: sum(state.state == name for state in states) for name in dict.fromkeys(s.state for s in states)}
     yield f"trainings  {', '.join(f'{count} {name}' for name, count in counts.items()) or 'none'}"
+    if config.sweep.search != "grid":
+        drawn = sum(map(len, record.drawn))
+        more = ", and there are no others" if record.exhausted else ""
+        yield f"drawn      {config.sweep.search}: {drawn} of {config.sweep.trials} trials drawn{more}"
+    if not states:
+        return
+    varied = [name for name in ("reward", "k", "kl_weight", "lr", "rank", "seed") if _varies(states, name)]
+    rows = [["trial", "state", "step", *(name.replace("_", " ") for name in varied)]]
     for state in states:
-        yield f"  {state.key:<{width}}  {state.state:<11}  {state.told}".rstrip()
+        settings = [f"{v:g}" if isinstance(v := getattr(state.train, name), float) else str(v) for name in varied]
+        rows.append([state.key, state.state, f"{state.step}/{state.train.steps}", *settings])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row, told in zip(rows, ["", *(state.told for state in states)], strict=True):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        yield "  ".join(["", *cells, told]).rstrip()
+
+
+def _varies(states: Sequence[Training], name: str) -> bool:
+    return len({getattr(state.train, name) for state in states}) > 1
+
+
+def _arm_lines(config: Config, states: Sequence[Training]) -> Iterator[str]:
+    """Of every study how many arms it has, and how many of them have their adapters."""
+    done = {state.key for state in states if state.state == "done"}
+    for group in trials.groups(config):
+        counts = {layout.adapter_key(train): count for train, count in _adapter_arms(config, group)}
+        ready = sum(count for key, count in counts.items() if key in done)
+        lacking = ", ".join(key for key in counts if key not in done)
+        of = f", {ready + 1} with their adapter; missing: {lacking}" if lacking else ", all with their adapter"
+        yield f"arms       {group.name}: {1 + sum(counts.values())}{of}"
+
+
+def _adapter_arms(config: Config, group: trials.Group) -> Iterator[tuple[configuration.Train, int]]:
+    """How many arms hang on each adapter of a study."""
+    evaluate = config.evaluate
+    stops = layout.snapshot_steps(config) if evaluate.early_stops is None else evaluate.early_stops
+    last = layout.last_step(replace(config, train=group.tuned))
+    kept = sum(step <= last for step in stops)
+    yield group.tuned, 1 + len(evaluate.schedules) + len(evaluate.lora_scales) + kept
+    for train in group.others:
+        yield train, 1 + len(evaluate.kl_schedules)
 
 
 def arm_count(config: Config) -> int:
     """Arms that have images: those of all studies, the base once."""
-    evaluate = config.evaluate
-    stops = layout.snapshot_steps(config) if evaluate.early_stops is None else evaluate.early_stops
-    count = 1 + (1 + len(evaluate.schedules) + len(evaluate.lora_scales)) * len(evaluate.adapters)
-    for train in layout.trainings(config):
-        if train.kl_weight > 0:
-            count += 1 + len(evaluate.kl_schedules)
-            continue
-        last = layout.last_step(replace(config, train=train))
-        count += 1 + len(evaluate.schedules) + len(evaluate.lora_scales) + sum(step <= last for step in stops)
-    return count
+    external = (1 + len(config.evaluate.schedules) + len(config.evaluate.lora_scales)) * len(config.evaluate.adapters)
+    return 1 + external + sum(count for group in trials.groups(config) for _, count in _adapter_arms(config, group))
 
 
 def expected_units(config: Config) -> int:
@@ -152,7 +221,7 @@ def _prompts(config: Config) -> int:
 
 def _units(files: RunFiles, states: list[Training]) -> int:
     """Whole files of images; while trainings are missing, what is there belongs to other adapters."""
-    if any(state.state != "done" for state in states):
+    if not all(state.ended for state in states):
         return 0
     return sum(1 for path in files.images.glob("part-*.parquet") if _is_whole(path))
 
@@ -192,15 +261,20 @@ def _more_adapters(config: Config, files: RunFiles, states: list[Training]) -> I
         yield f"adapters   besides: {', '.join(sorted(others))}"
 
 
-def _next(config: Config, folder: Path, states: list[Training], done: int, wanted: int) -> str:
-    """What to type to go on."""
+def _next(config: Config, folder: Path, states: Sequence[Training], draws: bool, units: tuple[int, int]) -> str:
+    """What to type to go on; `config` as the run keeps it, `draws` where a search has trials left to draw."""
     if folder.name != config.run.name:
         return f"name the folder {config.run.name!r} again: by that name its configuration knows it"
     given = ["--config", str(folder / configuration.CONFIG_FILE)]
     if config.directory != folder:
         given.append(f"run.storage={folder.parent}")
-    files = RunFiles(folder)
-    if any(state.state != "done" for state in states):
+    files, (done, wanted) = RunFiles(folder), units
+    retry = ""
+    if any(state.state == "errored" for state in states):
+        retry = (
+            f"; trainings that failed: {shlex.join(['python', '-m', 'pipelines', 'sweep', '--retry-errored', *given])}"
+        )
+    if not all(state.ended for state in states) or draws:
         command = "sweep"
     elif done < wanted or not files.metrics.exists():
         command = "evaluate"
@@ -209,5 +283,5 @@ def _next(config: Config, folder: Path, states: list[Training], done: int, wante
     elif not _results(files)["report"].exists():
         command = "report"
     else:
-        return f"nothing is missing; open {_results(files)['report']}"
-    return shlex.join(["python", "-m", "pipelines", command, *given])
+        return f"nothing is missing; open {_results(files)['report']}{retry}"
+    return shlex.join(["python", "-m", "pipelines", command, *given]) + retry

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from aig import adapters, models, schedules
 from aig.models import LatentModel
 from aig.sampler import Arm, Sampling
 from aig.world.scenes import all_prompts
-from pipelines import guards, rewarding
+from pipelines import guards, rewarding, trials
 from pipelines.config import Config, ConfigError, Train
 from pipelines.layout import (
     RunFiles,
@@ -26,13 +25,12 @@ from pipelines.layout import (
     best_folder,
     external,
     read_prompts,
-    slug,
     snapshot_steps,
     stopped,
     trainings,
 )
 
-FAMILIES = ("base", "tuned", "kl", "lora", "aig", "early", "mix")
+FAMILIES = ("base", "tuned", "kl", "trial", "lora", "aig", "early", "mix")
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,9 @@ class StudyArm:
     reward: str | None = None
     k: int | None = None
     kl_weight: float | None = None
+    lr: float | None = None
+    rank: int | None = None
+    """Of a LoRA."""
     train_seed: int | None = None
     step: int | None = None
     members: tuple[str, ...] = ()
@@ -59,7 +60,7 @@ class StudyArm:
 
 @dataclass(frozen=True)
 class Study:
-    """One training setting (reward, K, training seeds) and every arm that is compared within it, the base first.
+    """One training setting (reward, K, learning rate, rank, seeds) and every arm compared within it, the base first.
 
     An adapter that was made elsewhere is a setting too: how it was trained is not known, and the first of the rewards
     that score images stands in the place of the one that it was trained on.
@@ -70,6 +71,8 @@ class Study:
     k: int | None
     train_seeds: tuple[int, ...]
     arms: tuple[StudyArm, ...] = field(repr=False)
+    tuned: Train | None = None
+    """The training of the tuned arm, of a mean over seeds that of the first; none of an adapter from elsewhere."""
 
     @property
     def trained(self) -> bool:
@@ -150,10 +153,11 @@ def resolve_sampling(config: Config, defaults: Sampling) -> Sampling:
 
 def studies(config: Config) -> list[Study]:
     """Every study of the run, each with all its arms: the sweep's, then those of adapters from elsewhere."""
-    sweep = config.sweep
     trained = [
-        Study(f"{slug(reward)}-k{k}-s{seed}", reward, k, (seed,), tuple(_study_arms(config, reward, k, seed)))
-        for reward, k, seed in product(sweep.rewards, sweep.ks, sweep.train_seeds)
+        Study(
+            group.name, group.tuned.reward, group.tuned.k, (group.tuned.seed,), tuple(_arms(config, group)), group.tuned
+        )
+        for group in trials.groups(config)
     ]
     return trained + [
         Study(name, config.evaluate.rewards[0], None, (), tuple(_external_arms(config, name)))
@@ -188,22 +192,22 @@ def check_arms(config: Config) -> None:
 
 def mean_studies(config: Config) -> list[Study]:
     """The studies that differ in their training seed alone, arm by arm as one mean; none where there is one seed."""
-    groups: dict[tuple[str, int], list[Study]] = {}
+    found: dict[str, list[Study]] = {}
     for single in studies(config):
-        if single.trained:
-            groups.setdefault((single.reward, single.k or 0), []).append(single)
-    return [_mean_study(group) for group in groups.values() if len(group) > 1]
+        if single.tuned is not None:
+            found.setdefault(trials.setting_name(single.tuned), []).append(single)
+    return [_mean_study(name, group) for name, group in found.items() if len(group) > 1]
 
 
-def _mean_study(group: list[Study]) -> Study:
-    first = group[0]
-    name = f"{slug(first.reward)}-k{first.k}"
+def _mean_study(name: str, group: list[Study]) -> Study:
+    """An arm that one of the seeds lacks, since its training failed or a guard stopped it before, has no mean."""
+    first, seeds = group[0], tuple(seed for single in group for seed in single.train_seeds)
+    rows = [{_of_mean(arm): arm for arm in single.arms} for single in group]
     arms = []
-    seeds: list[dict[str, StudyArm]] = [{_of_mean(arm): arm for arm in single.arms} for single in group]
-    for named in seeds[0]:
-        places = [found[named] for found in seeds if named in found]
+    for named in rows[0]:
+        places = [row[named] for row in rows if named in row]
         if len(places) < len(group):
-            continue  # a guard has stopped some of the trainings before this snapshot
+            continue
         arm = places[0]
         if arm.family != "base":
             members = tuple(place.arm.name for place in places)
@@ -212,7 +216,7 @@ def _mean_study(group: list[Study]) -> Study:
             mean = replace(arm.arm, name=named)
             arm = replace(arm, arm=mean, train_seed=None, members=members, step=step, stopped=told)
         arms.append(arm)
-    return Study(name, first.reward, first.k, tuple(s for single in group for s in single.train_seeds), tuple(arms))
+    return Study(name, first.reward, first.k, seeds, tuple(arms), first.tuned)
 
 
 def _of_mean(arm: StudyArm) -> str:
@@ -245,32 +249,40 @@ def mean_arms(config: Config) -> list[StudyArm]:
     return [arm for study in mean_studies(config) for arm in study.arms if arm.members]
 
 
-def _study_arms(config: Config, reward: str, k: int, seed: int) -> Iterator[StudyArm]:
-    evaluate = config.evaluate
+def _arms(config: Config, group: trials.Group) -> Iterator[StudyArm]:
     yield BASE_ARM
-    for weight in sorted(config.sweep.kl_weights):
-        single = replace(config, train=replace(config.train, reward=reward, k=k, kl_weight=weight, seed=seed))
-        key, found = adapter_key(single.train), stopped(single)
-        steps = config.train.steps if found is None else found["step"]
-        told = found and guards.told(found)
-        common = {"reward": reward, "k": k, "kl_weight": weight, "train_seed": seed, "stopped": told}
-        tuned = weight == 0
-        label = "tuned" if tuned else f"KL {weight:g}"
-        yield StudyArm(Arm(key, key), "tuned" if tuned else "kl", label, **common, step=steps)
-        for text in evaluate.schedules if tuned else evaluate.kl_schedules:
-            arm, name = _guided(key, text)
-            mixed = f"AIG {name}" if tuned else f"{label} + AIG {name}"
-            yield StudyArm(arm, "aig" if tuned else "mix", mixed, **common, step=steps)
-        if not tuned:
-            continue
-        scaled = "LoRA" if config.train.method == "lora" else "tuning"
-        for scale in evaluate.lora_scales:
-            yield StudyArm(Arm(f"{key}x{scale:g}", key, scale), "lora", f"{scaled} ×{scale:g}", **common, step=steps)
-        for step in early_stops(config):
-            stop = f"{key}@{step}"
-            if step > steps:
-                continue
+    for train in (group.tuned, *group.others):
+        yield from _adapter_arms(config, group, train)
+
+
+def _adapter_arms(config: Config, group: trials.Group, train: Train) -> Iterator[StudyArm]:
+    evaluate, key, found = config.evaluate, adapter_key(train), stopped(replace(config, train=train))
+    steps, told = (train.steps, None) if found is None else (found["step"], guards.told(found))
+    tuned = train == group.tuned
+    common: dict[str, Any] = {"reward": train.reward, "k": train.k, "kl_weight": train.kl_weight, "lr": train.lr}
+    common |= {"rank": train.rank if train.method == "lora" else None, "train_seed": train.seed, "stopped": told}
+    family, label = ("tuned", "tuned") if tuned else _differing(train, group.tuned)
+    yield StudyArm(Arm(key, key), family, label, **common, step=steps)
+    for text in evaluate.schedules if tuned else evaluate.kl_schedules:
+        arm, name = _guided(key, text)
+        mixed = f"AIG {name}" if tuned else f"{label} + AIG {name}"
+        yield StudyArm(arm, "aig" if tuned else "mix", mixed, **common, step=steps)
+    if not tuned:
+        return
+    scaled = "LoRA" if train.method == "lora" else "tuning"
+    for scale in evaluate.lora_scales:
+        yield StudyArm(Arm(f"{key}x{scale:g}", key, scale), "lora", f"{scaled} ×{scale:g}", **common, step=steps)
+    for step in early_stops(config):
+        stop = f"{key}@{step}"
+        if step <= steps:
             yield StudyArm(Arm(stop, stop), "early", f"stop at {step}", **common, step=step)
+
+
+def _differing(train: Train, tuned: Train) -> tuple[str, str]:
+    """Family and label of an adapter: regularized by KL alone, or trained with other settings that a search drew."""
+    label = f"KL {train.kl_weight:g}"
+    label += f", lr {train.lr:g}" * (train.lr != tuned.lr) + f", rank {train.rank}" * (train.rank != tuned.rank)
+    return "kl" if (train.lr, train.rank) == (tuned.lr, tuned.rank) else "trial", label
 
 
 def _external_arms(config: Config, name: str) -> Iterator[StudyArm]:

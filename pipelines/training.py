@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -105,7 +106,8 @@ class Training:
         self.step, self.seconds, self.skipped = 0, 0.0, 0.0
         self.sums: dict[str, float] = {}
         self.curve: list[dict[str, Any]] = []
-        self.status = progress.StatusFile(self.files.progress / f"{self.key}.json", pid=os.getpid())
+        place = {"pid": os.getpid(), "host": socket.gethostname()}
+        self.status = progress.StatusFile(self.files.progress / f"{self.key}.json", **place)
         self.begun = time.monotonic()
         self.empty = 0
         self.explosions = Explosions(settings.explosion)

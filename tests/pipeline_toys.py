@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -36,6 +37,20 @@ def spoiled(images: Tensor, prompts: list[str]) -> Tensor:
     """How red an image is, but NaN for prompts of a heart."""
     factor = [float("nan") if "heart" in prompt else 1.0 for prompt in prompts]
     return red(images, prompts) * images.new_tensor(factor)
+
+
+def __getattr__(name: str) -> Callable[[Tensor, list[str]], Tensor]:
+    """`until_HEX`: how red an image is, but an error until there is a file at the path in hexadecimal."""
+    if not name.startswith("until_"):
+        raise AttributeError(name)
+    path = Path(bytes.fromhex(name.removeprefix("until_")).decode())
+
+    def until(images: Tensor, prompts: list[str]) -> Tensor:
+        if not path.exists():
+            raise RuntimeError(f"{path.name} is not there yet")
+        return red(images, prompts)
+
+    return until
 
 
 def constant(images: Tensor, prompts: list[str]) -> Tensor:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +20,7 @@ import pytest
 from pipelines import config, layout, status
 from pipelines.__main__ import main
 from pipelines.layout import RunFiles
+from pipelines.trials import Record
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,6 +49,14 @@ def draw(run, count):
         pq.write_table(pa.table({"arm": ["base"]}), path)
 
 
+@contextmanager
+def held(run):
+    """As while a process works in the run."""
+    with (run.directory / config.LOCK_FILE).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def told(run):
     return status.report(run.directory)
 
@@ -57,7 +70,10 @@ def next_command(run):
 
 
 def test_a_run_that_has_only_begun_is_told_to_sweep(run):
-    assert line(run, "trainings") == "2 missing"
+    assert line(run, "trainings") == "2 waiting"
+    assert line(run, "arms") == (
+        "fragile-k1-s0: 6, 1 with their adapter; missing: fragile-k1-kl0-s0, fragile-k1-kl10-s0"
+    )
     assert line(run, "images") == "0 of 2 units (6 arms, 24 images)"
     assert next_command(run) == f"python -m pipelines sweep --config {run.directory}/config.yaml"
 
@@ -67,29 +83,66 @@ def test_the_command_that_it_names_loads_the_runs_own_configuration(run):
     assert config.load(None, file) == run
 
 
-def test_trainings_are_done_failed_interrupted_or_under_way(run):
+def test_trainings_are_done_errored_stopped_interrupted_or_running(run):
     files, key = RunFiles(run.directory), "fragile-k1-kl10-s0"
     train(run, 0)
-    assert line(run, "fragile-k1-kl0-s0").split() == ["done", "4", "steps"]
+    assert line(run, "fragile-k1-kl0-s0").split() == ["done", "4/4", "0"]
     layout.write_json(files.progress / f"{key}.json", {"step": 3, "steps": 4, "rate": 1.5, "loss": -2.0})
-    assert line(run, key).startswith("interrupted  3/4  1.50 s/step  0:02 left")
-    with (run.directory / config.LOCK_FILE).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert line(run, key).startswith("under way    3/4")
+    assert line(run, key).startswith("interrupted  3/4   10         1.50 s/step  0:02 left")
+    with held(run):
+        assert line(run, key).startswith("running  3/4   10         1.50 s/step")
         assert "a process is working in it" in told(run)
-    error = files.ray / "tune" / key / "error.txt"
-    error.parent.mkdir(parents=True)
-    error.write_text("Traceback (most recent call last):\n  File x\nValueError: the reward is NaN\n")
-    assert line(run, key) == "failed       ValueError: the reward is NaN"
-    assert line(run, "trainings") == "1 done, 1 failed"
+    Record(stopped={key: "ASHA stopped it at step 2"}).write(run)
+    assert line(run, key) == "stopped  3/4   10         ASHA stopped it at step 2"
+    assert next_command(run).startswith("python -m pipelines evaluate ")
+    Record(errored={key: "ValueError: the reward is NaN"}).write(run)
+    assert line(run, key) == "errored  3/4   10         ValueError: the reward is NaN"
+    assert line(run, "trainings") == "1 done, 1 errored"
+    assert line(run, "arms") == "fragile-k1-s0: 5, all with their adapter"
+    first, _, retry = next_command(run).partition("; trainings that failed: ")
+    assert first.startswith("python -m pipelines evaluate ")
+    assert retry == f"python -m pipelines sweep --retry-errored --config {run.directory}/config.yaml"
     train(run, 10)
     assert line(run, "trainings") == "2 done"
+
+
+def test_a_training_whose_worker_is_gone_or_silent_is_told_of(run):
+    path = RunFiles(run.directory).progress / "fragile-k1-kl0-s0.json"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    status = {"step": 1, "steps": 4, "rate": 0.5, "host": socket.gethostname()}
+
+    def said(**more):
+        layout.write_json(path, {**status, **more})
+        with held(run):
+            return line(run, path.stem)
+
+    assert f"its worker (process {gone.pid}) is gone" in said(pid=gone.pid)
+    assert "gone" not in said(pid=gone.pid, host="elsewhere") and "gone" not in said(pid=os.getpid())
+    assert "no word" not in said(pid=os.getpid())
+    os.utime(path, (time.time() - 600,) * 2)
+    with held(run):
+        assert "no word for 10:0" in line(run, path.stem)
+
+
+def test_the_trials_of_a_search_stand_with_their_settings(tmp_path):
+    asked = ["sweep.search=optuna", "sweep.lr_range=[0.0001, 0.01]", "sweep.trials=3", "sweep.kl_weights=[1]"]
+    run = config.load("smoke", None, [f"run.storage={tmp_path}", *asked])
+    config.claim_directory(run)
+    settings = {"reward": "fragile", "k": 1, "kl_weight": 1.0, "rank": 2, "seed": 0}
+    Record(drawn=[[{**settings, "lr": 0.0004}, {**settings, "lr": 0.002}]]).write(run)
+    assert line(run, "drawn") == "optuna: 2 of 3 trials drawn"
+    assert line(run, "trial ").split() == ["state", "step", "kl", "weight", "lr"]
+    assert line(run, "fragile-k1-kl1-lr0.0004-s0").split() == ["waiting", "0/4", "1", "0.0004"]
+    assert line(run, "images").startswith("0 of 2 units (7 arms")  # with base, the reference and three of its own
+    Record(drawn=[[{**settings, "lr": 0.0004}]], exhausted=True).write(run)
+    assert line(run, "drawn") == "optuna: 1 of 3 trials drawn, and there are no others"
 
 
 def test_an_adapter_without_its_snapshot_is_not_done(run):
     train(run, 0)
     shutil.rmtree(RunFiles(run.directory).adapters / "fragile-k1-kl0-s0@2")
-    assert line(run, "fragile-k1-kl0-s0").startswith("missing")
+    assert line(run, "fragile-k1-kl0-s0").startswith("waiting")
 
 
 def test_the_next_command_follows_what_is_there(run):
@@ -123,6 +176,7 @@ def test_a_run_that_was_moved_is_found_under_its_new_storage_and_a_renamed_one_i
         ["sweep.kl_weights=[0, 1, 3]", "evaluate.kl_schedules=[linear, 'power:2']", "sweep.train_seeds=[0, 1]"],
         ["evaluate.early_stops=[]", "sweep.rewards=[fragile, robust]", "sweep.ks=[1, 2]", "evaluate.lora_scales=[]"],
         ["train.steps=7", "evaluate.schedules=[linear, 'step:0.5', 'mine=piecewise:0=0|1=1']"],
+        ["sweep.lrs=[0.1, 0.2]", "sweep.ranks=[2, 4]", "evaluate.kl_schedules=[linear]"],
     ],
 )
 def test_arms_and_units_are_as_many_as_the_evaluation_draws(asked):
@@ -159,5 +213,5 @@ def test_the_command_reads_storage_alone_without_torch_and_ray_and_writes_nothin
     )
     done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "2 missing" in done.stdout
+    assert "2 waiting" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in run.directory.rglob("*")} == before

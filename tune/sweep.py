@@ -1,89 +1,132 @@
-"""The sweep: Ray Tune over rewards, K, KL weights and training seeds, each trial a Ray Train run of its own.
+"""The sweep: Ray Tune over its settings, each trial a Ray Train run of its own.
 
 A trial whose adapter is there, made by the same configuration, is not run again; one that was interrupted goes on from
 its last checkpoint. So the same command resumes a sweep, without Tune's restore, which would fix the list of trials.
+One that failed, or that a scheduler stopped, is left as it is; those that failed are run again on request.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipelines import config as configuration
-from pipelines import guards, layout, progress
-from pipelines.cluster import Cluster
-from pipelines.config import Config
-from pipelines.layout import RunFiles
+from pipelines import guards, layout, progress, trials
+from pipelines.cluster import Cluster, needs
+from pipelines.config import Config, ConfigError, Train
+from pipelines.layout import RunFiles, adapter_key
 from pipelines.train import room_for, train
-from tune.space import grid
+from pipelines.trials import Record
+from tune import watch
+from tune.draw import Queue
 
 # A trial's driver only waits for its training. Tune refuses 0, and 1 would take the CPUs that workers need: a deadlock.
 DRIVER_CPUS = 0.01
 
 
 class SweepError(RuntimeError):
-    """Some trials failed; the message names them and their reasons."""
+    """Some trials failed; the message says how many and how to go on."""
 
 
-def sweep(config: Config, connect: Callable[[], Cluster]) -> list[dict[str, Any]]:
-    """Train every adapter of the sweep that is not there yet; returns a row an adapter, finished ones included.
+@dataclass(frozen=True)
+class Outcome:
+    """What a sweep came to."""
 
-    `connect` connects to Ray, and is called where something is left to train.
+    rows: list[dict[str, Any]]
+    """A row a finished adapter: see `result_row`."""
+    record: Record
 
-    Raises ConfigError where one training needs more than the whole cluster, SweepError where trials failed.
+    def check(self) -> None:
+        """SweepError where trials failed, whenever that was."""
+        if count := len(self.record.errored):
+            of = count + len(self.rows) + len(self.record.stopped)
+            raise SweepError(
+                f"{count} of {of} trainings failed, as listed above: mend the cause and give the same command with "
+                "--retry-errored, or go on with evaluate, which leaves them out"
+            )
+
+
+def sweep(config: Config, connect: Callable[[], Cluster], retry_errored: bool = False) -> Outcome:
+    """Train every adapter of the sweep that is not there yet, or with `retry_errored` those alone that failed before.
+
+    `connect` connects to Ray, and is called where something is left to train. Raises ConfigError where one training
+    needs more than the cluster could ever give.
     """
     # The trials' drivers import this module too, and need nothing of the model's libraries.
     from pipelines.study import is_finished
 
-    configs = {layout.adapter_key(train): replace(config, train=train) for train in layout.trainings(config)}
-    missing = [key for key, single in configs.items() if not is_finished(single)]
-    if len(missing) < len(configs):
-        print(f"{len(configs) - len(missing)} of {len(configs)} adapters are there already.")
-    if missing:
-        _run_trials(config, missing, concurrency(config, connect()))
-    return [result_row(single) for single in configs.values()]
+    def there(train: Train) -> bool:
+        return is_finished(replace(config, train=train))
+
+    record, wanted = trials.read(config), layout.trainings(config)
+    missing = {adapter_key(train): train for train in wanted if not there(train)}
+    record.errored = {key: reason for key, reason in record.errored.items() if key in missing}
+    if len(missing) < len(wanted):
+        print(f"{len(wanted) - len(missing)} of {len(wanted)} adapters are there already.")
+    ended = {*record.errored, *record.stopped}
+    if retry_errored:
+        chosen, record.errored = [missing[key] for key in record.errored], {}
+        print(f"{len(chosen)} trainings that failed before are run again.")
+    else:
+        chosen = [train for key, train in missing.items() if key not in ended]
+    drawing = not retry_errored and trials.draws(config, record)
+    if chosen or drawing:
+        _run_trials(config, record, chosen, drawing, connect())
+    rows = [result_row(replace(config, train=train)) for train in layout.trainings(config) if there(train)]
+    return Outcome(rows, record)
 
 
 def concurrency(config: Config, cluster: Cluster) -> int:
     """Trainings at once: as many as asked for, and as the cluster has room for; ConfigError where that is none."""
+    settings = config.train
     room = room_for(config, cluster, driver_cpus=DRIVER_CPUS)
+    cluster.check_node(
+        needs(settings.cpus_per_worker, settings.gpus_per_worker, settings.node), "a training worker",
+        "lower train.cpus_per_worker or train.gpus_per_worker, or take larger nodes",
+    )  # fmt: skip
     return min(room, config.sweep.max_concurrent)
 
 
-def _run_trials(config: Config, keys: list[str], at_once: int) -> None:
-    files = RunFiles(config.directory)
-    for key in keys:
-        (files.progress / f"{key}.json").unlink(missing_ok=True)
+def _run_trials(config: Config, record: Record, first: Sequence[Train], drawing: bool, cluster: Cluster) -> None:
+    files, at_once = RunFiles(config.directory), concurrency(config, cluster)
+    if config.sweep.scheduler != "none" and cluster.dashboard is None:
+        raise ConfigError(
+            "sweep.scheduler=asha needs the cluster's dashboard, without which Ray leaves the workers of a stopped "
+            "trial behind: start Ray with it (pip install 'ray[default]'), or take sweep.scheduler=none"
+        )
+    for each in first:
+        (files.progress / f"{adapter_key(each)}.json").unlink(missing_ok=True)
+    record.write(config)
+    queue = Queue(config, record, first, drawing)
     tuner = tune.Tuner(
         tune.with_resources(trial, {"cpu": DRIVER_CPUS}),
-        param_space={"config": configuration.to_dict(config), **grid(config, keys)},
+        param_space={"config": configuration.to_dict(config)},
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=at_once, trial_name_creator=_name, trial_dirname_creator=_name
+            search_alg=queue, num_samples=-1, scheduler=watch.scheduler(config),
+            max_concurrent_trials=at_once, trial_name_creator=_name, trial_dirname_creator=_name,
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=str(files.ray), verbose=0),
-    )
-    with progress.trainings(files.progress, keys):
-        results = tuner.fit()
-    failed = {key: error for key, error in _errors(results).items()}
-    if failed:
-        reasons = "; ".join(f"{key}: {reason}" for key, reason in failed.items())
-        raise SweepError(
-            f"{len(failed)} of {len(keys)} trainings failed ({reasons}): the same command tries them again"
-        )
+        run_config=tune.RunConfig(
+            name="tune", storage_path=str(files.ray), verbose=0, callbacks=[watch.Keep(config, record)]
+        ),
+    )  # fmt: skip
+    with progress.trainings(files.progress, queue.keys):
+        tuner.fit()
+    for key in record.stopped:  # its checkpoints: none will go on from them
+        shutil.rmtree(files.ray / "train" / key, ignore_errors=True)
 
 
 def trial(parameters: dict[str, Any]) -> None:
-    """What a Tune trial runs: one training, whose reports become the trial's."""
+    """What a Tune trial runs: one training, whose validations become the trial's results."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     config = configuration.from_dict(parameters["config"])
-    settings = {layout.adapter_key(each): each for each in layout.trainings(config)}
-    train(replace(config, train=settings[parameters["adapter"]]), callbacks=[TuneReportCallback()])
+    single = replace(config, train=watch.trained(config, parameters))
+    train(single, callbacks=[watch.Reports(single.train)])
 
 
 def result_row(config: Config) -> dict[str, Any]:
@@ -100,6 +143,8 @@ def result_row(config: Config) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """The adapters with their rewards, gold, accuracy and diversity before and after, and their distance to the base
     (the path KL in nats where sampling is stochastic, else the eps_mse path length), as text."""
+    if not rows:
+        return "No adapter is finished."
     distance, title = ("kl_to_base", "KL, nats") if "kl_to_base" in rows[0] else ("path", "path")
     names = ("reward", "held_out", "gold", "accuracy", "diversity")
     width = max(len(row["adapter"]) for row in rows)
@@ -119,13 +164,11 @@ def _change(before: float | None, after: float | None) -> str:
     return "-" if before is None or after is None else f"{before:.2f} → {after:.2f}"
 
 
+def ended(record: Record) -> str:
+    """Trainings that failed or were stopped, each with its reason, as text; empty where there are none."""
+    told = [("failed", record.errored), ("stopped", record.stopped)]
+    return "\n".join(f"{what}: {key}: {reason}" for what, found in told for key, reason in found.items())
+
+
 def _name(trial: Any) -> str:
     return trial.config["adapter"]
-
-
-def _errors(results: tune.ResultGrid) -> dict[str, str]:
-    return {
-        result.config["adapter"]: progress.root_cause(result.error)
-        for result in results
-        if result.error is not None and result.config
-    }

@@ -14,6 +14,7 @@ FAMILIES = {
     "base": "base",
     "tuned": "tuned",
     "kl": "KL",
+    "trial": "searched settings",
     "lora": "LoRA scaling",
     "aig": "AIG",
     "early": "early stopping",
@@ -181,13 +182,15 @@ class Study:
     """By the metric on x. The proxy's always; others where front.json has them."""
     reward_vs_kl: tuple[KLPoint, ...]
     claims: tuple[Claim, ...]
+    trained_with: str = ""
+    """Other settings of its trainings in words, where studies differ in them."""
 
     @property
     def title(self) -> str:
         """The study in words."""
         if self.k is None:
             return f"{self.name}, {self.training}, by {self.reward} reward"
-        return f"{self.reward} reward, K = {self.k}, {self.training}"
+        return ", ".join(filter(None, (f"{self.reward} reward", f"K = {self.k}", self.trained_with, self.training)))
 
     @property
     def training(self) -> str:
@@ -286,8 +289,10 @@ class Run:
 
     def mean_of(self, study: Study) -> Study | None:
         """The study that averages this one with others that differ in the training seed alone."""
+        setting = (study.reward, study.k, study.trained_with)
         for other in self.studies if study.train_seeds else ():
-            if (other.reward, other.k) == (study.reward, study.k) and set(other.train_seeds) > set(study.train_seeds):
+            same = (other.reward, other.k, other.trained_with) == setting
+            if same and set(other.train_seeds) > set(study.train_seeds):
                 return other
         return None
 

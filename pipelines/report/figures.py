@@ -123,19 +123,21 @@ class Line:
 
 def curve_lines(run: Run, study: Study) -> list[Line]:
     """The training curves of a study's adapters, by KL weight and training seed."""
-    trained: dict[str, tuple[float, int]] = {}
+    trained: dict[str, dict[str, Any]] = {}
     for arm in (run.by_name[name] for mean in study.arms for name in mean.members):
         if arm.adapter_key in run.curves:
-            weight, seed = arm.settings.get("kl_weight"), arm.settings.get("train_seed")
-            trained[str(arm.adapter_key)] = (float(weight or 0), int(seed or 0))
-    colors = style.kl_colors([weight for weight, _ in trained.values()])
-    seeds = sorted({seed for _, seed in trained.values()})
-    dashes = dict(zip(seeds, ("-", "--", ":", "-.") * len(seeds), strict=False))
+            names = ("kl_weight", "train_seed", "lr", "rank")
+            trained[str(arm.adapter_key)] = {name: arm.settings.get(name) or 0 for name in names}
+    values = {name: sorted({found[name] for found in trained.values()}) for name in ("train_seed", "lr", "rank")}
+    colors = style.kl_colors([found["kl_weight"] for found in trained.values()])
+    dashes = dict(zip(values["train_seed"], ("-", "--", ":", "-.") * len(trained), strict=False))
     lines = []
-    for key, (weight, seed) in sorted(trained.items(), key=lambda item: (item[1], item[0])):
-        label = f"KL weight {weight:g}" + (f", seed {seed}" if len(seeds) > 1 else "")
+    for key, found in sorted(trained.items(), key=lambda item: (*item[1].values(), item[0])):
+        label = f"KL weight {found['kl_weight']:g}"
+        for name, word in (("train_seed", "seed"), ("lr", "lr"), ("rank", "rank")):
+            label += f", {word} {found[name]:g}" if len(values[name]) > 1 else ""
         label += " (stopped)" if key in run.stopped else ""
-        lines.append(Line(label, colors[weight], dashes[seed], run.curves[key]))
+        lines.append(Line(label, colors[found["kl_weight"]], dashes[found["train_seed"]], run.curves[key]))
     return lines
 
 

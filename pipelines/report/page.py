@@ -184,17 +184,20 @@ def _table(run: Run) -> tuple[list[tuple[str, bool]], list[dict[str, Any]]]:
     pairs += [(None, arm) for arm in run.arms if arm.name not in shown]
     metrics = _metric_order(run, [arm for _, arm in pairs])
     settings = {
+        "reward": "trained on",
         "kl_weight": "KL weight",
         "lora_scale": "LoRA scale",
         "schedule": "schedule",
         "k": "K",
+        "lr": "learning rate",
+        "rank": "rank",
         "train_seed": "training seed",
         "step": "training step",
     }
     columns = [("arm", False), *([("study", False)] if several else []), ("family", False)]
     columns += [(metric_name(metric), True) for metric in metrics]
     columns += [("optimal", False), ("P(optimal)", True), ("n", True), ("prompts", True), ("seeds", True)]
-    columns += [(text, key != "schedule") for key, text in settings.items()]
+    columns += [(text, key not in ("reward", "schedule")) for key, text in settings.items()]
     rows = []
     for study, arm in pairs:
         cells = [_cell(arm.label, arm.label), *([_cell(study.name if study else "–")] if several else [])]

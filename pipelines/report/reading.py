@@ -223,6 +223,7 @@ def _study(study: _Checked, front: _Checked, arms: Mapping[str, Arm]) -> Study:
             Claim(row.text("claim"), row.estimate(), row.value.get("expected"))
             for row in study.items("claims", required=False)
         ),
+        trained_with=study.value.get("trained_with") or "",
     )
 
 

@@ -27,6 +27,7 @@ MARK = {
     "base": INK,
     "tuned": INK,
     "kl": "#0072b2",
+    "trial": "#d55e00",
     "lora": "#e69f00",
     "aig": "#009e73",
     "early": "#cc79a7",
@@ -36,6 +37,7 @@ TEXT = {
     "base": INK,
     "tuned": INK,
     "kl": "#005a8c",
+    "trial": "#9a4400",
     "lora": "#8a5f00",
     "aig": "#00694d",
     "early": "#94406e",
@@ -49,9 +51,10 @@ SHAPES = {
     "^": '<path d="M0,-5L5,4H-5Z"/>',
     "v": '<path d="M0,5L5,-4H-5Z"/>',
     "D": '<path d="M0,-5.5L5.5,0L0,5.5L-5.5,0Z"/>',
+    "p": '<path d="M0,-5L4.8,-1.5L2.9,4H-2.9L-4.8,-1.5Z"/>',
     "P": '<path d="M0,-5V5M-5,0H5" stroke="currentColor" stroke-width="3.8"/>',
 }
-MARKER = {"base": "o", "tuned": "X", "kl": "s", "lora": "^", "aig": "D", "early": "v", "mix": "P"}
+MARKER = {"base": "o", "tuned": "X", "kl": "s", "trial": "p", "lora": "^", "aig": "D", "early": "v", "mix": "P"}
 
 # In an SVG each of these colours becomes a variable of the page, which has a light and a dark value for it.
 _VARIABLES = {
@@ -209,6 +212,7 @@ _DARK = {
     "grid": "#31363d",
     "card": "#1b1e23",
     "kl": "#4ba3e3",
+    "trial": "#f08b52",
     "lora": "#e69f00",
     "aig": "#1fc08f",
     "early": "#e08fbd",

@@ -1,0 +1,119 @@
+"""Drawing the trials of a search, a generation at a time.
+
+Every generation is drawn by a sampler of its own, which is told all trials before it and what they came to. So a
+generation depends on the seed and on storage alone, and a search that was interrupted goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from pipelines import layout
+from pipelines.config import Config, ConfigError, Train
+from pipelines.layout import RunFiles, adapter_key
+from pipelines.trials import Record
+from tune import space
+
+# So often is a trial that is known already drawn again, until there seem to be no others.
+TRIES = 50
+
+
+def draw(config: Config, record: Record) -> list[Train]:
+    """The next generation of a search, written into the record; empty where `sweep.trials` are drawn or no others are.
+
+    Call it when every trial before it has ended.
+    """
+    sweep, known = config.sweep, {adapter_key(train) for train in layout.trainings(config)}
+    left = sweep.trials - sum(map(len, record.drawn))
+    if left <= 0 or record.exhausted:
+        return []
+    searcher = _informed(config, record)
+    found: list[dict[str, Any]] = []
+    wanted = left if sweep.search == "random" else min(sweep.generation, left)
+    for number in range(TRIES * wanted):
+        settings = space.settings(config, searcher.suggest(f"new-{number}") or {})
+        key = adapter_key(layout.training(config, **settings))
+        if key not in known:
+            known.add(key)
+            found.append(settings)
+        if len(found) == wanted:
+            break
+    record.exhausted = len(found) < wanted
+    if found:
+        record.drawn.append(found)
+    record.write(config)
+    return [layout.training(config, **settings) for settings in found]
+
+
+def _informed(config: Config, record: Record) -> OptunaSearch:
+    """Optuna's study of the trials so far; one that failed counts as failed, one that was stopped by where it stood."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    names, distributions = list(config.sweep.objectives), space.space(config)
+    if not distributions:
+        raise ConfigError(
+            "sweep.search has nothing to draw: give a range (sweep.lr_range, sweep.kl_range) or several values in "
+            "sweep.kl_weights, sweep.lrs, sweep.ranks, sweep.ks or sweep.rewards"
+        )
+    before = [settings for generation in record.drawn for settings in generation]
+    searcher = OptunaSearch(
+        distributions, metric=names, mode=["max"] * len(names),
+        points_to_evaluate=[{name: settings[name] for name in distributions} for settings in before],
+        sampler=space.sampler(config, len(record.drawn)),
+    )  # fmt: skip
+    for number, settings in enumerate(before):
+        key = adapter_key(layout.training(config, **settings))
+        searcher.suggest(str(number))
+        values = None if key in record.errored else objectives(config, key)
+        searcher.on_trial_complete(str(number), values, error=values is None)
+    return searcher
+
+
+def objectives(config: Config, key: str) -> dict[str, float] | None:
+    """What a training came to, by its last validation; None where it has none or it is not finite."""
+    path = RunFiles(config.directory).curves / f"{key}.jsonl"
+    if not path.exists():
+        return None
+    row = json.loads(path.read_text().splitlines()[-1])
+    values = {name: row.get(name) for name in config.sweep.objectives}
+    return values if all(value is not None and math.isfinite(value) for value in values.values()) else None
+
+
+class Queue(Searcher):
+    """Hands Tune the trainings that are left and, of a search, the generations after them, each when all have ended."""
+
+    def __init__(self, config: Config, record: Record, first: Sequence[Train], drawing: bool) -> None:
+        super().__init__(metric="reward", mode="max")  # required, and not looked at here
+        self.config, self.record, self.drawing = config, record, drawing
+        self.waiting, self.running = list(first), set[str]()
+        self.keys = [adapter_key(train) for train in first]
+        """Of everything that was handed out or waits; it grows."""
+
+    def suggest(self, trial_id: str) -> Any:
+        if not self.waiting and self.running:
+            # A generation learns from the whole one before it; Tune asks again.
+            return None if self.drawing else Searcher.FINISHED
+        if not self.waiting and self.drawing:
+            self.waiting = draw(self.config, self.record)
+            self.keys += map(adapter_key, self.waiting)
+        if not self.waiting:
+            return Searcher.FINISHED
+        train = self.waiting.pop(0)
+        self.running.add(trial_id)
+        names = ("reward", "k", "kl_weight", "lr", "rank", "seed")
+        return {"adapter": adapter_key(train), **{name: getattr(train, name) for name in names}}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self.running.discard(trial_id)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: storage has it all."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, as `save`."""

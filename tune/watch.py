@@ -1,0 +1,91 @@
+"""What Tune is told of a trial, what is kept of how it ended, and who stops it early."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+
+from pipelines import layout, progress
+from pipelines.config import Config, Train
+from pipelines.layout import RunFiles, adapter_key
+from pipelines.trials import Record
+
+
+class Reports(TuneReportCallback):
+    """Reports of a training as a trial's results, under flat names: step, reward, held_out, gold, diversity, kl, ..."""
+
+    def __init__(self, train: Train) -> None:
+        super().__init__()
+        self.every, self.steps = train.validate_every, train.steps
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        # A report between two validations repeats the values of the first.
+        step = metrics[0].get("step", 0)
+        if step % self.every == 0 or step == self.steps:
+            super().after_report(run_context, [flat(metrics[0])], checkpoint)
+
+
+def flat(metrics: dict[str, Any]) -> dict[str, float]:
+    """The finite numbers of a report, by names that stay as they are in Tune's tables and in TensorBoard."""
+    numbers = {
+        name: value for name, value in metrics.items() if isinstance(value, (int, float)) and math.isfinite(value)
+    }
+    if "kl_to_base" in numbers:
+        numbers["kl"] = numbers.pop("kl_to_base")
+    return {**numbers, "timesteps_total": numbers["step"]}  # TensorBoard's x axis
+
+
+class Keep(tune.Callback):
+    """Writes into the sweep's record what storage cannot say otherwise: errors, and what a scheduler stopped."""
+
+    def __init__(self, config: Config, record: Record) -> None:
+        self.config, self.record = config, record
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        error = trial.get_error() or RuntimeError("Ray lost the trial's driver")
+        self.record.errored[trial.config["adapter"]] = progress.root_cause(error)
+        self.record.write(self.config)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        from pipelines.study import is_finished  # with torch, which the trials' drivers do not need
+
+        if is_finished(replace(self.config, train=trained(self.config, trial.config))):
+            return
+        step, proxy = trial.last_result.get("step", 0), self.config.sweep.proxy
+        value = trial.last_result.get(proxy, math.nan)
+        self.record.stopped[trial.config["adapter"]] = f"ASHA stopped it at step {step}: {proxy} {value:.4g} was behind"
+        self.record.write(self.config)
+
+
+def trained(config: Config, parameters: dict[str, Any]) -> Train:
+    """The training of a trial with these parameters."""
+    names = ("reward", "k", "kl_weight", "lr", "rank", "seed")
+    return layout.training(config, **{name: parameters[name] for name in names})
+
+
+def scheduler(config: Config) -> TrialScheduler:
+    """The scheduler of `config.sweep`; ASHA (Li et al. 2020) knows the curves of the trainings that are there.
+
+    It judges by the last step but one at the latest: to stop a training that has just ended would spare nothing.
+    """
+    sweep, settings = config.sweep, config.train
+    if sweep.scheduler == "none":
+        return FIFOScheduler()
+    asha = ASHAScheduler(
+        time_attr="step", metric=sweep.proxy, mode="max", max_t=settings.steps - 1, stop_last_trials=False,
+        grace_period=sweep.grace * settings.validate_every, reduction_factor=sweep.reduction,
+    )  # fmt: skip
+    for train in layout.trainings(config):
+        path = RunFiles(config.directory).curves / f"{adapter_key(train)}.jsonl"
+        before: Any = SimpleNamespace(trial_id=adapter_key(train))
+        asha.on_trial_add(None, before)  # type: ignore[arg-type]
+        for line in path.read_text().splitlines() if path.exists() else ():
+            asha.on_trial_result(None, before, flat(json.loads(line)))  # type: ignore[arg-type]
+    return asha
