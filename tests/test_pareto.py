@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from aig.pareto import Bootstrap, Subsample, attainment, bootstrap, hypervolume, optimal_mask, subsample
+from aig.pareto.intervals import SHARED
 
 # Few distinct values, so that ties and duplicates are common.
 values = st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0, np.nan, np.inf])
@@ -132,15 +133,62 @@ def paired_table(seed: int, prompts: int = 40, shift: float = 0.2) -> dict[str, 
 
 
 @pytest.mark.parametrize("prompts", [8, 16, 40])
-def test_intervals_at_95_percent_cover_the_true_mean_in_93_to_97_of_100_samples(prompts):
-    """4000 samples in one call, each as an arm: the standard error of the share is 0.35 %."""
-    rng = np.random.default_rng(prompts)
-    truth, hardness = 0.2, 3 * rng.normal(size=(4000, prompts))
-    table = {"normal": truth + hardness, "uniform": truth + rng.uniform(-1, 1, size=(4000, prompts))}
-    result = bootstrap(table, n=1000)
-    for metric in table:
-        low, high = result.interval[metric].T
-        assert 0.93 <= np.mean((low <= truth) & (truth <= high)) <= 0.97
+@pytest.mark.parametrize("kind", ["normal", "exponential"])
+def test_intervals_at_95_percent_cover_the_true_mean_in_93_to_97_of_100_samples(prompts, kind):
+    """4000 samples, each as an arm, in calls with replicates of their own: a standard error is 0.35 %."""
+    covered = []
+    for call in range(16):
+        draws = getattr(np.random.default_rng([call, prompts]), kind)(size=(250, prompts))
+        low, high = bootstrap({"r": draws}, seed=call).interval["r"].T
+        truth = 1.0 if kind == "exponential" else 0.0
+        covered.append((low <= truth) & (truth <= high))
+    assert 0.93 <= np.mean(covered) <= 0.97
+
+
+def test_intervals_of_shares_that_are_mostly_1_are_finite_and_cover_their_truth():
+    """In a third of the replicates of 8 prompts no value differs from another."""
+    covered = []
+    for call in range(8):
+        rng = np.random.default_rng(call)
+        interval = bootstrap({"accuracy": rng.binomial(8, rng.beta(9, 1, size=(250, 8))) / 8}, seed=call).interval
+        low, high = interval["accuracy"].T
+        assert np.isfinite(interval["accuracy"]).all()
+        covered.append((low <= 0.9 + 1e-12) & (0.9 - 1e-12 <= high))
+    assert 0.93 <= np.mean(covered) <= 0.97
+
+
+def test_percentiles_can_be_asked_for_and_are_symmetric_where_studentized_intervals_follow_the_skew():
+    table = {"r": np.random.default_rng(0).exponential(size=(1, 40))}
+    (studentized,), (percentile,) = (bootstrap(table, method=m).interval["r"] for m in ("studentized", "percentile"))
+    mean, replicates = table["r"].mean(), bootstrap(table).replicates["r"][:, 0]
+    tail = stats.norm.cdf(-stats.t.ppf(0.975, 39) * (40 / 39) ** 0.5)
+    np.testing.assert_allclose(percentile, np.quantile(replicates, [tail, 1 - tail]), atol=1e-4)
+    above, below = studentized[1] - mean, mean - studentized[0]
+    assert above > 1.3 * below and above > 1.1 * (percentile[1] - mean)
+
+
+def test_a_studentized_interval_is_that_of_a_plain_loop_over_the_drawn_prompts():
+    values = np.random.default_rng(3).exponential(size=30)
+    result = bootstrap({"r": values[None]}, n=400)
+    t = []
+    for counts in result.counts:
+        drawn = np.repeat(values, counts)
+        assert drawn.mean() == pytest.approx(result.replicates["r"][len(t), 0])
+        variance = drawn.var() + SHARED / 30 * (values.var() - drawn.var())
+        t.append((drawn.mean() - values.mean()) / (variance / 29) ** 0.5)
+    expected = values.mean() - np.quantile(t, [0.975, 0.025]) * stats.sem(values)
+    np.testing.assert_allclose(result.interval["r"][0], expected, rtol=1e-10)
+
+
+def test_studentized_intervals_agree_with_scipys_bca_where_percentiles_do_not():
+    """Both are right to the second order: of 300 skewed values their ends differ by a fraction of what skew shifts."""
+    values = np.random.default_rng(5).exponential(size=300)
+    bca = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="BCa", rng=np.random.default_rng(0))
+    expected = np.array(bca.confidence_interval)
+    studentized, symmetric = (
+        bootstrap({"r": values[None]}, n=20_000, method=m).interval["r"][0] for m in ("studentized", "percentile")
+    )
+    assert abs(studentized - expected).max() < 0.4 * abs(symmetric - expected).max()
 
 
 def test_intervals_of_paired_differences_cover_the_truth_in_93_to_97_of_100_samples():
@@ -249,6 +297,9 @@ def test_hypervolumes_use_one_fixed_reference_and_scale_and_store_them():
     tail = stats.norm.cdf(-stats.t.ppf(0.975, 39) * (40 / 39) ** 0.5)
     np.testing.assert_allclose((low, high), np.quantile(differences, [tail, 1 - tail]), atol=1e-4)
 
+    half = bootstrap(table, families=families, reference=(-9, None), scale=(None, 2))
+    np.testing.assert_allclose(half.reference, [-9, means[:, 1].min()])
+    np.testing.assert_allclose(half.scale, [np.ptp(means[:, 0]), 2])
     given = bootstrap(table, families=families, reference=(-9, -9), scale=(1, 2))
     assert given.reference.tolist() == [-9, -9] and given.scale.tolist() == [1, 2]
     assert given.hypervolume("low")[0] == pytest.approx(hypervolume((means[:2] + 9) / [1, 2], (0, 0)))
@@ -301,14 +352,22 @@ def test_what_half_of_the_replicates_attain_is_a_median_front():
         assert np.mean([(p >= corner - 1e-12).all(1).any() for p in points]) == pytest.approx(0.5, abs=1 / 300)
 
 
-def test_seeds_widen_the_interval_and_leave_the_estimate_where_their_average_has_it():
+def test_seeds_widen_percentiles_and_leave_the_estimate_where_their_average_has_it():
     rng = np.random.default_rng(8)
     seeds = {name: rng.normal(size=(2, 30, 4)) for name in ("reward", "diversity")}
-    nested, averaged = bootstrap(seeds), bootstrap({name: array.mean(2) for name, array in seeds.items()})
+    averages = {name: array.mean(2) for name, array in seeds.items()}
+    nested, averaged = (bootstrap(table, method="percentile") for table in (seeds, averages))
     np.testing.assert_allclose(nested.mean["reward"], averaged.mean["reward"])
     ratio = np.diff(nested.interval["reward"]) / np.diff(averaged.interval["reward"])
     # All the noise is of seeds here: its variance is counted 2 − 1/S times.
     np.testing.assert_allclose(ratio, (2 - 1 / 4) ** 0.5, rtol=0.12)
+
+
+def test_a_studentized_interval_of_seeds_is_that_of_their_averages():
+    seeds = np.random.default_rng(8).exponential(size=(2, 30, 4))
+    nested, averaged = bootstrap({"reward": seeds}, n=200), bootstrap({"reward": seeds.mean(2)}, n=200)
+    np.testing.assert_allclose(nested.interval["reward"], averaged.interval["reward"], rtol=1e-12)
+    assert nested.replicates["reward"].std() > 1.2 * averaged.replicates["reward"].std()
 
 
 def test_seeds_are_the_same_ones_for_every_arm_and_prompts_the_same_for_every_metric():
@@ -341,6 +400,7 @@ def test_results_do_not_change_after_the_fact():
         ({"families": {"kl": []}}, "at least one arm"),
         ({"broken": [3]}, r"broken is \[3\]: give arms from 0 to 2"),
         ({"n": 0}, "n is 0"),
+        ({"method": "bca"}, "method is 'bca': give one of studentized, percentile"),
         ({"level": 95}, "level 95"),
         ({"reference": (0, np.nan)}, "two finite values"),
         ({"scale": (1, 0)}, "two positive values"),

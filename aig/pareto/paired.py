@@ -9,7 +9,9 @@ from functools import cached_property
 import numpy as np
 
 from aig.pareto.fronts import attainment, dominates, finite_or_nan, hypervolume, optimal_mask
-from aig.pareto.intervals import expanded_percentiles
+from aig.pareto.intervals import METHODS, STUDENTIZED, expanded_percentiles, studentized
+
+Normalization = Sequence[float | None] | np.ndarray | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +41,13 @@ class Bootstrap:
     """(2,) in x's and y's units: what counts as 1 in a hypervolume."""
     broken: tuple[int, ...]
     """Arms whose images left the data."""
+    by_prompt: dict[str, np.ndarray]
+    """(arms, prompts) or (arms, prompts, seeds) a metric: what was given, NaN for what is not finite."""
+    counts: np.ndarray
+    """(n, prompts): how often each replicate drew each prompt."""
     prompts: int
+    method: str
+    """Of intervals of means and of their differences: `studentized` or `percentile`."""
     level: float
     seed: int
 
@@ -61,13 +69,17 @@ class Bootstrap:
     def difference(self, metric: str, a: int, b: int) -> tuple[float, float, float]:
         """Arm a's mean less arm b's on the same prompts: estimate, low, high."""
         mean, replicates = self.mean[metric], self.replicates[metric]
-        return self._estimate(mean[a] - mean[b], replicates[:, a] - replicates[:, b])
+        values = self.by_prompt[metric]
+        drawn = replicates[:, [a]] - replicates[:, [b]]
+        low, high = _interval(self.method, self.level, values[[a]] - values[[b]], drawn, self.counts)
+        return float(mean[a] - mean[b]), float(low[0]), float(high[0])
 
     def hypervolume(self, family: str) -> tuple[float, float, float]:
         """Hypervolume of a family's arms in (x, y) after (value − reference) / scale: estimate, low, high.
 
-        Noise helps the best of many points, so replicates lie above the estimate for a family of many near-equal arms:
-        compare families of like size, by `hypervolume_difference`.
+        The interval is of expanded percentiles whatever the method. Noise helps the best of many points, so replicates
+        lie above the estimate for a family of many near-equal arms: compare families of like size, by
+        `hypervolume_difference`.
         """
         return self._estimate(*self._hypervolumes(family))
 
@@ -109,28 +121,34 @@ def bootstrap(
     x: str | None = None,
     y: str | None = None,
     families: Mapping[str, Sequence[int]] | None = None,
-    reference: Sequence[float] | np.ndarray | None = None,
-    scale: Sequence[float] | np.ndarray | None = None,
+    reference: Normalization = None,
+    scale: Normalization = None,
     broken: Sequence[int] = (),
+    method: str = STUDENTIZED,
     level: float = 0.95,
     seed: int = 0,
 ) -> Bootstrap:
     """Resample prompts n times, the same ones for every arm and metric, and keep each arm's mean of each metric.
 
     The unit is the prompt: with arms on the same prompts and noise, what a prompt adds to all arms cancels in
-    differences. Intervals are expanded percentiles (Hesterberg 2015): plain ones at 95 % would cover the truth 92 % of
-    the time with 16 prompts and 89 % with 8. Their ends lie far out, so n should not be less than 1000.
+    differences. Intervals lie far out in the replicates, so n should not be less than 1000.
 
     table: metric name -> (arms, prompts), averaged over seeds (or any per-prompt measure), or (arms, prompts, seeds),
-    whose seeds are then resampled too, inside each drawn prompt, the same ones for every arm. Noise of seeds is already
-    in the averages, so the second form counts it nearly twice: its intervals are conservative, those of averages are
-    not (Davison and Hinkley 1997, section 3.8). Both forms may stand in one table.
+    whose seeds are then resampled too, inside each drawn prompt, the same ones for every arm. Both forms may stand in
+    one table. Noise of seeds is already in the averages, so the second form has it nearly twice in its replicates
+    (Davison and Hinkley 1997, section 3.8): what is read off them is conservative. Studentized intervals are those of
+    the averages in both.
     x, y: the two metrics of the front; by default the first two of the table. The front of a single metric is its best
     arm.
     families: name -> indices of its arms, for hypervolumes.
     reference, scale: fixed (2,) values in x's and y's units for hypervolumes of (value − reference) / scale; by default
-    the least of the arms' means, and their range (1 where all tie), arms that are broken left out.
+    and in place of a None the least of the arms' means, and their range (1 where all tie), arms that are broken left
+    out.
     broken: indices of arms that have intervals and no place on the front.
+    method: of intervals of means and their differences. `studentized` (bootstrap-t) covers the truth at 95 % in 93 to
+    97 of 100 samples of 8 prompts or more, also of data as skewed as exponential ones. `percentile` (expanded,
+    Hesterberg 2015) does so for symmetric data, is narrower, and covers 90 % of exponential data with 8 prompts; plain
+    percentiles would cover 89 % of normal data there.
     level: in (0, 1). The result depends on the seed, the table and n alone.
     Raises ValueError for a table without metrics, different arms or prompts, fewer than two prompts, an unknown axis or
     arm.
@@ -143,6 +161,8 @@ def bootstrap(
         raise ValueError(f"x is {x!r} and y {y!r}: give two different metrics out of {names}")
     if n < 1 or not 0 < level < 1:
         raise ValueError(f"n is {n} and level {level}: give n >= 1 and a level in (0, 1)")
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}: give one of {', '.join(METHODS)}")
     members = {name: tuple(family) for name, family in (families or {}).items()}
     for name, family in members.items():
         if not family or not all(0 <= arm < arms for arm in family):
@@ -151,19 +171,23 @@ def bootstrap(
         raise ValueError(f"broken is {list(broken)}: give arms from 0 to {arms - 1}")
 
     mean = {name: array.reshape(arms, -1).mean(1) for name, array in values.items()}
-    replicates = _resample(values, n, prompts, seeds, seed)
+    replicates, counts = _resample(values, n, prompts, seeds, seed)
+    intervals = {name: _interval(method, level, array, replicates[name], counts).T for name, array in values.items()}
     reference, scale = _normalization(_points(mean, x, y, broken), reference, scale)
     return Bootstrap(
         x=x,
         y=y,
         mean=mean,
-        interval={name: expanded_percentiles(r, level, prompts).T for name, r in replicates.items()},
+        interval=intervals,
         replicates=replicates,
         families=members,
         reference=reference,
         scale=scale,
         broken=tuple(broken),
+        by_prompt=values,
+        counts=counts,
         prompts=prompts,
+        method=method,
         level=level,
         seed=seed,
     )
@@ -186,10 +210,23 @@ def _check_table(values: Mapping[str, np.ndarray]) -> tuple[int, int, int]:
     return arms, prompts, seeds.pop()
 
 
-def _resample(values: Mapping[str, np.ndarray], n: int, prompts: int, seeds: int, seed: int) -> dict[str, np.ndarray]:
+def _interval(
+    method: str, level: float, values: np.ndarray, replicates: np.ndarray, counts: np.ndarray
+) -> np.ndarray:  # (2, k)
+    """Of means of values (k, prompts[, seeds]), whose replicates these are (n, k)."""
+    if method != STUDENTIZED:
+        return expanded_percentiles(replicates, level, values.shape[1])
+    return studentized(values if values.ndim == 2 else values.mean(2), counts, level)
+
+
+def _resample(
+    values: Mapping[str, np.ndarray], n: int, prompts: int, seeds: int, seed: int
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Each metric's means (n, arms), and how often each prompt was drawn (n, prompts)."""
     rng = np.random.default_rng(seed)
     arms = len(next(iter(values.values())))
     replicates = {name: np.empty((n, arms)) for name in values}
+    counts = np.empty((n, prompts), np.min_scalar_type(prompts))
     # Arms that are equal bit for bit (a LoRA scale of 0 and the base) must tie in every replicate, which a matrix
     # product does not promise.
     distinct = {
@@ -201,6 +238,7 @@ def _resample(values: Mapping[str, np.ndarray], n: int, prompts: int, seeds: int
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
         count = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=rows.stop - start)  # (step, prompts)
+        counts[rows] = count
         averaged = count / prompts
         nested = averaged
         if any(array.ndim == 3 for array in values.values()):
@@ -209,7 +247,7 @@ def _resample(values: Mapping[str, np.ndarray], n: int, prompts: int, seeds: int
         for name, (unique, copy) in distinct.items():
             weights = nested if values[name].ndim == 3 else averaged
             replicates[name][rows] = (weights @ unique.T)[:, copy.reshape(-1)]
-    return replicates
+    return replicates, counts
 
 
 def _points(values: Mapping[str, np.ndarray], x: str, y: str, broken: Sequence[int]) -> np.ndarray:  # (..., arms, 2)
@@ -219,16 +257,21 @@ def _points(values: Mapping[str, np.ndarray], x: str, y: str, broken: Sequence[i
 
 
 def _normalization(
-    points: np.ndarray, reference: Sequence[float] | np.ndarray | None, scale: Sequence[float] | np.ndarray | None
+    points: np.ndarray, reference: Normalization, scale: Normalization
 ) -> tuple[np.ndarray, np.ndarray]:
     sound = points[~np.isnan(points).any(1)]
     if not len(sound):
         sound = np.zeros((1, 2))
     span = np.ptp(sound, axis=0)
-    low = sound.min(0) if reference is None else np.array(reference, np.float64)
-    unit = np.where(span > 0, span, 1.0) if scale is None else np.array(scale, np.float64)
+    low, unit = _given(reference, sound.min(0)), _given(scale, np.where(span > 0, span, 1.0))
     if low.shape != (2,) or not np.isfinite(low).all():
         raise ValueError(f"reference is {reference}: give two finite values, for x and y")
     if unit.shape != (2,) or not (np.isfinite(unit) & (unit > 0)).all():
         raise ValueError(f"scale is {scale}: give two positive values, for x and y")
     return low, unit
+
+
+def _given(values: Normalization, default: np.ndarray) -> np.ndarray:
+    if values is None or len(values) != len(default):
+        return default if values is None else np.array(values, np.float64)
+    return np.array([d if v is None else v for v, d in zip(values, default, strict=True)], np.float64)
