@@ -1,4 +1,4 @@
-"""The sweep through Ray Tune: trials that fail, drivers that are killed, schedulers that stop; nothing is left behind."""
+"""The sweep through Ray Tune: trials that fail or are stopped, drivers that are killed; nothing is left behind."""
 
 from __future__ import annotations
 
