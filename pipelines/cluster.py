@@ -107,7 +107,7 @@ def actor(wanted: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _cluster(settings: configuration.Ray, started: bool, dashboard: str | None) -> Cluster:
-    present = ray.cluster_resources()
+    present: dict[str, float] = {**ray.cluster_resources()}
     growing = {} if started else _growing(settings)
     resources = {name: max(present.get(name, 0.0), growing.get(name, 0.0)) for name in {*present, *growing}}
     nodes = () if growing else tuple(node["Resources"] for node in ray.nodes() if node["Alive"])

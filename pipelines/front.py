@@ -97,7 +97,7 @@ def _study(config: Config, single: Study, table: Table, measured: dict[str, dict
     ]  # fmt: skip
     return {
         "study": single.name, "reward": proxy, "held_out": held_out, "k": single.k, "train_seeds": single.train_seeds,
-        "trained_with": trials.words(config, single.tuned), "arms": arms,
+        "trained_with": trials.words(config, single.tuned) if single.tuned else "", "arms": arms,
         "dominance": [[result.dominates(a, b) for b in range(len(names))] for a in range(len(names))],
         **_plane(result, names),
         "planes": {x: _plane(_bootstrap(config, single, table, x), names) for x in planes},

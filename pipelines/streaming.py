@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
 import ray.data
 
 from pipelines import pools
@@ -43,6 +44,7 @@ def run(dataset: ray.data.Dataset, bar: Bar, failures: Failures | None = None) -
     said = Said()
     try:
         for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+            assert isinstance(batch, pa.Table)
             for row in batch.to_pylist():
                 bar.add(row["images"], row["predictions"], failed=int(row["error"] is not None))
                 said.add(row["said"])

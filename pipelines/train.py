@@ -28,13 +28,13 @@ def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
     `callbacks` are Ray Train's. Raises ray.train.TrainingFailedError where a worker fails more often than allowed.
     """
     files, key, settings = RunFiles(config.directory), adapter_key(config.train), config.train
-    storage = files.checkpoints(key)
+    (least, most), storage = settings.workers, files.checkpoints(key)
     checkpoints.begin(storage)
     trainer = TorchTrainer(
         worker,
         train_loop_config={"config": configuration.to_dict(config)},
         scaling_config=ScalingConfig(
-            num_workers=settings.num_workers,
+            num_workers=least if least == most else (least, most),
             use_gpu=settings.gpus_per_worker > 0,
             resources_per_worker=worker_needs(settings),
         ),
