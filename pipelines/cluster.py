@@ -98,9 +98,9 @@ def actor(wanted: Mapping[str, float]) -> dict[str, Any]:
 
 def _resources() -> tuple[dict[str, float], dict[str, float]]:
     """The largest that the cluster may come to have, and what it has now."""
-    found = ray.cluster_resources()
+    found = {name: float(amount) for name, amount in ray.cluster_resources().items()}
     largest = ray_state.get_max_resources_from_cluster_config() or {}
-    return {name: max(found.get(name, 0.0), largest.get(name, 0.0)) for name in {*found, *largest}}, found
+    return {name: max(found.get(name, 0.0), float(largest.get(name, 0.0))) for name in {*found, *largest}}, found
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
+import pyarrow as pa
 import ray.data
 
 from pipelines import pools
@@ -43,7 +44,7 @@ def run(dataset: ray.data.Dataset, bar: Bar, failures: Failures | None = None) -
     said = Said()
     try:
         for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
-            for row in batch.to_pylist():
+            for row in cast(pa.Table, batch).to_pylist():
                 bar.add(row["images"], row["predictions"], failed=int(row["error"] is not None))
                 said.add(row["said"])
                 if failures is not None:
