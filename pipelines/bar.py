@@ -35,7 +35,8 @@ class Bar:
         self.out, self.clock = out or sys.stderr, clock
         self.terminal = self.out.isatty()
         self.predictions = 0.0
-        self.counts = deque([(clock(), done, 0.0)], maxlen=RECENT)
+        # From the first arrival on: before it, actors load their models.
+        self.counts: deque[tuple[float, int, float]] = deque(maxlen=RECENT)
         self.drawn = clock()
 
     def add(self, images: int, predictions: float = 0.0, failed: int = 0) -> None:
@@ -60,19 +61,26 @@ class Bar:
         """As in: images 40/128 (31 %), 2.1 images/s, 61 predictions/s, 0:42 left, 5 arms with 8 of 26 images each."""
         share = 100 * self.images / self.total if self.total else 100
         parts = [f"{self.what} {self.images}/{self.total} ({share:.0f} %)"]
-        (begun, first, before), (now, images, predictions) = self.counts[0], self.counts[-1]
-        if images > first and now > begun:
-            rate = (images - first) / (now - begun)
-            parts.append(f"{rate:.3g} images/s")
-            if predictions > before:
-                parts.append(f"{(predictions - before) / (now - begun):.3g} predictions/s")
-            if self.images < self.total:
-                parts.append(f"{duration((self.total - self.images) / rate)} left")
+        parts += self._rates()
         if self.arms:
             parts.append(f"{self.arms} arms with {self.images // self.arms} of {self.total // self.arms} images each")
         if self.failed:
             parts.append(f"{self.failed} groups failed")
         return ", ".join(parts)
+
+    def _rates(self) -> list[str]:
+        if len(self.counts) < 2:
+            return []
+        (begun, first, before), (now, images, predictions) = self.counts[0], self.counts[-1]
+        if images == first or now == begun:
+            return []
+        rate = (images - first) / (now - begun)
+        parts = [f"{rate:.3g} images/s"]
+        if predictions > before:
+            parts.append(f"{(predictions - before) / (now - begun):.3g} predictions/s")
+        if self.images < self.total:
+            parts.append(f"{duration((self.total - self.images) / rate)} left")
+        return parts
 
     def _write(self, line: str) -> None:
         if self.terminal:

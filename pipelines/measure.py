@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import torch
 
 from aig.pareto import Subsample, bootstrap
-from pipelines import generate, layout, study, tables
+from pipelines import failures, generate, layout, study, tables
 from pipelines.breakdown import PIXEL_STD
-from pipelines.config import Config, ConfigError
+from pipelines.config import Config
 from pipelines.feature_file import gathered
 from pipelines.layout import RunFiles, slug
 from pipelines.measuring import BY_PROMPT, Measured, measure_arms
@@ -89,11 +89,12 @@ def _prompts(config: Config) -> dict[int, str]:
 
 
 def _kept(config: Config, images: generate.Images) -> dict[int, str]:
-    """The prompts that are measured; ConfigError where too few are left for an interval."""
+    """The prompts that are measured; EvaluationError where too few are left for an interval."""
     kept = {i: prompt for i, prompt in _prompts(config).items() if i not in images.left_out}
     if len(kept) < 2:
-        raise ConfigError(
-            f"{len(images.left_out)} of {len(_prompts(config))} prompts failed, and two have to be left: see "
+        reason = failures.of_run(config)[0]["error"]
+        raise failures.EvaluationError(
+            f"{len(images.left_out)} of {len(_prompts(config))} prompts failed, and two have to be left: {reason}; see "
             f"{RunFiles(config.directory).failures}"
         )
     return kept

@@ -226,7 +226,7 @@ def test_a_run_of_which_too_little_is_left_is_not_measured(tmp_path):
     for unit in lost:
         (files.images / generate.PART.format(unit=unit.name)).unlink()
         kept.add(unit.name, "drawn", "no")
-    with pytest.raises(ConfigError, match="5 of 6 prompts failed, and two have to be left"):
+    with pytest.raises(failures.EvaluationError, match=r"5 of 6 prompts failed, and two have to be left: no; see"):
         measured(found)
 
 

@@ -167,7 +167,7 @@ def headline(study: Study, metric: str | None = None) -> str:
 def headline_elsewhere(study: Study) -> list[str]:
     """The same for the planes of rewards that were not trained on."""
     others = [metric for metric in study.planes if metric != study.reward]
-    return [f"With {study.role_of(metric)} in the proxy's place, {headline(study, metric)}" for metric in others]
+    return [f"With {study.role_of(metric)} {place([study])}, {headline(study, metric)}" for metric in others]
 
 
 def summary(studies: Sequence[Study], role: str = "proxy") -> str:
@@ -187,7 +187,12 @@ def summary(studies: Sequence[Study], role: str = "proxy") -> str:
 def summaries_elsewhere(studies: Sequence[Study]) -> list[str]:
     """The same for rewards that were not trained on."""
     roles = [role for role in ROLES[1:] if any(study.metric_of(role) for study in studies)]
-    return [f"With {role} in the proxy's place, {summary(studies, role)}" for role in roles]
+    return [f"With {role} {place(studies)}, {summary(studies, role)}" for role in roles]
+
+
+def place(studies: Sequence[Study]) -> str:
+    """Where another reward stands; without training there is no proxy whose place it could take."""
+    return "in the proxy's place" if any(study.train_seeds for study in studies) else "on the axis of rewards"
 
 
 def tuning_headline(study: Study) -> str:
