@@ -25,7 +25,8 @@ FOLDER = "comparisons"
 SCHEMA = pa.schema({
     "what": pa.string(), "name": pa.string(), "metric": pa.string(), "a": pa.float64(), "b": pa.float64(),
     "value": pa.float64(), "low": pa.float64(), "high": pa.float64(), "prompts": pa.int64(), "seeds": pa.int64(),
-    "broken": pa.string(),
+    "broken": pa.string(), "interval": pa.string(),
+    "x": pa.string(), "y": pa.string(), "reference": pa.list_(pa.float64()), "scale": pa.list_(pa.float64()),
 })  # fmt: skip
 
 
@@ -138,8 +139,7 @@ def _reason(a: Table, b: Table, arm: str) -> str | None:
 def _arm_rows(
     config: Config, joint: dict[str, np.ndarray], arms: list[str], broken: dict[str, str | None]
 ) -> Iterator[dict[str, Any]]:
-    settings = config.front
-    result = bootstrap(joint, settings.bootstrap, level=settings.level, seed=settings.seed)
+    result = bootstrap(joint, **config.front.resampling)
     for i, arm in enumerate(arms):
         for metric in joint:
             value, low, high = result.difference(metric, len(arms) + i, i)
@@ -167,7 +167,7 @@ def _family_rows(
         both |= {f"b {family}": [len(arms) + i for i in own] for family, own in members.items()}
         plane = {x: joint[x], y: joint[y]}
         result = bootstrap(
-            plane, settings.bootstrap, families=both, broken=out, level=settings.level, seed=settings.seed
+            plane, families=both, broken=out, **front.normalization(settings, x), **settings.resampling
         )
         yield from (_family_row(result, single.name, family) for family in members)
 
@@ -176,4 +176,5 @@ def _family_row(result: Bootstrap, name: str, family: str) -> dict[str, Any]:
     value, low, high = result.hypervolume_difference(f"b {family}", f"a {family}")
     volumes = {run: result.hypervolume(f"{run} {family}")[0] for run in ("a", "b")}
     estimate = {"value": value, "low": low, "high": high, "broken": None}
-    return {"what": "family", "name": f"{name} {family}", "metric": "hypervolume", **volumes, **estimate}
+    box = {"x": result.x, "y": result.y, "reference": result.reference.tolist(), "scale": result.scale.tolist()}
+    return {"what": "family", "name": f"{name} {family}", "metric": "hypervolume", **volumes, **estimate, **box}

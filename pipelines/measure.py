@@ -174,18 +174,17 @@ def _broken(config: Config, found: list[Measured]) -> dict[str, str]:
 
 def _mean_rows(config: Config, table: Table) -> Iterator[dict[str, Any]]:
     """Means over prompts, with bootstrap intervals; over the prompts that a metric was measured on for any arm."""
-    front = config.front
     groups: dict[bytes, dict[str, np.ndarray]] = {}
     for metric, values in table.values.items():
         known = np.isfinite(values).any(axis=0)
         if known.sum() > 1:
             groups.setdefault(known.tobytes(), {})[metric] = values[:, known]
     for group in groups.values():
-        result = bootstrap(group, front.bootstrap, level=front.level, seed=front.seed)
+        result = bootstrap(group, **config.front.resampling)
         for metric in group:
             for a, arm in enumerate(table.arms):
                 low, high = result.interval[metric][a]
-                about = {"low": low, "high": high, "prompts": result.prompts, "interval": "bootstrap of prompts"}
+                about = {"low": low, "high": high, "prompts": result.prompts, "interval": f"{result.method} bootstrap of prompts"}
                 yield {"arm": arm, "metric": metric, "value": result.mean[metric][a], **about}
 
 

@@ -62,7 +62,7 @@ def test_a_score_is_averaged_over_seeds_inside_a_prompt_and_then_over_the_prompt
     np.testing.assert_allclose(table.rows([TUNED])[slug(RED)][0], by_prompt, rtol=1e-6)
     row = rows[TUNED, slug(RED)]
     assert row["value"] == pytest.approx(np.mean(by_prompt)) and row["low"] < row["value"] < row["high"]
-    assert (row["prompts"], row["seeds"], row["n"], row["interval"]) == (6, 4, 24, "bootstrap of prompts")
+    assert (row["prompts"], row["seeds"], row["n"], row["interval"]) == (6, 4, 24, "studentized bootstrap of prompts")
     assert (rows[TUNED, "path"]["prompts"], rows[TUNED, "path"]["value"]) == (2, pytest.approx(1.0))
 
 
