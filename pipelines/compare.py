@@ -15,8 +15,9 @@ from pipelines import config as configuration
 from pipelines import front, generate, study, tables
 from pipelines.config import Config, ConfigError
 from pipelines.layout import slug
-from pipelines.measure import Table, read_table
+from pipelines.measure import Table, read_sets, read_table
 from pipelines.report.data import Estimate
+from pipelines.sets import SHARES, SetMeasures
 
 # What has to be the same, so that an image of one run and one of the other differ by the arm alone.
 NOISE = ("run.seed", "model.name", "model.revision", "model.variant", "model.height", "model.width")
@@ -25,7 +26,8 @@ FOLDER = "comparisons"
 SCHEMA = pa.schema({
     "what": pa.string(), "name": pa.string(), "metric": pa.string(), "a": pa.float64(), "b": pa.float64(),
     "value": pa.float64(), "low": pa.float64(), "high": pa.float64(), "prompts": pa.int64(), "seeds": pa.int64(),
-    "broken": pa.string(),
+    "broken": pa.string(), "interval": pa.string(),
+    "x": pa.string(), "y": pa.string(), "reference": pa.list_(pa.float64()), "scale": pa.list_(pa.float64()),
 })  # fmt: skip
 
 
@@ -56,10 +58,13 @@ def compare(a: Config, b: Config, *, shared: bool = False) -> Comparison:
     metrics = [name for name in table_a.values if name in table_b.values]
     joint = _joint(table_a, table_b, arms, metrics, prompts)
     broken = {name: _reason(table_a, table_b, name) for name in arms}
-    rows = [
-        {**row, "prompts": len(prompts), "seeds": table_a.seeds}
-        for row in [*_arm_rows(b, joint, arms, broken), *_family_rows(b, joint, arms, broken)]
+    whole = table_a.prompts == table_b.prompts
+    found = [
+        *_arm_rows(b, joint, arms, broken),
+        *(_set_rows(read_sets(a), read_sets(b), arms, broken) if whole else ()),
+        *_family_rows(b, joint, arms, broken),
     ]
+    rows = [{**row, "prompts": len(prompts), "seeds": table_a.seeds} for row in found]
     path = b.directory / FOLDER / f"{a.run.name}.parquet"
     generate.commit(pa.Table.from_pylist(rows, SCHEMA), path)
     alone = ([n for n in table_a.arms if n not in table_b.arms], [n for n in table_b.arms if n not in table_a.arms])
@@ -85,7 +90,8 @@ def differences(a: Config, b: Config) -> list[str]:
 
 def summary(found: Comparison, a: str, b: str) -> str:
     """The comparison as text: differences with their intervals, and what the runs do not share."""
-    lines = [f"{b} less {a}, on {found.prompts} shared prompts; intervals by a bootstrap of prompts, paired"]
+    how = dict.fromkeys(row["interval"] for row in found.rows if row["what"] == "arm")
+    lines = [f"{b} less {a}, on {found.prompts} shared prompts; paired intervals by {' and by '.join(how)}"]
     for what in ("arm", "family"):
         cells: dict[str, dict[str, Estimate]] = {}
         for row in found.rows:
@@ -94,6 +100,10 @@ def summary(found: Comparison, a: str, b: str) -> str:
         broken = {row["name"]: row["broken"] for row in found.rows if row["broken"]}
         columns = list(dict.fromkeys(row["metric"] for row in found.rows if row["what"] == what))
         lines += ["", tables.estimates(cells, columns, broken)] if cells else []
+    boxes = [
+        front.box((row["x"], row["y"]), row["reference"], row["scale"]) for row in found.rows if row.get("reference")
+    ]
+    lines += [f"{text[0].upper()}{text[1:]}" for text in dict.fromkeys(boxes)]
     for name, arms in zip((a, b), found.alone, strict=True):
         lines += [f"Only in {name}: {', '.join(arms)}"] if arms else []
     lines += [f"The runs differ in {text}" for text in found.differing]
@@ -138,14 +148,49 @@ def _reason(a: Table, b: Table, arm: str) -> str | None:
 def _arm_rows(
     config: Config, joint: dict[str, np.ndarray], arms: list[str], broken: dict[str, str | None]
 ) -> Iterator[dict[str, Any]]:
-    settings = config.front
-    result = bootstrap(joint, settings.bootstrap, level=settings.level, seed=settings.seed)
+    result = bootstrap(joint, **config.front.resampling)
     for i, arm in enumerate(arms):
         for metric in joint:
             value, low, high = result.difference(metric, len(arms) + i, i)
             means = {"a": result.mean[metric][i], "b": result.mean[metric][len(arms) + i]}
             estimate = {"value": value, "low": low, "high": high, "broken": broken[arm]}
-            yield {"what": "arm", "name": arm, "metric": metric, **means, **estimate}
+            how = f"{result.method} bootstrap of prompts"
+            yield {"what": "arm", "name": arm, "metric": metric, **means, **estimate, "interval": how}
+
+
+def _set_rows(
+    a: dict[str, SetMeasures], b: dict[str, SetMeasures], arms: list[str], broken: dict[str, str | None]
+) -> Iterator[dict[str, Any]]:
+    """Measures of sets, each against the base of its own run, where both were measured on the same subsets."""
+    for arm in arms:
+        if arm not in a or arm not in b:
+            continue
+        ours, theirs = a[arm].found, b[arm].found
+        same = (ours.prompts, ours.size, ours.replicates.shape) == (
+            theirs.prompts,
+            theirs.size,
+            theirs.replicates.shape,
+        )
+        if not same or a[arm].names != b[arm].names or not len(ours.replicates):
+            continue
+        difference = theirs.less(ours)
+        for place, metric in enumerate(a[arm].names):
+            value, (low, high) = difference.estimate[place], difference.interval[place]
+            if metric in SHARES:
+                least, most = _newcombe(a[arm], b[arm], metric)
+                low, high = min(low, least), max(high, most)
+            values = {"a": ours.estimate[place], "b": theirs.estimate[place], "value": value, "low": low, "high": high}
+            how = f"subsets of {ours.size} prompts"
+            yield {"what": "arm", "name": arm, "metric": metric, **values, "broken": broken[arm], "interval": how}
+
+
+def _newcombe(a: SetMeasures, b: SetMeasures, metric: str) -> tuple[float, float]:
+    """The difference of two shares from their own intervals (Newcombe 1998, method 10): of some width at 0 and 1."""
+    place = a.names.index(metric)
+    first, second = a.found.estimate[place], b.found.estimate[place]
+    (low_a, high_a), (low_b, high_b) = a.interval(metric), b.interval(metric)
+    value = second - first
+    return value - np.hypot(second - low_b, high_a - first), value + np.hypot(high_b - second, first - low_a)
 
 
 def _family_rows(
@@ -166,9 +211,7 @@ def _family_rows(
         both = {f"a {family}": own for family, own in members.items()}
         both |= {f"b {family}": [len(arms) + i for i in own] for family, own in members.items()}
         plane = {x: joint[x], y: joint[y]}
-        result = bootstrap(
-            plane, settings.bootstrap, families=both, broken=out, level=settings.level, seed=settings.seed
-        )
+        result = bootstrap(plane, families=both, broken=out, **front.normalization(settings, x), **settings.resampling)
         yield from (_family_row(result, single.name, family) for family in members)
 
 
@@ -176,4 +219,6 @@ def _family_row(result: Bootstrap, name: str, family: str) -> dict[str, Any]:
     value, low, high = result.hypervolume_difference(f"b {family}", f"a {family}")
     volumes = {run: result.hypervolume(f"{run} {family}")[0] for run in ("a", "b")}
     estimate = {"value": value, "low": low, "high": high, "broken": None}
-    return {"what": "family", "name": f"{name} {family}", "metric": "hypervolume", **volumes, **estimate}
+    box = {"x": result.x, "y": result.y, "reference": result.reference.tolist(), "scale": result.scale.tolist()}
+    how = {"interval": "bootstrap of prompts, percentiles"}
+    return {"what": "family", "name": f"{name} {family}", "metric": "hypervolume", **volumes, **estimate, **box, **how}

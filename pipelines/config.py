@@ -473,6 +473,27 @@ class Front(Section):
     """Confidence level of the intervals."""
     seed: int = number(0, 0, **EXECUTION)
     """Seed of the bootstrap."""
+    interval: str = choice("studentized", "studentized", "percentile", **EXECUTION)
+    """Intervals of means and their differences: studentized ones hold for skewed data too; percentiles are narrower."""
+    reference: dict[str, Any] = field(default_factory=dict, hash=False, metadata=EXECUTION)
+    """Where hypervolumes start, by metric, as in {vendi: 1, pickscore: 18}; else at the least of the arms' means."""
+    scale: dict[str, Any] = field(default_factory=dict, hash=False, metadata=EXECUTION)
+    """What counts as 1 in a hypervolume, by metric, as in {vendi: 2}; else the range of the arms' means."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, least in (("reference", -math.inf), ("scale", 0.0)):
+            for metric, value in getattr(self, key).items():
+                known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+                if not known or value <= least:
+                    raise ConfigError(
+                        f"front.{key}: {metric} is {value!r}: give a {'positive ' if least == 0 else ''}number"
+                    )
+
+    @property
+    def resampling(self) -> dict[str, Any]:
+        """The arguments of a bootstrap that these settings are."""
+        return {"n": self.bootstrap, "method": self.interval, "level": self.level, "seed": self.seed}
 
 
 @dataclass(frozen=True)

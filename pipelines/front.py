@@ -1,7 +1,8 @@
 """Pareto fronts of every study, with intervals, written to `front.json`.
 
-Reward on x, diversity on y, both up. The unit is the prompt, resampled for all arms at once. Hypervolumes start at the
-least of the arms' means and are in units of their range, both written beside them. Each family (KL, LoRA scale, AIG,
+Reward on x, diversity on y, both up. The unit is the prompt, resampled for all arms at once. Hypervolumes start at
+`front.reference` and are in units of `front.scale`, else at the least of the arms' means and in units of their range;
+both are written and printed beside them. Each family (KL, LoRA scale, AIG,
 early stops) has the base and the tuned model as its end points, since every one reaches both. `dominance` has in
 row a and column b the probability that arm a dominates arm b. Arms whose images left the data are listed with the
 reason, and are on no front and in no hypervolume.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy as np
 
 from aig.pareto import Bootstrap, bootstrap, optimal_mask
 from pipelines import arm_table, layout, rewarding, study, trials
-from pipelines.config import Config
+from pipelines.config import Config, ConfigError, Front
 from pipelines.layout import RunFiles
 from pipelines.measure import Table, read_rows, read_table
 from pipelines.scoring import GOLD
@@ -36,6 +38,7 @@ def write_front(config: Config) -> Path:
     """
     files, front = RunFiles(config.directory), config.front
     table, measured = read_table(config), _measured(read_rows(config))
+    _check_axes(front, table)
     every = [*study.mean_studies(config), *study.studies(config)]
     found = [_study(config, single, table, measured) for single in every]
     content = {
@@ -44,6 +47,7 @@ def write_front(config: Config) -> Path:
         "level": front.level,
         "n_bootstrap": front.bootstrap,
         "seed": front.seed,
+        "interval": front.interval,
         "prompts": len(table.prompts),
         "seeds": table.seeds,
         "reference": found[0]["reference"],
@@ -55,10 +59,18 @@ def write_front(config: Config) -> Path:
     return files.front
 
 
+def _check_axes(front: Front, table: Table) -> None:
+    """ConfigError for a reference or scale of what is no metric: it would go unheeded."""
+    for key in ("reference", "scale"):
+        unknown = [metric for metric in getattr(front, key) if metric not in table.values]
+        if unknown:
+            raise ConfigError(f"front.{key}: {unknown[0]!r} is no metric of the run; it has {', '.join(table.values)}")
+
+
 def summary(path: Path) -> str:
     """The fronts of every study in a few lines each."""
-    lines = []
-    for single in json.loads(path.read_text())["studies"]:
+    lines, found = [], json.loads(path.read_text())
+    for single in found["studies"]:
         how = f"training seeds {single['train_seeds']}" if single["train_seeds"] else "an adapter from elsewhere"
         lines.append(f"{single['study']}: reward {single['reward']}, {how}")
         labels = {arm["arm"]: arm["label"] for arm in single["arms"]}
@@ -68,9 +80,27 @@ def summary(path: Path) -> str:
                 lines.append(f"  broken, on no front: {arm['label']} ({arm['broken']})")
         for claim in single["claims"]:
             lines.append(f"  {claim['claim']}: {_interval(claim)}")
+        if single["differences"]:
+            lines.append(
+                f"  {box((single['reward'], found['diversity']), single['reference'], single['normalization'])}"
+            )
         for row in single["differences"]:
             lines.append(f"  hypervolume of {row['a']} less {row['b']}: {_interval(row)}")
     return "\n".join(lines)
+
+
+def box(axes: Sequence[str], reference: Sequence[float], scale: Sequence[float]) -> str:
+    """Where hypervolumes on (x, y) start, and in which units they are."""
+    at, unit = (", ".join(f"{value:.4g}" for value in values) for values in (reference, scale))
+    return f"hypervolumes on ({', '.join(axes)}) start at ({at}), in units of ({unit})"
+
+
+def normalization(front: Front, x: str) -> dict[str, Any]:
+    """The arguments of a bootstrap that fix hypervolumes on (x, front.diversity); None where nothing is configured."""
+    return {
+        "reference": [front.reference.get(axis) for axis in (x, front.diversity)],
+        "scale": [front.scale.get(axis) for axis in (x, front.diversity)],
+    }
 
 
 def _interval(row: dict[str, float | None]) -> str:
@@ -120,8 +150,9 @@ def families(single: Study) -> dict[str, list[int]]:
 def _bootstrap(config: Config, single: Study, table: Table, x: str) -> Bootstrap:
     front, names = config.front, [arm.arm.name for arm in single.arms]
     return bootstrap(
-        table.rows(names), front.bootstrap, x=x, y=front.diversity, families=families(single),
-        broken=[a for a, name in enumerate(names) if name in table.broken], level=front.level, seed=front.seed,
+        table.rows(names), x=x, y=front.diversity, families=families(single),
+        broken=[a for a, name in enumerate(names) if name in table.broken],
+        **normalization(front, x), **front.resampling,
     )  # fmt: skip
 
 
@@ -197,8 +228,7 @@ def gold_from_peak(config: Config, single: Study, table: Table) -> tuple[float, 
         peak = gold[:, halves != half].mean(axis=1).argmax()
         at_peak[halves == half] = gold[peak, halves == half]
     pair = np.stack([gold[tuned], at_peak])
-    front = config.front
-    return bootstrap({"gold": pair}, front.bootstrap, level=front.level, seed=front.seed).difference("gold", 0, 1)
+    return bootstrap({"gold": pair}, **config.front.resampling).difference("gold", 0, 1)
 
 
 def _measured(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:

@@ -8,7 +8,7 @@ here like any other: prompt by prompt, the mean of their members.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -29,6 +29,7 @@ from pipelines.scoring import ACCURACIES, GOLD
 from pipelines.sets import SetMeasures
 
 PER_PROMPT = "per_prompt.parquet"
+PER_SUBSET = "per_subset.parquet"
 SCHEMA = pa.schema({
     "arm": pa.string(), "metric": pa.string(), "value": pa.float64(), "low": pa.float64(), "high": pa.float64(),
     "prompts": pa.int64(), "seeds": pa.int64(), "n": pa.int64(), "interval": pa.string(), "broken": pa.string(),
@@ -70,7 +71,9 @@ def measure(config: Config, images: generate.Images, command: str, connect: Call
         found, floor = measure_arms(config, scores, features, connect)
 
     table = _per_prompt(config, list(kept.values()), scores, found)
-    _write_rows(config, [*_mean_rows(config, table), *_set_rows(config, found), floor], table)
+    whole = _set_measures(config, found)
+    _write_rows(config, [*_mean_rows(config, table), *_set_rows(whole), floor], table)
+    generate.commit(_subsets_to_long(whole), files.root / PER_SUBSET)
     generate.commit(_to_long(table, list(kept)), files.root / PER_PROMPT)
     listed = [{**arm.to_dict(), "broken": table.broken.get(arm.arm.name)} for arm in [*arms, *study.mean_arms(config)]]
     check: dict[str, Any] = images.check()
@@ -126,8 +129,6 @@ def summary(config: Config, everything: bool = True) -> str:
     return f"{about}\n{tables.estimates(cells, shown, broken)}"
 
 
-# Measures in [0, 1], which a symmetric interval can leave.
-SHARES = ("precision", "recall", "coverage")
 # Beside the rewards.
 FIRST_LOOK = (GOLD, "accuracy", "vendi", "pairwise", "recall")
 
@@ -204,40 +205,79 @@ def _broken(config: Config, found: list[Measured]) -> dict[str, str]:
 
 def _mean_rows(config: Config, table: Table) -> Iterator[dict[str, Any]]:
     """Means over prompts, with bootstrap intervals; over the prompts that a metric was measured on for any arm."""
-    front = config.front
     groups: dict[bytes, dict[str, np.ndarray]] = {}
     for metric, values in table.values.items():
         known = np.isfinite(values).any(axis=0)
         if known.sum() > 1:
             groups.setdefault(known.tobytes(), {})[metric] = values[:, known]
     for group in groups.values():
-        result = bootstrap(group, front.bootstrap, level=front.level, seed=front.seed)
+        result = bootstrap(group, **config.front.resampling)
         for metric in group:
             for a, arm in enumerate(table.arms):
                 low, high = result.interval[metric][a]
-                about = {"low": low, "high": high, "prompts": result.prompts, "interval": "bootstrap of prompts"}
+                about = {
+                    "low": low,
+                    "high": high,
+                    "prompts": result.prompts,
+                    "interval": f"{result.method} bootstrap of prompts",
+                }
                 yield {"arm": arm, "metric": metric, "value": result.mean[metric][a], **about}
 
 
-def _set_rows(config: Config, found: list[Measured]) -> Iterator[dict[str, Any]]:
-    """Measures of sets of images against the base's of the same prompts and seeds, with intervals by subsets."""
+def _set_measures(config: Config, found: list[Measured]) -> dict[str, SetMeasures | None]:
+    """Measures of sets of images against the base's of the same prompts and seeds, by arm, means of seeds included."""
     arms = [arm.arm.name for arm in study.all_arms(config)]
     values = {name: one.sets for name, one in zip(arms, found, strict=True)}
-    names = next(one.names for one in values.values() if one is not None)
     for mean in study.mean_arms(config):
-        members = [values[name] for name in mean.members]
-        sound = [member.found for member in members if member is not None]
-        values[mean.arm.name] = SetMeasures(names, Subsample.mean(sound)) if len(sound) == len(members) else None
+        sound = [member for name in mean.members if (member := values[name]) is not None]
+        values[mean.arm.name] = None
+        if len(sound) == len(mean.members):
+            averaged = Subsample.mean([member.found for member in sound])
+            values[mean.arm.name] = replace(sound[0], found=averaged)
+    return values
+
+
+def _set_rows(values: dict[str, SetMeasures | None]) -> Iterator[dict[str, Any]]:
+    names = next(one.names for one in values.values() if one is not None)
     for arm, one in values.items():
-        for m, metric in enumerate(names):
+        for place, metric in enumerate(names):
             row: dict[str, Any] = {"arm": arm, "metric": metric}
             if one is not None:
-                low, high = one.found.interval[m]
-                if metric in SHARES:
-                    low, high = max(0.0, low), min(1.0, high)
-                row |= {"value": one.found.estimate[m], "low": low, "high": high}
+                low, high = one.interval(metric) if len(one.found.replicates) else (np.nan, np.nan)
+                row |= {"value": one.found.estimate[place], "low": low, "high": high}
                 row |= {"interval": f"subsets of {one.found.size} prompts"} if len(one.found.replicates) else {}
             yield row
+
+
+def _subsets_to_long(values: dict[str, SetMeasures | None]) -> pa.Table:
+    """A row an arm, measure and subset, subset −1 for all prompts; prompts, size and images in the metadata."""
+    known = {arm: one for arm, one in values.items() if one is not None}
+    first = next(iter(known.values()))
+    grids = [np.vstack([one.found.estimate, one.found.replicates]).T for one in known.values()]  # (metrics, 1 + n)
+    metrics, columns = grids[0].shape
+    about = {"prompts": first.found.prompts, "size": first.found.size, "images": first.images}
+    return pa.table({
+        "arm": np.repeat(list(known), metrics * columns),
+        "metric": np.tile(np.repeat(first.names, columns), len(known)),
+        "subset": np.tile(np.arange(-1, columns - 1, dtype=np.int32), len(known) * metrics),
+        "value": np.concatenate([grid.ravel() for grid in grids]),
+    }).replace_schema_metadata({name: str(value) for name, value in about.items()})  # fmt: skip
+
+
+def read_sets(config: Config) -> dict[str, SetMeasures]:
+    """The measures of sets that `measure` wrote, by arm; none where an earlier version measured."""
+    path = RunFiles(config.directory).root / PER_SUBSET
+    if not path.exists():
+        return {}
+    long = pq.read_table(path)
+    prompts, size, images = (int((long.schema.metadata or {})[name]) for name in (b"prompts", b"size", b"images"))
+    arms, metrics = (list(dict.fromkeys(long[name].to_pylist())) for name in ("arm", "metric"))
+    grid = long["value"].to_numpy().reshape(len(arms), len(metrics), -1)
+    level = config.front.level
+    return {
+        arm: SetMeasures(metrics, Subsample(own[:, 0], own[:, 1:].T, prompts, size, level), images)
+        for arm, own in zip(arms, grid, strict=True)
+    }
 
 
 def _write_rows(config: Config, rows: list[dict[str, Any]], table: Table) -> None:

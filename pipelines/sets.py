@@ -19,6 +19,7 @@ from aig.metrics import (
     neighbour_scores,
     spectral_distance,
     spectral_profile,
+    vendi_score,
     within_prompt_moments,
 )
 from aig.pareto import Subsample, subsample
@@ -28,6 +29,8 @@ NEIGHBOURS = 5  # of precision, recall, density and coverage
 BLOCK = 2**24  # numbers of features that are copied to float64 at a time
 KERNEL_ROWS = 8192  # of each set in a kernel distance, whose cost grows with their square
 FLOOR = "log_spectral_floor"
+# Measures that are shares of the images, in [0, 1].
+SHARES = ("precision", "recall", "coverage")
 
 Tiled = Callable[[], NeighbourScores]
 
@@ -38,6 +41,16 @@ class SetMeasures:
 
     names: list[str]
     found: Subsample
+    images: int
+    """Of an arm."""
+
+    def interval(self, name: str) -> tuple[float, float]:
+        """Low and high of a measure."""
+        place = self.names.index(name)
+        if name in SHARES:
+            return self.found.share_interval(place, self.images)
+        low, high = self.found.interval[place]
+        return float(low), float(high)
 
 
 def measure_sets(config: Config, ref: np.ndarray, gen: np.ndarray, tiled: Tiled | None = None) -> SetMeasures:
@@ -61,7 +74,7 @@ def measure_sets(config: Config, ref: np.ndarray, gen: np.ndarray, tiled: Tiled 
     size = subset_size(prompts, seeds, settings.subset_images)
     n = settings.subsets if 1 < size < prompts else 0
     found = subsample(on, prompts, n, size=size, level=config.front.level, seed=config.front.seed)
-    return SetMeasures(list(names), found)
+    return SetMeasures(list(names), found, prompts * seeds)
 
 
 def subset_size(prompts: int, seeds: int, images: int) -> int:
@@ -79,6 +92,8 @@ def distances(ref: np.ndarray, gen: np.ndarray, extractor: features.Spec) -> dic
         "frechet": frechet_distance(*moments),
         "kid": in_parts(kernel_distance, r, g),
         "collapse": spectral_profile(within(ref), within(gen)).mean_log_ratio,
+        # A row of zeros has no direction.
+        "vendi_pooled": vendi_score(g) if g.any(1).all() else np.nan,
     }
     if features.parse(extractor).name == "clip":
         found["cmmd"] = in_parts(partial(cmmd, unbiased=True), r, g)

@@ -52,7 +52,7 @@ def _mean(table: pa.Table, group: str, reward: str, front: Front) -> Mean:
     values = np.array([[np.mean(each) for each in scores.values()]])  # (1, prompts)
     if prompts < 2:
         return Mean(group, reward, float(values.mean()) if prompts else math.nan, math.nan, math.nan, prompts, images)
-    result = bootstrap({reward: values, "again": values}, front.bootstrap, level=front.level, seed=front.seed)
+    result = bootstrap({reward: values}, **front.resampling)
     low, high = result.interval[reward][0]
     return Mean(group, reward, float(result.mean[reward][0]), float(low), float(high), prompts, images)
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from measured_runs import DIMENSION, RED, TUNED, build, columns, settings
+from scipy import stats
 
 from aig import adapters, models
 from aig.metrics import cmmd, frechet_distance, kernel_distance, log_spectral_distance, neighbour_scores, vendi_score
@@ -62,7 +63,7 @@ def test_a_score_is_averaged_over_seeds_inside_a_prompt_and_then_over_the_prompt
     np.testing.assert_allclose(table.rows([TUNED])[slug(RED)][0], by_prompt, rtol=1e-6)
     row = rows[TUNED, slug(RED)]
     assert row["value"] == pytest.approx(np.mean(by_prompt)) and row["low"] < row["value"] < row["high"]
-    assert (row["prompts"], row["seeds"], row["n"], row["interval"]) == (6, 4, 24, "bootstrap of prompts")
+    assert (row["prompts"], row["seeds"], row["n"], row["interval"]) == (6, 4, 24, "studentized bootstrap of prompts")
     assert (rows[TUNED, "path"]["prompts"], rows[TUNED, "path"]["value"]) == (2, pytest.approx(1.0))
 
 
@@ -90,9 +91,11 @@ def test_measures_of_sets_have_intervals_by_subsets_and_say_so(run):
 
 def test_intervals_of_shares_stay_between_0_and_1(run):
     _, _, rows = run
-    shares = [row for (_, metric), row in rows.items() if metric in measure.SHARES]
+    shares = [row for (_, metric), row in rows.items() if metric in sets.SHARES]
     assert all(0 <= row["low"] <= row["value"] <= row["high"] <= 1 for row in shares)
     assert any(row["high"] == 1 > row["value"] for row in shares)  # where it would leave the range
+    whole = [row for row in shares if row["value"] == 1 and row["interval"] != "none"]
+    assert whole and all(row["low"] < 0.9 for row in whole)  # 24 hits of 24 are no certainty
 
 
 def test_a_first_look_has_the_rewards_and_diversity_and_says_where_the_rest_is(run):
@@ -395,6 +398,69 @@ def test_runs_on_other_prompts_are_refused_and_compared_on_the_shared_ones_where
     result = compare.compare(found, fewer, shared=True)
     assert result.prompts == 4
     assert all(row["value"] == 0 for row in result.rows)
+    assert not any(row["metric"] == "frechet" for row in result.rows)  # the sets are not the same prompts'
+
+
+def test_measures_of_sets_are_compared_on_the_same_subsets(run, other):
+    found, *_ = run
+    _, rows = measured(found)
+    _, others = measured(other)
+    by_name = {(row["name"], row["metric"]): row for row in compare.compare(found, other).rows}
+    for metric in ("frechet", "kid", "recall", "vendi_pooled"):
+        row = by_name[TUNED, metric]
+        assert (row["a"], row["b"]) == (rows[TUNED, metric]["value"], others[TUNED, metric]["value"])
+        assert row["value"] == pytest.approx(row["b"] - row["a"]) and row["low"] <= row["value"] <= row["high"]
+        assert row["interval"] == "subsets of 3 prompts"
+    ours, theirs = (measure.read_sets(config)[TUNED] for config in (found, other))
+    place = ours.names.index("frechet")
+    differences = theirs.found.replicates[:, place] - ours.found.replicates[:, place]
+    half = 1.0 * differences.std(ddof=1)  # half of the prompts: √(3 / 3)
+    row = by_name[TUNED, "frechet"]
+    assert (row["high"] - row["value"]) / half == pytest.approx(stats.t.ppf(0.975, 5), rel=0.02)
+    base = by_name["base", "frechet"]
+    assert (base["value"], base["low"], base["high"]) == (0, 0, 0)
+
+
+def test_a_run_measured_by_an_earlier_version_is_compared_without_measures_of_sets(run, other):
+    found, *_ = run
+    measured(found)
+    (found.directory / measure.PER_SUBSET).unlink()
+    metrics = {row["metric"] for row in compare.compare(found, other).rows}
+    assert "frechet" not in metrics and "vendi" in metrics
+    measured(found)
+
+
+def test_hypervolumes_start_where_the_configuration_says_and_print_it(run):
+    found, *_ = run
+    measured(found)
+    given = {"reference": {"vendi": 0.5, "gold": -9}, "scale": {slug(RED): 4.0}}
+    path = front.write_front(replace(found, front=replace(found.front, **given)))
+    single = json.loads(path.read_text())["studies"][0]
+    default = json.loads(front.write_front(found).read_text())["studies"][0]
+    assert single["reference"] == [default["reference"][0], 0.5]
+    assert single["normalization"] == [4.0, default["normalization"][1]]
+    assert single["planes"]["gold"]["reference"] == [-9, 0.5]
+    assert single["hypervolume"]["all"][0] > 0
+    at, unit = (", ".join(f"{value:.4g}" for value in default[key]) for key in ("reference", "normalization"))
+    assert f"hypervolumes on ({slug(RED)}, vendi) start at ({at}), in units of ({unit})" in front.summary(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("front.reference={vendy: 1}", "front.reference: 'vendy' is no metric of the run; it has"),
+        ("front.scale={vendi: 0}", "front.scale: vendi is 0: give a positive number"),
+        ("front.reference={vendi: high}", "front.reference: vendi is 'high': give a number"),
+    ],
+)
+def test_a_reference_that_cannot_be_is_refused(given, expected, run, capsys):
+    found, *_ = run
+    measured(found)
+    assert (
+        main(["front", "--config", str(found.directory / "config.yaml"), f"run.storage={found.run.storage}", given])
+        == 2
+    )
+    assert expected in capsys.readouterr().err
 
 
 def test_an_arm_that_is_broken_in_one_run_is_marked_and_in_no_hypervolume(run, tmp_path):

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from aig.pareto import Bootstrap, Subsample, attainment, bootstrap, hypervolume, optimal_mask, subsample
-from aig.pareto.intervals import SHARED
+from aig.pareto.intervals import SHARED, wilson
 
 # Few distinct values, so that ties and duplicates are common.
 values = st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0, np.nan, np.inf])
@@ -465,6 +465,34 @@ def test_arms_are_subsampled_by_the_same_prompts_and_average_to_the_mean_arm():
     np.testing.assert_allclose(mean.interval, both.interval)
     with pytest.raises(ValueError, match="other prompts or subsets"):
         Subsample.mean([arms[0], subsample(lambda kept: spread(rows[0][kept]), 10, size=4)])
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 9), (7, 24), (24, 24)])
+def test_wilsons_interval_is_scipys(hits, n):
+    expected = stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
+    np.testing.assert_allclose(wilson(np.array(hits / n), n, 0.95), expected, atol=1e-12)
+
+
+def test_intervals_of_a_share_near_1_cover_it_although_most_subsets_hold_hits_alone():
+    covered = {"share": [], "plain": []}
+    for i in range(400):
+        rng = np.random.default_rng(i)
+        hits = rng.random((16, 8)) < rng.beta(199, 1, size=(16, 1))  # (prompts, seeds), images of a prompt alike
+        found = subsample(lambda kept, hits=hits: hits[kept].mean(keepdims=True)[0], 16, seed=i)
+        low, high = found.share_interval(0, 128)
+        plain_low, plain_high = found.interval[0]
+        covered["share"].append(low <= 0.995 <= high)
+        covered["plain"].append(plain_low <= 0.995 <= plain_high)
+    assert np.mean(covered["plain"]) < 0.7 and np.mean(covered["share"]) >= 0.93
+
+
+def test_a_difference_is_taken_on_the_same_subsets_and_refused_on_others():
+    rows = np.random.default_rng(0).normal(size=(2, 10, 3))
+    one, two = (subsample(lambda kept, arm=arm: spread(arm[kept]), 10, seed=3) for arm in rows)
+    np.testing.assert_allclose(one.less(two).replicates, one.replicates - two.replicates)
+    np.testing.assert_allclose(one.less(two).estimate, one.estimate - two.estimate)
+    with pytest.raises(ValueError, match="other prompts or subsets"):
+        one.less(subsample(lambda kept: spread(rows[0][kept]), 10, size=4))
 
 
 def test_without_subsets_there_is_an_estimate_and_no_interval():

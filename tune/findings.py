@@ -72,7 +72,7 @@ def request(plan: Plan) -> dict[str, Any]:
     search, front = plan.config.search, plan.config.front
     asked = {
         "settings": plan.identity(), "trials": search.trials, "keep": search.keep, "bootstrap": front.bootstrap,
-        "level": front.level, "seed": front.seed,
+        "level": front.level, "seed": front.seed, "interval": front.interval,
     }  # fmt: skip
     return json.loads(json.dumps(asked))
 
@@ -128,10 +128,7 @@ def _bootstrap(plan: Plan, table: dict[str, np.ndarray]) -> Bootstrap:
     box = Box.around(np.stack([table[name][: len(REFERENCES)].mean(axis=1) for name in (x, y)], axis=1))
     ends, count = (0, 1), len(table[x])
     families = {"published": range(len(REFERENCES)), "found": [*ends, *range(len(REFERENCES), count)]}
-    return bootstrap(
-        table, front.bootstrap, x=x, y=y, families=families, reference=box.reference, scale=box.scale,
-        level=front.level, seed=front.seed,
-    )  # fmt: skip
+    return bootstrap(table, x=x, y=y, families=families, reference=box.reference, scale=box.scale, **front.resampling)
 
 
 def _estimates(result: Bootstrap, a: int) -> dict[str, list[float]]:

@@ -43,6 +43,14 @@ def studentized(values: np.ndarray, counts: np.ndarray, level: float) -> np.ndar
     return np.stack([estimate - above * error, estimate - below * error])
 
 
+def wilson(share: np.ndarray, n: int, level: float) -> np.ndarray:  # (2, ...)
+    """Wilson's score interval (1927) of a share in [0, 1] of n independent trials: of width above 0 at 0 and 1, too."""
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    return np.stack([centre - half, centre + half])
+
+
 def t_quantile(level: float, freedom: int) -> float:
     """Half-width of a t interval in standard errors, by its expansion in 1 / freedom (Abramowitz and Stegun 26.7.5)."""
     # By hand, since scipy is no dependency.

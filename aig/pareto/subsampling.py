@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aig.pareto.intervals import t_quantile
+from aig.pareto.intervals import t_quantile, wilson
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +40,33 @@ class Subsample:
         half = t_quantile(self.level, freedom) * scale * self.replicates.std(0, ddof=1)
         return np.stack([self.estimate - half, self.estimate + half], -1)
 
+    def share_interval(self, measure: int, trials: int) -> tuple[float, float]:
+        """As `interval` of one measure that is a share of so many images, in [0, 1] and no narrower than Wilson's.
+
+        Where all images are hits, so are those of every subset, which would leave no width. Images of a prompt are
+        alike, so they tell no more than as many independent ones, of which Wilson's interval is.
+        """
+        low, high = self.interval[measure]
+        lowest, highest = wilson(self.estimate[measure], trials, self.level)
+        return max(0.0, min(low, lowest)), min(1.0, max(high, highest))
+
+    def less(self, other: Subsample) -> Subsample:
+        """This one's values less those of another on the same subsets."""
+        return Subsample._combined([self, other], [1.0, -1.0])
+
     @staticmethod
     def mean(members: Sequence[Subsample]) -> Subsample:
         """Of the mean of arms that were measured on the same subsets."""
+        return Subsample._combined(members, [1 / len(members)] * len(members))
+
+    @staticmethod
+    def _combined(members: Sequence[Subsample], weights: Sequence[float]) -> Subsample:
         first = members[0]
         if len({(m.prompts, m.size, m.replicates.shape) for m in members}) > 1:
             raise ValueError("the members have other prompts or subsets: measure them with the same arguments")
-        estimate = np.mean([member.estimate for member in members], 0)
-        replicates = np.mean([member.replicates for member in members], 0)
+        pairs = list(zip(weights, members, strict=True))
+        estimate = np.sum([weight * member.estimate for weight, member in pairs], 0)
+        replicates = np.sum([weight * member.replicates for weight, member in pairs], 0)
         return Subsample(estimate, replicates, first.prompts, first.size, first.level)
 
 

@@ -46,6 +46,7 @@ METRICS = {
     "collapse": "spread in a prompt against base (mean log ratio)",
     "precision": "precision against base",
     "recall": "recall against base",
+    "vendi_pooled": "Vendi score of all images",
     "density": "density against base",
     "coverage": "coverage of base",
     "pixel_std": "contrast (std of pixels)",
