@@ -150,9 +150,16 @@ def metrics(device: str) -> None:
     measure(device)
 
 
+def training(device: str) -> None:
+    """Ray Train against the bare loop, and two workers against one."""
+    from benchmarks.training import training as measure
+
+    measure(device)
+
+
 BENCHMARKS = {
     "passes": passes, "arms": arms, "draft": draft_step, "levers": levers, "pipeline": ray_pipeline, "score": score,
-    "metrics": metrics,
+    "metrics": metrics, "training": training,
 }  # fmt: skip
 
 

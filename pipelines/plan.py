@@ -21,7 +21,7 @@ from aig.models import LatentModel
 from aig.models.empty import empty, parameters
 from aig.models.protocol import Condition
 from aig.models.published import PUBLISHED
-from pipelines import study
+from pipelines import parallel, study
 from pipelines.config import Config
 from pipelines.training import ADAPTER, attach, draft_config
 
@@ -30,6 +30,11 @@ DAY = 86_400
 # What a card's data sheet promises for dense bfloat16, and the share of it that the plan reckons with.
 CARDS = {"A100": 312e12, "H100": 989e12}
 SHARE = 0.35
+HOW = {
+    parallel.ALONE: "which share each step's images where there are several",
+    parallel.DDP: "which share each step's images",
+    parallel.FSDP: "which share each step's images, and what is trained with its optimizer",
+}
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,10 @@ def lines(plan: Plan) -> list[str]:
     how = "every weight" if whole else f"LoRA rank {train.rank}, {train.targets}"
     scheduler = sampling.scheduler or type(model.scheduler).__name__
     download = "nothing: the weights are here" if plan.here else f"about {_size(plan.download)} from the hub"
-    total = plan.weights + plan.states + plan.activations
+    least, most = train.workers
+    how = parallel.of(train, least)
+    states = plan.states // (least if how == parallel.FSDP else 1)
+    total = plan.weights + states + plan.activations
     seconds = {card: plan.operations / (SHARE * peak) for card, peak in CARDS.items()}
     times = ", ".join(f"{_duration(train.steps * each)} on one {card}" for card, each in seconds.items())
     rows = {
@@ -150,8 +158,9 @@ def lines(plan: Plan) -> list[str]:
         "all steps": f"{train.steps:,} steps, {train.steps * train.batch:,} images",
         "to end in a day": f"{train.steps * train.batch / DAY:.2f} images/s are needed",
         f"at {100 * SHARE:g} % of peak": times,
+        "workers": f"{least}" + (f" to {most}" if most > least else "") + (f", {HOW[how]}" if most > 1 else ""),
         "memory": f"about {_size(total)}: weights {_size(plan.weights)}, what is trained with its optimizer "
-        f"{_size(plan.states)}, activations of {min(train.micro_batch, train.batch)} images {_size(plan.activations)}; "
+        f"{_size(states)}, activations of {min(train.micro_batch, train.batch)} images {_size(plan.activations)}; "
         "the reward's are not in it",
         "run directory": str(config.directory),
     }

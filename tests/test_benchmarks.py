@@ -6,8 +6,12 @@ import json
 import sys
 
 import pytest
+from safetensors.torch import load_file
 
-from benchmarks import gpu, metrics, watching
+from aig import adapters
+from benchmarks import gpu, metrics, training, watching
+from pipelines import config
+from pipelines import training as worker
 
 
 def test_the_gpu_benchmark_runs_at_tiny_size_and_writes_what_it_prints(tmp_path, capsys):
@@ -87,3 +91,18 @@ def test_the_metrics_benchmark_compares_equal_scores_and_counts_every_row():
     found = metrics.moments(metrics.BATCH // 4 * 5)
     assert found["rows"] == metrics.BATCH // 4 * 5
     assert found["trace"] == pytest.approx(metrics.WIDTH, rel=0.01)
+
+
+def test_the_bare_loop_that_ray_train_is_measured_against_makes_the_same_adapter(tmp_path):
+    given = [*training.arguments(tmp_path, 2, 1), "train.batch=3"]
+    found = config.load("demo", None, given)
+    training.bare_loop(found)
+    ours = worker.Training(found, watched=False)
+    for step in (1, 2):
+        ours.advance(0, 1)
+        saved = load_file(found.directory / "adapters" / f"step-{step}" / adapters.WEIGHTS)
+    trained = sorted(parameter.detach().flatten()[:1].item() for parameter in ours.parameters)
+    assert sorted(tensor.flatten()[:1].item() for tensor in saved.values()) == trained
+    # Two adapters of three images a step, between whose times one step was made.
+    times = sorted(path.stat().st_mtime for path in found.directory.glob("adapters/*/adapter.json"))
+    assert training.images_a_second(tmp_path, found) == pytest.approx(3 / (times[1] - times[0]))

@@ -92,6 +92,20 @@ def test_full_fine_tuning_of_half_precision_weights_is_refused(tmp_path, capsys)
     assert "train.method is full and model.dtype bfloat16" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["train.num_workers=[1, 5]"], "train.num_workers is 5 and train.batch 4: give each worker an image"),
+        (["train.parallel=fsdp", "train.num_workers=2"], "train.parallel is fsdp, which shards what full fine-tuning"),
+        (["train.method=full", "train.num_workers=2", "train.on_nan=skip"], "train.on_nan is skip and the 2 workers"),
+        (["train.keep_best=true", "evaluate.rewards=['pipeline_toys:red']"], "train.keep_best is true and"),
+    ],
+)
+def test_what_does_not_go_together_with_several_workers_is_refused(given, expected, model, tmp_path, capsys):
+    assert main(["train", "--preset", "smoke", *overrides(model, tmp_path / "storage"), *given]) == 2
+    assert expected in capsys.readouterr().err
+
+
 def test_corrupt_weights_are_named_before_ray_starts(tmp_path, capsys):
     folder = tmp_path / "broken"
     build_pipeline(0).save_pretrained(folder)

@@ -58,6 +58,10 @@ def test_a_feature_extractor_is_named_or_described_by_a_mapping(tmp_path):
         ("train.steps=true", "train.steps is True: give a whole number"),
         ("train.lr=fast", "train.lr is 'fast': give a number"),
         ("train.kl=huber", "train.kl is 'huber': give one of eps_mse, path"),
+        ("train.num_workers=[2, 1]", "train.num_workers is [2, 1]: give a number, or [least, most] as in [1, 4]"),
+        ("train.num_workers=[1, 2, 3]", "give a number, or [least, most]"),
+        ("train.num_workers=[0, 2]", "train.num_workers is 0: give a number at least 1"),
+        ("train.num_workers=many", "give a whole number or a list of whole numbers"),
         ("sweep.kl_weights=1", "give a list of numbers"),
         ("sweep.kl_weights=[1, 10]", "include 0"),
         ("sweep.kl_weights=[0, 1, 1]", "give each value once"),
@@ -74,6 +78,13 @@ def test_a_wrong_value_is_named_with_its_fix(override, expected):
         config.load(None, None, [override])
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_workers_are_a_number_or_a_range_and_survive_the_way_through_yaml():
+    for text, workers in (("3", (3, 3)), ("[1, 4]", (1, 4))):
+        loaded = config.load(None, None, [f"train.num_workers={text}"])
+        assert loaded.train.workers == workers
+        assert config.from_dict(config.yaml.safe_load(config.to_yaml(loaded))) == loaded
 
 
 def test_an_unknown_preset_is_answered_with_the_known_ones():

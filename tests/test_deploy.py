@@ -209,10 +209,17 @@ def test_the_room_of_a_cluster_is_that_of_its_scarcest_resource():
     cluster = Cluster({"CPU": 64, "GPU": 5, "spot": 4}, started=False, dashboard=None)
     assert cluster.room(needs(2, 0.75, "spot"), {"GPU": 1}, "an actor", "") == 5
     assert cluster.room(needs(20), {}, "an actor", "") == 3
+    assert Cluster({"CPU": 64, "memory": 7.5 * 2**30}, False, None).room(needs(1, memory=2), {}, "an actor", "") == 3
 
 
 @pytest.mark.parametrize(
-    ("wanted", "named"), [(needs(100), "100 CPU"), (needs(1, 6), "6 GPU"), (needs(1, 0, "tpu"), f"{PLACE} tpu")]
+    ("wanted", "named"),
+    [
+        (needs(100), "100 CPU"),
+        (needs(1, 6), "6 GPU"),
+        (needs(1, 0, "tpu"), f"{PLACE} tpu"),
+        (needs(1, memory=1.5), "1.5 GiB of memory"),
+    ],
 )
 def test_what_could_never_run_is_refused_with_the_resource_and_what_there_is(wanted, named):
     cluster = Cluster({"CPU": 64, "GPU": 5}, started=False, dashboard=None)

@@ -81,6 +81,20 @@ def test_held_activations_are_about_what_autograd_holds():
     assert plan.make(asked).activations == pytest.approx(sum(held.values()), rel=0.2)
 
 
+def test_sharded_workers_hold_a_part_of_what_is_trained_each():
+    alone, sharded = (
+        plan.lines(plan.make(config.load(None, None, ["train.method=full", f"train.num_workers={workers}"])))
+        for workers in (1, "[4, 8]")
+    )
+    assert "4 to 8, which share each step's images, and what is trained" in "\n".join(sharded)
+    sizes = [
+        next(line for line in lines if line.startswith("memory")).partition("optimizer ")[2]
+        for lines in (alone, sharded)
+    ]
+    first, second = (float(size.split()[0]) for size in sizes)
+    assert second == pytest.approx(first / 4, rel=0.01)
+
+
 def test_a_dry_run_prints_and_leaves_nothing(tmp_path, capsys):
     assert main(["train", "--dry-run", f"run.storage={tmp_path}", "train.kl_weight=1"]) == 0
     assert "KL weight 1" in capsys.readouterr().out
