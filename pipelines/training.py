@@ -25,8 +25,9 @@ from aig.draft import DraftConfig, draw, over_kept, train_step
 from aig.models import Model
 from pipelines import guards, layout, normalization, progress, rewarding, study, validation
 from pipelines.config import Config, Train
-from pipelines.guards import Explosions, Stop
+from pipelines.guards import Stop
 from pipelines.layout import RunFiles
+from pipelines.stopping import Guard
 from pipelines.tracking import Tracker
 from pipelines.validation import ADAPTER, scores_of
 
@@ -52,7 +53,7 @@ def run(config: Config) -> None:
         validates = training.ended or training.step % settings.validate_every == 0
         if validates:
             training.validate()
-            training.judge(world)
+            training.guard.judge(training.step, training.curve if rank == 0 else None, world)
         training.keep()
         if training.ended or training.step % settings.checkpoint_every == 0:
             training.report(saving=True)
@@ -89,15 +90,13 @@ class Training:
         self.status = progress.StatusFile(self.files.progress / f"{self.key}.json", pid=os.getpid())
         self.begun = time.monotonic()
         self.empty = 0
-        self.explosions = Explosions(settings.explosion)
-        self.kept: dict[str, Any] | None = None
-        self.stop: Stop | None = None
+        self.guard = Guard(settings, self.parameters)
         self.tracker: Tracker | None = None
         self.pace = progress.Pace()
 
     @property
     def ended(self) -> bool:
-        return self.step >= self.config.train.steps or self.stop is not None
+        return self.step >= self.config.train.steps or self.guard.stop is not None
 
     def advance(self, rank: int, world: int) -> None:
         """One optimizer step on this worker's share of the global batch."""
@@ -124,7 +123,7 @@ class Training:
         """
         settings = self.config.train
         whole = math.isfinite(norm) and self.sums["skipped"] < settings.batch
-        wrong = self.explosions.found(self.sums["loss"], norm) if whole else "no finite gradient"
+        wrong = self.guard.explosions.found(self.sums["loss"], norm) if whole else "no finite gradient"
         if wrong is None:
             self.optimizer.step()
             self.empty = 0
@@ -159,21 +158,21 @@ class Training:
         if self.scores is not None:
             self.tracker = Tracker(self.config, study.training_record(self.config, self.config.train, 0), self.step)
             self.curve = [row for row in read_curve(self.files, self.key) if row["step"] <= self.step]
-            if self.stop is None and layout.stopped(self.config) is not None:
+            if self.guard.stop is None and layout.stopped(self.config) is not None:
                 shutil.rmtree(self.files.adapters / self.key)  # what this training came to is found anew
             if self.step == 0:
                 shutil.rmtree(self.files.validation / self.key, ignore_errors=True)
                 self.validate()
-        if self.step == 0 and self.config.train.limits:
-            self.hold()
+        if self.step == 0:
+            self.guard.hold(0)
         self.pace.stepped(self.step)
 
     def keep(self) -> None:
-        """Save the adapter where this step is a snapshot or the last; where a guard has stopped, the one held before."""
-        if self.scores is None:
+        """Save the adapter where this step is a snapshot or the last; where a guard has stopped, that which it held."""
+        if self.guard.stop is not None:
+            self.settle(self.guard.stop)
             return
-        if self.stop is not None:
-            self.keep_held(self.stop)
+        if self.scores is None:
             return
         for name, step in layout.adapter_folders(self.config):
             if step == self.step and not study.is_saved(self.config, self.files.adapters / name, step):
@@ -189,41 +188,17 @@ class Training:
         }
         adapters.save(self.model.denoiser, ADAPTER, self.files.adapters / name, {**record, **made_with, **more})
 
-    def hold(self) -> None:
-        """Remember the adapter as it is: it is what remains where a guard stops the training at a later validation."""
-        self.kept = {"step": self.step, "weights": [p.detach().to("cpu", copy=True) for p in self.parameters]}
-
-    def judge(self, world: int) -> None:
-        """Hold the adapter where the last validation is within every limit train.stop_*, or stop.
-
-        Every worker has to call it; the first one decides.
-        """
-        if not self.config.train.limits:
+    def settle(self, stop: Stop) -> None:
+        """Make the adapter that the guard held the last one, and remove the snapshots of later steps."""
+        step = self.guard.put_back()
+        if self.scores is None:
             return
-        verdict: list[Any] = [None]
-        if self.scores is not None:
-            verdict = [guards.judge(self.config.train, self.curve)]
-        if world > 1:
-            dist.broadcast_object_list(verdict)
-        if verdict[0].within:
-            self.hold()
-        self.stop = verdict[0].stop
-
-    def keep_held(self, stop: Stop) -> None:
-        """Make what was held the adapter, and remove the snapshots of later steps."""
-        assert self.kept is not None
-        step = self.kept["step"]
         if not study.is_finished(self.config):
-            with torch.no_grad():
-                for parameter, held in zip(self.parameters, self.kept["weights"], strict=True):
-                    parameter.copy_(held)
             self.save(self.key, step, {"stopped": asdict(stop)})
         for later in layout.snapshot_steps(self.config):
             if later > step:
                 shutil.rmtree(self.files.adapters / f"{self.key}@{later}", ignore_errors=True)
-        record = layout.stopped(self.config)
-        assert record is not None
-        self.status.update({"stopped": guards.told(record)}, force=True)
+        self.status.update({"stopped": guards.told({"step": step, "stopped": asdict(stop)})}, force=True)
 
     def finish(self) -> None:
         if self.tracker is not None:
@@ -270,11 +245,7 @@ class Training:
             "seconds": self.elapsed(),
             "skipped": self.skipped,
             "record": json.dumps(record),
-            "guards": {
-                "usual": self.explosions.state(),
-                "kept": self.kept,
-                "stop": self.stop and asdict(self.stop),
-            },
+            "guard": self.guard.state(),
         }
 
     def restore(self, path: Path) -> None:
@@ -286,23 +257,13 @@ class Training:
             study.is_saved(self.config, self.files.adapters / name, step) for name, step in earlier
         ):
             return
-        if not self.restore_guards(state.get("guards", {})):
+        if not self.guard.restore(state.get("guard", {}), read_curve(self.files, self.key)):
             return
         with torch.no_grad():
             for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
                 parameter.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.skipped = state["step"], state["seconds"], state.get("skipped", 0.0)
-
-    def restore_guards(self, state: dict[str, Any]) -> bool:
-        """Go on with what a checkpoint's guards knew; False where limits are set and their beginning is gone."""
-        first = next(iter(read_curve(self.files, self.key)), None)
-        if self.config.train.limits and (state.get("kept") is None or first is None or first["step"] != 0):
-            return False
-        self.explosions = Explosions(self.config.train.explosion, state.get("usual", ()))
-        self.kept, stop = state.get("kept"), state.get("stop")
-        self.stop = stop and Stop(**stop)
-        return True
 
 
 def attach(settings: Train, denoiser: nn.Module) -> None:
