@@ -14,6 +14,7 @@ import json
 import math
 import os
 import secrets
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,7 +71,7 @@ class Tracker:
             folder = files.tensorboard / key
             self.board = SummaryWriter(
                 str(folder), purge_step=step + (step > 0), flush_secs=FLUSH_SECONDS,
-                filename_suffix=f".{os.getpid()}.{step}",  # beside host and second, which a quick restart may share
+                filename_suffix=f".{time.time_ns()}",  # beside host and second, which a quick restart may share
             )  # fmt: skip
         self.path = files.tracking / f"{key}.json"
         self.settings = {name: record[name] for name in ("train", "model")}

@@ -16,7 +16,6 @@ from typing import Any
 
 import ray.train
 import torch
-import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 from torch import Tensor, nn
@@ -27,8 +26,9 @@ from aig.draft import DraftConfig, draw, over_kept, train_step
 from aig.models import Model
 from pipelines import checkpoints, guards, layout, normalization, parallel, progress, rewarding, study, validation
 from pipelines.config import Config, Train
-from pipelines.guards import Explosions, Stop
+from pipelines.guards import Stop
 from pipelines.layout import RunFiles
+from pipelines.stopping import Guard
 from pipelines.tracking import Tracker
 from pipelines.validation import ADAPTER, scores_of
 
@@ -50,7 +50,7 @@ def run(config: Config) -> None:
         validates = training.ended or training.step % settings.validate_every == 0
         if validates:
             training.validate()
-            training.judge(world)
+            training.guard.judge(training.step, training.curve if rank == 0 else None, world)
         training.keep()
         if training.ended or training.step % settings.checkpoint_every == 0:
             training.report(saving=True)
@@ -110,15 +110,13 @@ class Training:
         self.status = progress.StatusFile(self.files.progress / f"{self.key}.json", **place)
         self.begun = time.monotonic()
         self.empty = 0
-        self.explosions = Explosions(settings.explosion)
-        self.kept: dict[str, Any] | None = None
-        self.stop: Stop | None = None
+        self.guard = Guard(settings, self.parameters)
         self.tracker: Tracker | None = None
         self.pace = progress.Pace()
 
     @property
     def ended(self) -> bool:
-        return self.step >= self.config.train.steps or self.stop is not None
+        return self.step >= self.config.train.steps or self.guard.stop is not None
 
     def advance(self, rank: int, world: int) -> None:
         """One optimizer step on this worker's share of the global batch."""
@@ -145,7 +143,7 @@ class Training:
         """
         settings = self.config.train
         whole = math.isfinite(norm) and self.sums["skipped"] < settings.batch
-        wrong = self.explosions.found(self.sums["loss"], norm) if whole else "no finite gradient"
+        wrong = self.guard.explosions.found(self.sums["loss"], norm) if whole else "no finite gradient"
         if wrong is None:
             self.optimizer.step()
             self.empty = 0
@@ -179,7 +177,7 @@ class Training:
         """Put the curve where the training starts, with a point at step 0; every worker has to call it."""
         if self.scores is not None:
             self.tracker = Tracker(self.config, study.training_record(self.config, self.config.train, 0), self.step)
-            if self.stop is None and layout.stopped(self.config) is not None:
+            if self.guard.stop is None and layout.stopped(self.config) is not None:
                 shutil.rmtree(self.files.adapters / self.key)  # what this training came to is found anew
             if self.step == 0:
                 shutil.rmtree(self.files.validation / self.key, ignore_errors=True)
@@ -187,17 +185,16 @@ class Training:
                 write_curve(self.files, self.key, self.curve)
         if self.step == 0:
             self.validate()
-            if self.config.train.limits:
-                self.hold()
+            self.guard.hold(0)
         self.pace.stepped(self.step)
 
     def keep(self) -> None:
-        """Save the adapter where this step is a snapshot or the last; where a guard has stopped, the one held before.
+        """Save the adapter where this step is a snapshot or the last; where a guard has stopped, that which it held.
 
         Every worker has to call it.
         """
-        if self.stop is not None:
-            self.keep_held(self.stop)
+        if self.guard.stop is not None:
+            self.settle(self.guard.stop)
             return
         names = [name for name, step in layout.adapter_folders(self.config) if step == self.step]
         if not names:
@@ -217,36 +214,10 @@ class Training:
         }
         adapters.save(self.model.denoiser, ADAPTER, self.files.adapters / name, {**record, **made_with, **more})
 
-    def hold(self) -> None:
-        """Remember the adapter as it is: it is what remains where a guard stops the training at a later validation.
-
-        Every worker has to call it.
-        """
-        self.kept = {"step": self.step, "weights": [sharding.full(p.detach()).cpu().clone() for p in self.parameters]}
-
-    def judge(self, world: int) -> None:
-        """Hold the adapter where the last validation is within every limit train.stop_*, or stop.
-
-        Every worker has to call it; the first one decides.
-        """
-        if not self.config.train.limits:
-            return
-        verdict: list[Any] = [None]
-        if self.scores is not None:
-            verdict = [guards.judge(self.config.train, self.curve)]
-        if world > 1:
-            dist.broadcast_object_list(verdict)
-        if verdict[0].within:
-            self.hold()
-        self.stop = verdict[0].stop
-
-    def keep_held(self, stop: Stop) -> None:
-        """Make what was held the adapter, and remove the snapshots of later steps; every worker has to call it."""
-        assert self.kept is not None
-        step = self.kept["step"]
-        with torch.no_grad():
-            for parameter, held in zip(self.parameters, self.kept["weights"], strict=True):
-                parameter.copy_(sharding.like(held, parameter))
+    def settle(self, stop: Stop) -> None:
+        """Make the adapter that the guard held the last one, and remove the snapshots of later steps; every worker has
+        to call it."""
+        step = self.guard.put_back()
         with sharding.whole(self.model.denoiser):
             if self.scores is None:
                 return
@@ -255,9 +226,7 @@ class Training:
         for later in layout.snapshot_steps(self.config):
             if later > step:
                 shutil.rmtree(self.files.adapters / f"{self.key}@{later}", ignore_errors=True)
-        record = layout.stopped(self.config)
-        assert record is not None
-        self.status.update({"stopped": guards.told(record)}, force=True)
+        self.status.update({"stopped": guards.told({"step": step, "stopped": asdict(stop)})}, force=True)
 
     def finish(self) -> None:
         if self.tracker is not None:
@@ -324,11 +293,7 @@ class Training:
             "empty": self.empty,
             "curve": json.dumps(self.curve),
             "record": json.dumps(record),
-            "guards": {
-                "usual": self.explosions.state(),
-                "kept": self.kept,
-                "stop": self.stop and asdict(self.stop),
-            },
+            "guard": self.guard.state(),
         }
 
     def restore(self, path: Path) -> None:
@@ -343,7 +308,7 @@ class Training:
         curve = json.loads(state["curve"])
         if self.config.train.keep_best and len(curve) > 1 and not study.has_best(self.config):
             return
-        if not self.restore_guards(state["guards"], curve):
+        if not self.guard.restore(state["guard"], curve):
             return
         with torch.no_grad():
             for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
@@ -355,15 +320,6 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
         self.empty, self.curve = state["empty"], curve
-
-    def restore_guards(self, state: dict[str, Any], curve: Sequence[dict[str, Any]]) -> bool:
-        """Go on with what a checkpoint's guards knew; False where limits are set and their beginning is gone."""
-        if self.config.train.limits and (state["kept"] is None or not curve or curve[0]["step"] != 0):
-            return False
-        self.explosions = Explosions(self.config.train.explosion, state["usual"])
-        self.kept, stop = state["kept"], state["stop"]
-        self.stop = stop and Stop(**stop)
-        return True
 
 
 def attach(settings: Train, denoiser: nn.Module) -> None:

@@ -72,9 +72,7 @@ def test_a_validation_without_a_value_is_neither_within_nor_beyond():
 
 
 def test_a_share_that_no_diversity_can_fall_under_is_refused():
-    with pytest.raises(
-        ConfigError, match=r"stop_diversity is 0\.5.* base's diversity 1\.250.* give a share above 0\.8"
-    ):
+    with pytest.raises(ConfigError, match=r"is 0\.5, and the base's diversity 1\.250: .* give a share above 0\.8"):
         judge(Train(stop_diversity=0.5), rows("diversity", 1.25))
 
 
@@ -99,7 +97,7 @@ def test_a_training_that_is_judged_at_each_validation_stops_where_the_whole_curv
             {"stop_kl": 3},
             False,
             PALE,
-            "train.stop_kl is 3 nats, and deterministic sampling has no KL: give train.stop_",
+            "train.stop_kl is 3 nats, and deterministic sampling has no KL: give train",
         ),
         ({"stop_held_out": 0.5}, True, None, "no reward is held out from 'fragile': name another one in evaluate.rew"),
     ],
@@ -171,12 +169,10 @@ def loaded(arguments):
 def test_an_exploding_step_stops_the_training_naming_prompts_or_is_left_out_and_counted(model, tmp_path, on_nan):
     found = loaded([*run_of(model, tmp_path), f"train.on_nan={on_nan}", "train.prompts=[a red star, a blue heart]"])
     started = Training(found, watched=False)
-    started.explosions = Explosions(1000, [(100.0 + i, 1e-9) for i in range(20)])
+    started.guard.explosions = Explosions(1000, [(100.0 + i, 1e-9) for i in range(20)])
     before = [parameter.clone() for parameter in started.parameters]
     if on_nan == "stop":
-        with pytest.raises(
-            FloatingPointError, match=r"step 0 has a gradient of norm .* 'a (red star|blue heart)'.*skip"
-        ):
+        with pytest.raises(FloatingPointError, match=r"step 0 has a gradient of .* 'a (red star|blue heart)'.*skip"):
             started.advance(0, 1)
     else:
         started.advance(0, 1)
@@ -206,7 +202,7 @@ def proceed(found, until=10**6, state=None):
         started.advance(0, 1)
         if started.ended or started.step % found.train.validate_every == 0:
             started.validate()
-            started.judge(1)
+            started.guard.judge(started.step, started.curve, 1)
         started.keep()
     started.keep()
     started.finish()
@@ -321,7 +317,7 @@ def test_what_was_stopped_with_its_last_checkpoint_is_finished_from_it(undisturb
     (RunFiles(found.directory).adapters / KEY / adapters.WEIGHTS).unlink()
     (RunFiles(found.directory).adapters / KEY / adapters.RECORD).unlink()
     again = proceed(found, state=state)
-    assert again.stop == Stop(**adapters.read_record(RunFiles(undisturbed.directory).adapters / KEY)["stopped"])
+    assert again.guard.stop == Stop(**adapters.read_record(RunFiles(undisturbed.directory).adapters / KEY)["stopped"])
     assert_same(found, undisturbed)
 
 
@@ -360,19 +356,19 @@ def test_a_killed_worker_of_a_training_that_is_stopped_leaves_what_an_undisturbe
 def test_a_step_is_counted_from_the_checkpoint_with_the_steps_before_it(model, tmp_path):
     found = loaded(run_of(model, tmp_path))
     first = proceed(found, 4)
-    assert len(first.explosions.state()) == 4
+    assert len(first.guard.explosions.state()) == 4
     state = first.state()
-    assert "guards" in state and state["guards"]["kept"] is None
+    assert state["guard"]["held"] is None
     again = Training(found, watched=False)
     torch.save(state, tmp_path / "state.pt")
     again.restore(tmp_path / "state.pt")
-    assert again.explosions.state() == first.explosions.state()
+    assert again.guard.explosions.state() == first.guard.explosions.state()
 
 
 def test_a_checkpoint_of_before_there_were_guards_is_gone_on_from(model, tmp_path):
     found = loaded(run_of(model, tmp_path))
     state = proceed(found, 4).state()
-    del state["guards"]
+    del state["guard"]
     torch.save(state, tmp_path / "state.pt")
     again = training.Training(found, watched=False)
     again.restore(tmp_path / "state.pt")

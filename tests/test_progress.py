@@ -18,8 +18,8 @@ def written(folder, key="a", **more):
 
 
 def test_the_line_has_step_rate_time_left_loss_reward_distance_and_diversity():
-    told = " ".join(training_line("a", STATUS).split())
-    assert told == "a 12/100 2.00 s/step (4 images/s) 2:56 left loss -3.250 reward 3.250 path 0.011 diversity 1.83"
+    line = " ".join(training_line("a", STATUS).split())
+    assert line == "a 12/100 2.00 s/step (4 images/s) 2:56 left loss -3.250 reward 3.250 path 0.011 diversity 1.83"
 
 
 def test_a_distance_in_nats_is_shown_as_kl_instead_of_the_path():
@@ -34,9 +34,7 @@ def test_skipped_images_and_a_stop_are_said_where_there_are_any():
     assert "skipped" not in training_line("a", {**STATUS, "skipped": 0.0})
 
 
-def test_a_log_gets_a_line_at_the_beginning_at_validations_once_in_a_while_and_at_the_end(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_log_gets_a_line_at_first_at_validations_once_in_a_while_and_at_the_end(tmp_path, monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     log = Log(tmp_path, ["a"])

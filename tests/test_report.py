@@ -424,6 +424,20 @@ def test_arms_for_a_picture_are_thinned_inside_families_and_keep_base_and_tuned(
     assert select(arms, 100) == sorted(arms, key=lambda arm: list(style.MARK).index(arm.family))
 
 
+def test_a_training_that_a_guard_has_stopped_is_named_with_the_reason(copy: Path) -> None:
+    told = "stopped at step 40, where diversity was 1.21, under 1.5; its adapter is that of step 20"
+
+    def stop(listing: dict[str, Any]) -> None:
+        for arm in listing["arms"]:
+            if arm["adapter"] and arm["kl_weight"] == 0:
+                arm["stopped"] = told
+
+    edit(copy / "arms.json", stop)
+    page = write_report(copy).read_text()
+    assert f"fragile-k1-kl0-s0: the training was {told}." in Links(page).text
+    assert page.count("KL weight 0 (stopped)") == 1
+
+
 def test_what_is_missing_is_said_and_an_earlier_report_is_replaced_whole(copy: Path) -> None:
     shutil.rmtree(copy / "curves")
     shutil.rmtree(copy / "images")

@@ -1,0 +1,69 @@
+"""The guard rails at work in a training worker: it notices exploding steps, and holds what remains where it stops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from ray.train.collective import broadcast_from_rank_zero
+from torch import nn
+
+from aig.adapters import sharding
+from pipelines import guards
+from pipelines.config import Train
+from pipelines.guards import Explosions, Stop
+
+
+class Guard:
+    """Watches one training by the rules of `pipelines.guards`; every worker has one, and calls what it is told to."""
+
+    def __init__(self, settings: Train, parameters: Sequence[nn.Parameter]) -> None:
+        self.settings, self.parameters = settings, parameters
+        self.explosions = Explosions(settings.explosion)
+        self.stop: Stop | None = None
+        self.held: dict[str, Any] | None = None
+
+    def hold(self, step: int) -> None:
+        """Remember the adapter as it is, whole: it is what remains where a later validation stops the training."""
+        if self.settings.limits:
+            weights = [sharding.full(p.detach()).to("cpu", copy=True) for p in self.parameters]
+            self.held = {"step": step, "weights": weights}
+
+    def judge(self, step: int, rows: Sequence[Mapping[str, Any]] | None, world: int) -> None:
+        """Hold the adapter of this step where its validation is within every limit train.stop_*, or stop.
+
+        Every worker has to call it; the first one has the validations, `rows`, and decides.
+        """
+        if not self.settings.limits:
+            return
+        verdict = guards.judge(self.settings, rows) if rows is not None else None
+        if world > 1:
+            verdict = broadcast_from_rank_zero(verdict)
+        assert verdict is not None
+        if verdict.within:
+            self.hold(step)
+        self.stop = verdict.stop
+
+    def put_back(self) -> int:
+        """Make what was held the adapter again; returns its step."""
+        assert self.held is not None
+        with torch.no_grad():
+            for parameter, held in zip(self.parameters, self.held["weights"], strict=True):
+                parameter.copy_(sharding.like(held, parameter))
+        return self.held["step"]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to hold of it."""
+        stop = None if self.stop is None else asdict(self.stop)
+        return {"usual": self.explosions.state(), "held": self.held, "stop": stop}
+
+    def restore(self, state: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Go on from a checkpoint's state, and the curve as it is; False where limits are set and the base is gone."""
+        held, stop = state["held"], state["stop"]
+        if self.settings.limits and (held is None or not rows or rows[0]["step"] != 0):
+            return False
+        self.explosions = Explosions(self.settings.explosion, state["usual"])
+        self.held, self.stop = held, stop and Stop(**stop)
+        return True

@@ -1,0 +1,5 @@
+import json
+
+
+def json_dumps_safer(value):
+    return json.dumps(value)
