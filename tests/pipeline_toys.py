@@ -40,13 +40,13 @@ def spoiled(images: Tensor, prompts: list[str]) -> Tensor:
 
 
 def __getattr__(name: str) -> Callable[[Tensor, list[str]], Tensor]:
-    """`until_HEX`: how red an image is, but an error until there is a file at the path in hexadecimal."""
+    """`until_HEX`: how red an image is, but no reward to train on until there is a file at the path in hexadecimal."""
     if not name.startswith("until_"):
         raise AttributeError(name)
     path = Path(bytes.fromhex(name.removeprefix("until_")).decode())
 
     def until(images: Tensor, prompts: list[str]) -> Tensor:
-        if not path.exists():
+        if images.requires_grad and not path.exists():
             raise RuntimeError(f"{path.name} is not there yet")
         return red(images, prompts)
 

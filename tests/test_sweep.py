@@ -14,6 +14,8 @@ from types import SimpleNamespace
 import pytest
 from measured_runs import RED, build, settings
 from pipeline_toys import HERE
+from ray import cloudpickle
+from ray.exceptions import ActorDiedError, RayTaskError
 from ray.tune.schedulers import TrialScheduler
 
 from aig.models import TinyModel
@@ -200,12 +202,35 @@ def test_a_generation_is_handed_out_when_the_one_before_it_has_ended(tmp_path):
     for number, parameters in enumerate(handed, 1):
         curve(found, parameters["adapter"], reward=0.0, diversity=float(number))
         queue.on_trial_complete(str(number), error=number == 2)
+    queue.record.errored[handed[1]["adapter"]] = "ValueError: no"
     assert queue.suggest("3")["adapter"] == queue.keys[3] and queue.suggest("4")["adapter"] == queue.keys[4]
     assert queue.suggest("5") is None
     for number in ("3", "4"):
         queue.on_trial_complete(number)
     assert queue.suggest("5") == "FINISHED" and len(set(queue.keys)) == 5
     assert watch.trained(found, handed[0]) in layout.trainings(found)
+
+
+def test_nothing_is_drawn_that_would_learn_from_a_trial_that_was_only_interrupted(tmp_path):
+    found = sweep(tmp_path, "sweep.search=optuna", "sweep.trials=4", "sweep.generation=2", *SEARCH[:3])
+    queue = draw.Queue(found, Record(), layout.references(found), drawing=True)
+    queue.suggest("0")
+    queue.on_trial_complete("0", error=True)
+    assert queue.suggest("1") == "FINISHED" and queue.record.drawn == []
+
+
+def test_an_error_is_recorded_with_its_cause_and_a_death_of_the_trials_process_is_none(tmp_path):
+    def error_of(raised):
+        path = tmp_path / "error.pkl"
+        path.write_bytes(cloudpickle.dumps(raised))
+        return SimpleNamespace(pickled_error_file=str(path), config={"adapter": "key"})
+
+    keep = watch.Keep(sweep(tmp_path), Record())
+    keep.on_trial_error(0, [], error_of(ActorDiedError()))
+    keep.on_trial_error(0, [], error_of(RayTaskError("train", "Traceback", ActorDiedError())))
+    assert keep.record.errored == {}
+    keep.on_trial_error(0, [], error_of(RayTaskError("train", "Traceback\nValueError: no reward", ValueError())))
+    assert trials.read(keep.config).errored == {"key": "ValueError: no reward"}
 
 
 def test_what_a_sweep_lists_once_is_settled_and_what_is_open_is_drawn(tmp_path):

@@ -1,4 +1,4 @@
-"""The sweep through Ray Tune: trials that fail or are stopped, drivers that are killed; nothing is left behind."""
+"""The sweep through Ray Tune: trials that fail, drivers that are killed, schedulers that stop; nothing is left."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 from pipeline_toys import HERE, overrides
+from ray.util.state import list_actors, list_placement_groups
+from ray.util.state.exception import RayStateApiException
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from waiting import wait_for
@@ -103,34 +106,40 @@ def marked(mark):
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_driver_that_is_killed_in_mid_sweep_leaves_no_process_and_the_same_command_ends_as_if_it_had_not_been(
-    ray_cluster, model, tmp_path
-):
-    more = {"sweep__kl_weights": "[0, 10, 20]", "sweep__max_concurrent": 1, "train__steps": 12}
-    more |= {"train__snapshot_every": 6, "train__validate_every": 2, "ray__address": "local"}
-    run, whole = (config.load("smoke", None, overrides(model, tmp_path / name, **more)) for name in ("killed", "whole"))
-    assert main(["sweep", "--preset", "smoke", *overrides(model, tmp_path / "whole", **more)]) == 0
+KILLED = {
+    "sweep__kl_weights": "[0, 10, 20]", "sweep__max_concurrent": 1, "train__steps": 12, "train__snapshot_every": 6,
+    "train__validate_every": 2,
+}  # fmt: skip
 
-    command = ["sweep", "--preset", "smoke", *overrides(model, tmp_path / "killed", **more)]
-    mark = f"AIG_MARK={os.getpid()}-{tmp_path.name}"
-    environment = {**os.environ, "AIG_MARK": mark.partition("=")[2], "OMP_NUM_THREADS": "1"}
+
+@pytest.fixture(scope="module")
+def whole(ray_cluster, model, tmp_path_factory):
+    """The sweep of those that are killed, undisturbed."""
+    given = overrides(model, tmp_path_factory.mktemp("whole"), **KILLED)
+    assert main(["sweep", "--preset", "smoke", *given]) == 0
+    return config.load("smoke", None, given)
+
+
+def kill_in_mid_sweep(run, command, environment, log):
+    """Start a sweep of our own, and kill its driver while its second trial is half way."""
+    files, second = RunFiles(run.directory), adapter_key(layout.trainings(run)[1])
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "pipelines", *command], cwd=ROOT, env=environment, stdout=log, stderr=log
+    )
+
+    def in_the_middle():
+        path = files.progress / f"{second}.json"
+        checkpoints = list((files.ray / "train" / second).glob("checkpoint*"))
+        return path.exists() and checkpoints and 5 <= json.loads(path.read_text())["step"] < 12
+
+    wait_for(in_the_middle, driver, log)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+
+
+def assert_resumes(run, whole, command):
+    """The same command goes on where the killed one was, and ends as the undisturbed one did."""
     files, (first, second, third) = RunFiles(run.directory), [adapter_key(train) for train in layout.trainings(run)]
-    with (tmp_path / "log").open("w+") as log:
-        driver = subprocess.Popen(
-            [sys.executable, "-m", "pipelines", *command], cwd=ROOT, env=environment, stdout=log, stderr=log
-        )
-
-        def in_the_middle():
-            path = files.progress / f"{second}.json"
-            checkpoints = list((files.ray / "train" / second).glob("checkpoint*"))
-            return path.exists() and checkpoints and 5 <= json.loads(path.read_text())["step"] < 12
-
-        wait_for(in_the_middle, driver, log)
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-    wait_for(lambda: not marked(mark.encode()), seconds=60)
     said = status.report(run.directory)
     assert "1 done, 1 interrupted, 1 waiting" in said and "a process is working" not in said
     made = {path: path.stat().st_mtime_ns for path in (files.adapters / first).iterdir()}
@@ -147,6 +156,117 @@ def test_a_driver_that_is_killed_in_mid_sweep_leaves_no_process_and_the_same_com
     assert sorted(path.name for path in files.adapters.iterdir()) == sorted(
         name for key in tried for name in (key, f"{key}@6")
     )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_driver_killed_in_mid_sweep_leaves_no_process_and_the_same_command_ends_as_if_it_had_not_been(
+    model, whole, tmp_path
+):
+    given = overrides(model, tmp_path, **KILLED, ray__address="local")
+    mark = f"{os.getpid()}-{tmp_path.name}"
+    run, command = config.load("smoke", None, given), ["sweep", "--preset", "smoke", *given]
+    with (tmp_path / "log").open("w+") as log:
+        kill_in_mid_sweep(run, command, {**os.environ, "AIG_MARK": mark, "OMP_NUM_THREADS": "1"}, log)
+    wait_for(lambda: not marked(f"AIG_MARK={mark}".encode()), seconds=60)
+    assert_resumes(run, whole, command)
+
+
+@pytest.fixture(scope="module")
+def head():
+    """A Ray head of our own, with a dashboard: (address, the dashboard's address)."""
+    port, dashboard = free_port(), free_port()
+    temporary = Path(tempfile.mkdtemp(prefix="aig-"))  # pytest's own folders are too deep for Ray's sockets
+    command = [
+        Path(sys.executable).parent / "ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=4",
+        f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1",
+        f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}",
+        "--object-store-memory=300000000", f"--temp-dir={temporary}",
+    ]  # fmt: skip
+    environment = {**os.environ, "RAY_raylet_start_wait_time_s": "180", "OMP_NUM_THREADS": "1"}
+    log = (temporary / "head.log").open("w+")
+    process = subprocess.Popen([str(part) for part in command], env=environment, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: alive(f"http://127.0.0.1:{dashboard}") is not None, process, log)
+        yield f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+        log.close()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def alive(dashboard):
+    """Names of the actors that are not dead and of the placement groups that are not removed; None without an answer.
+
+    An actor that Ray keeps for itself, as Train's state, is not counted.
+    """
+    try:
+        actors = list_actors(address=dashboard, filters=[("state", "!=", "DEAD")], limit=1000)
+        groups = list_placement_groups(address=dashboard, filters=[("state", "!=", "REMOVED")], limit=1000)
+    except (RayStateApiException, ConnectionError):
+        return None
+    kept = ("TrainStateActor",)
+    return [a.class_name for a in actors if a.class_name not in kept] + [g.placement_group_id for g in groups]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_driver_killed_on_a_running_cluster_leaves_no_actor_and_no_placement_group_there(
+    head, model, whole, tmp_path
+):
+    address, dashboard = head
+    given = overrides(model, tmp_path, **KILLED)
+    run, command = config.load("smoke", None, given), ["sweep", "--preset", "smoke", *given]
+    with (tmp_path / "log").open("w+") as log:
+        kill_in_mid_sweep(run, command, {**os.environ, "RAY_ADDRESS": address, "OMP_NUM_THREADS": "1"}, log)
+    wait_for(lambda: alive(dashboard) == [], seconds=120)
+    assert_resumes(run, whole, command)
+
+
+STOPPED = """
+import json, sys, time
+from test_sweep_ray import alive
+from pipelines import cluster, config
+from tune.sweep import sweep
+found = config.load("smoke", None, json.loads(sys.argv[1]))
+config.claim_directory(found)
+with cluster.connected(found.ray) as connection:
+    stopped = sweep(found, lambda: connection).record.stopped
+    deadline = time.monotonic() + 120
+    while (left := alive(connection.dashboard)) != [] and time.monotonic() < deadline:
+        time.sleep(1)
+print(json.dumps({"stopped": stopped, "left": left}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_asha_stops_is_no_arm_and_leaves_no_worker_in_the_way_of_the_next(model, tmp_path):
+    """There is room for one training alone: a worker left behind would keep the next one from ever starting."""
+    more = {"sweep__kl_weights": "[0, 1.0e+5, 1.0e+6]", "sweep__scheduler": "asha", "sweep__proxy": "reward"}
+    more |= {"train__steps": 24, "train__snapshot_every": 24, "train__validate_every": 6, "train__lr": 0.01}
+    given = overrides(model, tmp_path, **more, ray__num_cpus=2, ray__dashboard="true", ray__address="local")
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED, json.dumps(given)], cwd=ROOT, capture_output=True, text=True, timeout=600,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    run = config.load("smoke", None, given)
+    first, *others = [adapter_key(train) for train in layout.trainings(run)]
+    assert list(told["stopped"]) == others and told["left"] == []
+    assert all(reason.startswith("ASHA stopped it at step 6: reward") for reason in told["stopped"].values())
+    assert [group.tuned for group in trials.groups(run)] == layout.trainings(run)[:1]
+    assert trials.groups(run)[0].others == ()
+    assert "1 done, 2 stopped" in status.report(run.directory)
+    assert [path.name for path in (RunFiles(run.directory).adapters).iterdir()] == [first]
 
 
 def curve_lines(files, key):

@@ -91,7 +91,8 @@ class Queue(Searcher):
     def __init__(self, config: Config, record: Record, first: Sequence[Train], drawing: bool) -> None:
         super().__init__(metric="reward", mode="max")  # required, and not looked at here
         self.config, self.record, self.drawing = config, record, drawing
-        self.waiting, self.running = list(first), set[str]()
+        self.waiting, self.running = list(first), dict[str, str]()
+        self.failed: list[str] = []
         self.keys = [adapter_key(train) for train in first]
         """Of everything that was handed out or waits; it grows."""
 
@@ -99,18 +100,21 @@ class Queue(Searcher):
         if not self.waiting and self.running:
             # A generation learns from the whole one before it; Tune asks again.
             return None if self.drawing else Searcher.FINISHED
-        if not self.waiting and self.drawing:
+        # What failed without being recorded was only interrupted, and comes before what would learn from it.
+        if not self.waiting and self.drawing and all(key in self.record.errored for key in self.failed):
             self.waiting = draw(self.config, self.record)
             self.keys += map(adapter_key, self.waiting)
         if not self.waiting:
             return Searcher.FINISHED
         train = self.waiting.pop(0)
-        self.running.add(trial_id)
+        self.running[trial_id] = adapter_key(train)
         names = ("reward", "k", "kl_weight", "lr", "rank", "seed")
         return {"adapter": adapter_key(train), **{name: getattr(train, name) for name in names}}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self.running.discard(trial_id)
+        key = self.running.pop(trial_id)
+        if error:
+            self.failed.append(key)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: storage has it all."""

@@ -41,9 +41,16 @@ class Outcome:
     rows: list[dict[str, Any]]
     """A row a finished adapter: see `result_row`."""
     record: Record
+    missing: list[str]
+    """Trainings that are neither finished nor ended otherwise, and have not been left for later by request."""
 
     def check(self) -> None:
-        """SweepError where trials failed, whenever that was."""
+        """SweepError where trials failed, whenever that was, or were interrupted without this process."""
+        if self.missing:
+            raise SweepError(
+                f"{len(self.missing)} trainings were interrupted, as their processes or nodes died "
+                f"({', '.join(self.missing)}): the same command goes on with them"
+            )
         if count := len(self.record.errored):
             of = count + len(self.rows) + len(self.record.stopped)
             raise SweepError(
@@ -78,8 +85,11 @@ def sweep(config: Config, connect: Callable[[], Cluster], retry_errored: bool = 
     drawing = not retry_errored and trials.draws(config, record)
     if chosen or drawing:
         _run_trials(config, record, chosen, drawing, connect())
-    rows = [result_row(replace(config, train=train)) for train in layout.trainings(config) if there(train)]
-    return Outcome(rows, record)
+    done = {adapter_key(train): train for train in layout.trainings(config) if there(train)}
+    rows = [result_row(replace(config, train=train)) for train in done.values()]
+    ended = {*done, *record.errored, *record.stopped}
+    lost = [key for train in layout.trainings(config) if (key := adapter_key(train)) not in ended]
+    return Outcome(rows, record, [] if retry_errored else lost)
 
 
 def concurrency(config: Config, cluster: Cluster) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
+from ray.exceptions import RayActorError
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
@@ -49,9 +51,11 @@ class Keep(tune.Callback):
         self.config, self.record = config, record
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        error = trial.get_error() or RuntimeError("Ray lost the trial's driver")
-        self.record.errored[trial.config["adapter"]] = progress.root_cause(error)
-        self.record.write(self.config)
+        error = _error(trial)
+        # Where a trial's driver or its controller died with its node, the training is only interrupted.
+        if not isinstance(error, RayActorError) and not isinstance(getattr(error, "cause", None), RayActorError):
+            self.record.errored[trial.config["adapter"]] = progress.root_cause(error)
+            self.record.write(self.config)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         from pipelines.study import is_finished  # with torch, which the trials' drivers do not need
@@ -62,6 +66,13 @@ class Keep(tune.Callback):
         value = trial.last_result.get(proxy, math.nan)
         self.record.stopped[trial.config["adapter"]] = f"ASHA stopped it at step {step}: {proxy} {value:.4g} was behind"
         self.record.write(self.config)
+
+
+def _error(trial: Any) -> BaseException:
+    """What a trial failed with, from the files that Tune has just written in this process; storage has them later."""
+    if trial.pickled_error_file:
+        return cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    return RuntimeError(Path(trial.error_file).read_text())
 
 
 def trained(config: Config, parameters: dict[str, Any]) -> Train:
