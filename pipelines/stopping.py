@@ -20,7 +20,7 @@ class Guard:
 
     def __init__(self, settings: Train, parameters: Sequence[nn.Parameter]) -> None:
         self.settings, self.parameters = settings, parameters
-        self.explosions = Explosions(settings.explosion)
+        self.explosions = Explosions(settings.explosion, settings.clip)
         self.stop: Stop | None = None
         self.held: dict[str, Any] | None = None
 
@@ -63,6 +63,6 @@ class Guard:
         held, stop = state.get("held"), state.get("stop")
         if self.settings.limits and (held is None or not rows or rows[0]["step"] != 0):
             return False
-        self.explosions = Explosions(self.settings.explosion, state.get("usual", ()))
+        self.explosions = Explosions(self.settings.explosion, self.settings.clip, state.get("usual", ()))
         self.held, self.stop = held, stop and Stop(**stop)
         return True

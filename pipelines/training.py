@@ -40,13 +40,21 @@ def run(config: Config) -> None:
     """Train the adapter of `config.train` as one worker of a Ray Train run, from its last checkpoint if it has one."""
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    settings = config.train
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(config.train.threads)
     training = Training(config, watched=rank == 0)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             training.restore(Path(folder) / STATE)
+    try:
+        proceed(training, rank, world)
+    finally:
+        training.finish()
+
+
+def proceed(training: Training, rank: int, world: int) -> None:
+    """From where a training is to its end."""
+    settings = training.config.train
     training.begin()
     while not training.ended:
         training.advance(rank, world)
@@ -60,7 +68,6 @@ def run(config: Config) -> None:
         elif validates:
             training.report(saving=False)
     training.keep()
-    training.finish()
 
 
 class Training:
