@@ -113,7 +113,7 @@ def _autoscaling(address: str) -> dict[str, Any]:
     worker = {"CPU": NODE_CPUS, "spot": 1, "object_store_memory": 200_000_000}
     return {
         "cluster_name": "aig",
-        "provider": {"type": "fake_multinode", "gcs_address": address},
+        "provider": {"type": "fake_multinode", "gcs_address": address, "disable_node_updaters": True},
         "max_workers": MOST_NODES,
         "upscaling_speed": 1.0,
         "idle_timeout_minutes": IDLE_SECONDS / 60,
@@ -169,7 +169,7 @@ def record(cluster: Cluster, found: config.Config) -> Recording:
         except RuntimeError as error:
             process.kill()
             said.seek(0)
-            raise RuntimeError(f"{error}:\n{said.read()}") from None
+            raise RuntimeError(f"{error}; nodes: {cluster.nodes()}\n{said.read()}") from None
         said.seek(0)
         if process.returncode:
             raise RuntimeError(f"evaluate ended with exit code {process.returncode}:\n{said.read()}")

@@ -237,9 +237,9 @@ class Train(Section):
     keep_best: bool = field(default=False, metadata=EXECUTION)
     """Keep the adapter of the validation with the best held-out reward too, as KEY@best."""
     explosion: float | None = number(1000.0, above=1, **EXECUTION)
-    """A step whose gradient's norm (before clip) is so many times its median over the last steps, or whose loss lies
-    above its median by so many of its usual deviations, has exploded, and is as one that is NaN to on_nan; null is
-    never."""
+    """A step whose gradient's norm, over clip, is so many times its median over the last steps, or whose loss lies
+    above its median by so many of its usual deviations, has exploded: on_nan says what then, as where it is NaN. Null
+    is never."""
     stop_held_out: float | None = number(None, 0)
     """Stop where the held-out reward has fallen by more than this, in its own units, under its best validation."""
     stop_diversity: float | None = number(None, 0, 1, above=0)

@@ -118,22 +118,23 @@ def check(settings: Train, has_kl: bool, held_out: str | None) -> None:
 class Explosions:
     """Says which steps have exploded: far beyond what was usual over the last `WINDOW` steps, those left out."""
 
-    def __init__(self, factor: float | None, usual: Iterable[Sequence[float]] = ()) -> None:
-        self.factor = factor
+    def __init__(self, factor: float | None, clip: float, usual: Iterable[Sequence[float]] = ()) -> None:
+        self.factor, self.clip = factor, clip
         self.usual: deque[tuple[float, float]] = deque(((loss, norm) for loss, norm in usual), WINDOW)
 
     def found(self, loss: float, norm: float) -> str | None:
         """What is wrong with a step of this loss and gradient norm, in words; None, and the step is usual, if nothing.
 
-        The norm is compared with its median, the loss's rise over its median with the median absolute deviation. A
-        median or deviation of 0 says nothing.
+        The norm is compared with its median, the loss's rise over its median with the median absolute deviation. So
+        that what has come to rest may move again, a norm that is not clipped is no explosion, and a deviation counts
+        as a thousandth of the median at least.
         """
         if self.factor is not None and len(self.usual) >= LEAST:
             losses, norms = zip(*self.usual, strict=True)
             middle, size = median(losses), median(norms)
-            spread = median(abs(each - middle) for each in losses)
+            spread = max(median(abs(each - middle) for each in losses), abs(middle) / 1000)
             last = f"of the last {len(self.usual)} steps"
-            if 0 < self.factor * size < norm:
+            if norm > self.clip and 0 < self.factor * size < norm:
                 return f"a gradient of norm {norm:.3g}, {norm / size:.3g} times the median {last}"
             if 0 < self.factor * spread < loss - middle:
                 times = (loss - middle) / spread

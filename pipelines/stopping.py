@@ -21,7 +21,7 @@ class Guard:
 
     def __init__(self, settings: Train, parameters: Sequence[nn.Parameter]) -> None:
         self.settings, self.parameters = settings, parameters
-        self.explosions = Explosions(settings.explosion)
+        self.explosions = Explosions(settings.explosion, settings.clip)
         self.stop: Stop | None = None
         self.held: dict[str, Any] | None = None
 
@@ -64,6 +64,6 @@ class Guard:
         held, stop = state["held"], state["stop"]
         if self.settings.limits and (held is None or not rows or rows[0]["step"] != 0):
             return False
-        self.explosions = Explosions(self.settings.explosion, state["usual"])
+        self.explosions = Explosions(self.settings.explosion, self.settings.clip, state["usual"])
         self.held, self.stop = held, stop and Stop(**stop)
         return True

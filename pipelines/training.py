@@ -40,10 +40,18 @@ def run(config: Config) -> None:
     """Train the adapter of `config.train` as one worker of a Ray Train run, from its last checkpoint if it has one."""
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    settings = config.train
-    torch.set_num_threads(settings.threads)
-    training = Training(config, rank == 0, parallel.of(settings, world), world)
+    torch.set_num_threads(config.train.threads)
+    training = Training(config, rank == 0, parallel.of(config.train, world), world)
     resume(training)
+    try:
+        proceed(training, rank, world)
+    finally:
+        training.finish()
+
+
+def proceed(training: Training, rank: int, world: int) -> None:
+    """From where a training is to its end."""
+    settings = training.config.train
     training.begin()
     while not training.ended:
         training.advance(rank, world)
@@ -57,7 +65,6 @@ def run(config: Config) -> None:
         elif validates:
             training.report(saving=False)
     training.keep()
-    training.finish()
 
 
 def resume(training: Training) -> None:

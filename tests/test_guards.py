@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -124,25 +126,32 @@ def usual(count=20):
     ],
 )
 def test_a_step_far_beyond_what_was_usual_has_exploded(loss, norm, said):
-    assert Explosions(10, usual()).found(loss, norm) == said
+    assert Explosions(10, 1, usual()).found(loss, norm) == said
 
 
 def test_a_step_that_has_exploded_does_not_become_usual():
-    watch = Explosions(10, usual())
+    watch = Explosions(10, 1, usual())
     for _ in range(50):
         assert watch.found(-3, 1000) is not None
     assert len(watch.state()) == 20
 
 
-def test_nothing_is_unusual_at_first_nor_where_there_is_no_spread_nor_where_it_is_off():
-    assert Explosions(10, usual(9)).found(1e9, 1e9) is None
-    assert Explosions(10, [(0, 0)] * 20).found(1, 1) is None
-    assert Explosions(None, usual()).found(1e9, 1e9) is None
+def test_nothing_is_unusual_at_first_nor_where_it_is_off():
+    assert Explosions(10, 1, usual(9)).found(1e9, 1e9) is None
+    assert Explosions(None, 1, usual()).found(1e9, 1e9) is None
+
+
+def test_what_has_come_to_rest_may_move_again():
+    resting = [(-10, 1e-6)] * 20
+    assert Explosions(10, 1, resting).found(-9.95, 0.99) is None
+    assert "a gradient" in (Explosions(10, 1, resting).found(-9.95, 1.01) or "")
+    assert "a loss of -9.89" in (Explosions(10, 1, resting).found(-9.89, 0.99) or "")
+    assert Explosions(10, 1, [(0, 0)] * 20).found(1, 2) is None
 
 
 def test_what_a_checkpoint_holds_of_usual_steps_gives_the_same_answers():
-    watch = Explosions(10, usual())
-    again = Explosions(10, json.loads(json.dumps(watch.state())))
+    watch = Explosions(10, 1, usual())
+    again = Explosions(10, 1, json.loads(json.dumps(watch.state())))
     for step in (*usual(60), (-3, 19), (0, 2), (-3, 25)):
         assert watch.found(*step) == again.found(*step)
 
@@ -169,7 +178,7 @@ def loaded(arguments):
 def test_an_exploding_step_stops_the_training_naming_prompts_or_is_left_out_and_counted(model, tmp_path, on_nan):
     found = loaded([*run_of(model, tmp_path), f"train.on_nan={on_nan}", "train.prompts=[a red star, a blue heart]"])
     started = Training(found, watched=False)
-    started.guard.explosions = Explosions(1000, [(100.0 + i, 1e-9) for i in range(20)])
+    started.guard.explosions = Explosions(1000, 0, [(100.0 + i, 1e-9) for i in range(20)])
     before = [parameter.clone() for parameter in started.parameters]
     if on_nan == "stop":
         with pytest.raises(FloatingPointError, match=r"step 0 has a gradient of .* 'a (red star|blue heart)'.*skip"):
@@ -190,23 +199,32 @@ def test_limits_are_in_an_adapters_record_only_where_they_are_set(model, tmp_pat
     assert study.training_record(patient, patient.train, 4) == without
 
 
+class KilledError(Exception):
+    pass
+
+
 def proceed(found, until=10**6, state=None):
-    """What a worker does, without Ray and its checkpoints, up to a step; from another's state where there is one."""
+    """What a worker does, without Ray; it goes on from a state where there is one, and is killed as it reports a step
+    after `until`. Returns the training, and its last state that was reported by then."""
     started = Training(found, watched=True)
     if state is not None:
-        path = found.directory / "state.pt"
-        torch.save(state, path)
-        started.restore(path)
-    started.begin()
-    while not started.ended and started.step < until:
-        started.advance(0, 1)
-        if started.ended or started.step % found.train.validate_every == 0:
-            started.validate()
-            started.guard.judge(started.step, started.curve, 1)
-        started.keep()
-    started.keep()
-    started.finish()
-    return started
+        torch.save(state, found.directory / "state.pt")
+        started.restore(found.directory / "state.pt")
+    states = {}
+
+    def report(saving):
+        if started.step > until:
+            raise KilledError
+        states[started.step] = copy.deepcopy(started.state())
+
+    started.report = report
+    try:
+        training.proceed(started, 0, 1)
+    except KilledError:
+        pass
+    finally:
+        started.finish()
+    return started, states[max(states)] if states else None
 
 
 GUARDED = {"train__stop_held_out": 0.6, "train__stop_patience": 2}
@@ -303,30 +321,33 @@ def test_a_run_with_a_stopped_training_is_finished_to_the_commands_too(undisturb
 
 
 @pytest.mark.parametrize("until", [2, 6])
-def test_an_interrupted_training_is_stopped_where_an_undisturbed_one_is(undisturbed, model, tmp_path, until):
+def test_a_killed_training_is_stopped_where_an_undisturbed_one_is(undisturbed, model, tmp_path, until):
+    """After step 6 it is killed when it has been stopped, and before that is in a checkpoint."""
     found = loaded(run_of(model, tmp_path, **GUARDED))
-    state = proceed(found, until).state()
-    proceed(found, until + 1)  # of what was done after the checkpoint, something is left
+    started, state = proceed(found, until)
+    assert state["step"] == until and started.step == until + 2
+    assert study.is_finished(found) == (until == 6)
     proceed(found, state=state)
     assert_same(found, undisturbed)
 
 
-def test_what_was_stopped_with_its_last_checkpoint_is_finished_from_it(undisturbed, model, tmp_path):
+def test_what_was_stopped_is_finished_from_its_last_checkpoint(undisturbed, model, tmp_path):
     found = loaded(run_of(model, tmp_path, **GUARDED))
-    state = proceed(found).state()
-    (RunFiles(found.directory).adapters / KEY / adapters.WEIGHTS).unlink()
-    (RunFiles(found.directory).adapters / KEY / adapters.RECORD).unlink()
-    again = proceed(found, state=state)
+    _, state = proceed(found)
+    shutil.rmtree(RunFiles(found.directory).adapters / KEY)
+    again, _ = proceed(found, state=state)
     assert again.guard.stop == Stop(**adapters.read_record(RunFiles(undisturbed.directory).adapters / KEY)["stopped"])
     assert_same(found, undisturbed)
 
 
 def test_a_checkpoint_without_the_curves_beginning_is_not_gone_on_from(undisturbed, model, tmp_path):
     found = loaded(run_of(model, tmp_path, **GUARDED))
-    state = proceed(found, 4).state()
+    _, state = proceed(found, 2)
     (RunFiles(found.directory).curves / f"{KEY}.jsonl").unlink()
-    proceed(found, state=state)
-    assert_same(found, undisturbed)
+    again = Training(found, watched=False)
+    torch.save(state, tmp_path / "state.pt")
+    again.restore(tmp_path / "state.pt")
+    assert again.step == 0
 
 
 @pytest.mark.timeout(280)
@@ -353,26 +374,18 @@ def test_a_killed_worker_of_a_training_that_is_stopped_leaves_what_an_undisturbe
     assert f"{KEY} (stopped at step" in capsys.readouterr().out
 
 
-def test_a_step_is_counted_from_the_checkpoint_with_the_steps_before_it(model, tmp_path):
+@pytest.mark.parametrize("older", [False, True])
+def test_a_checkpoint_has_what_was_usual_and_one_of_before_there_were_guards_is_gone_on_from(model, tmp_path, older):
     found = loaded(run_of(model, tmp_path))
-    first = proceed(found, 4)
-    assert len(first.guard.explosions.state()) == 4
-    state = first.state()
-    assert state["guard"]["held"] is None
+    first, state = proceed(found, 2)
+    assert state["guard"]["held"] is None and len(state["guard"]["usual"]) == 2
+    if older:
+        del state["guard"]
     again = Training(found, watched=False)
     torch.save(state, tmp_path / "state.pt")
     again.restore(tmp_path / "state.pt")
-    assert again.guard.explosions.state() == first.guard.explosions.state()
-
-
-def test_a_checkpoint_of_before_there_were_guards_is_gone_on_from(model, tmp_path):
-    found = loaded(run_of(model, tmp_path))
-    state = proceed(found, 4).state()
-    del state["guard"]
-    torch.save(state, tmp_path / "state.pt")
-    again = training.Training(found, watched=False)
-    again.restore(tmp_path / "state.pt")
-    assert again.step == 4
+    assert again.step == 2
+    assert again.guard.explosions.state() == ([] if older else first.guard.explosions.state()[:2])
 
 
 def test_a_stop_survives_json():
