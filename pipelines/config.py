@@ -351,10 +351,13 @@ class Evaluate(Section):
     """Images that a scorer scores at once, at most."""
     threads: int = number(1, 1, **EXECUTION)
     """Torch threads of an actor."""
+    kl_lora_scales: tuple[float, ...] = number((), 0, 1)
+    """LoRA scales of the sweep's other adapters too, as kl_schedules."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _distinct("evaluate", self, ("rewards", "lora_scales", "schedules", "kl_schedules", "early_stops", "prompts"))
+        _distinct("evaluate", self, ("kl_lora_scales",))
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ def _adapter_arms(config: Config, group: trials.Group) -> Iterator[tuple[configu
     stops = layout.snapshot_steps(config) if evaluate.early_stops is None else evaluate.early_stops
     yield group.tuned, 1 + len(evaluate.schedules) + len(evaluate.lora_scales) + len(stops)
     for train in group.others:
-        yield train, 1 + len(evaluate.kl_schedules)
+        yield train, 1 + len(evaluate.kl_schedules) + len(evaluate.kl_lora_scales)
 
 
 def arm_count(config: Config) -> int:
