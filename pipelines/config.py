@@ -414,10 +414,13 @@ class Evaluate(Section):
     left out for all arms in any case."""
     failures_in_a_row: int = number(8, 1, **EXECUTION)
     """After so many failed groups, none finished between them, the evaluation ends: that is no matter of prompts."""
+    kl_lora_scales: tuple[float, ...] = number((), 0, 1)
+    """LoRA scales of the sweep's other adapters too, as kl_schedules."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _distinct("evaluate", self, ("rewards", "lora_scales", "schedules", "kl_schedules", "early_stops", "prompts"))
+        _distinct("evaluate", self, ("kl_lora_scales",))
         for key in ("generators", "scorers"):
             value = getattr(self, key)
             if isinstance(value, tuple) and (len(value) != 2 or value[0] > value[1]):

@@ -164,11 +164,18 @@ def learning(config: Config) -> tuple[tuple[float, ...], tuple[int, ...]]:
 
 def drawn(config: Config) -> list[dict[str, Any]]:
     """The settings of the trials that a search has drawn, in their order; none where it has not begun."""
+    return [settings for generation in read_sweep(config).get("drawn", []) for settings in generation]
+
+
+def read_sweep(config: Config) -> dict[str, Any]:
+    """The content of `sweep.json`, nothing where no sweep has begun; ConfigError where it cannot be read."""
+    path = RunFiles(config.directory).sweep
     try:
-        found = json.loads(RunFiles(config.directory).sweep.read_text())
+        return json.loads(path.read_text())
     except FileNotFoundError:
-        return []
-    return [settings for generation in found.get("drawn", []) for settings in generation]
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): restore it, or choose another run.name") from error
 
 
 def snapshot_steps(config: Config) -> list[int]:

@@ -194,7 +194,7 @@ def _adapter_arms(config: Config, group: trials.Group) -> Iterator[tuple[configu
     kept = sum(step <= last for step in stops)
     yield group.tuned, 1 + len(evaluate.schedules) + len(evaluate.lora_scales) + kept
     for train in group.others:
-        yield train, 1 + len(evaluate.kl_schedules)
+        yield train, 1 + len(evaluate.kl_schedules) + len(evaluate.kl_lora_scales)
 
 
 def arm_count(config: Config) -> int:

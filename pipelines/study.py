@@ -267,11 +267,12 @@ def _adapter_arms(config: Config, group: trials.Group, train: Train) -> Iterator
         arm, name = _guided(key, text)
         mixed = f"AIG {name}" if tuned else f"{label} + AIG {name}"
         yield StudyArm(arm, "aig" if tuned else "mix", mixed, **common, step=steps)
+    scaled = "LoRA" if train.method == "lora" else "tuning"
+    for scale in evaluate.lora_scales if tuned else evaluate.kl_lora_scales:
+        said = f"{scaled} ×{scale:g}" if tuned else f"{label} + {scaled} ×{scale:g}"
+        yield StudyArm(Arm(f"{key}x{scale:g}", key, scale), "lora" if tuned else "mix", said, **common, step=steps)
     if not tuned:
         return
-    scaled = "LoRA" if train.method == "lora" else "tuning"
-    for scale in evaluate.lora_scales:
-        yield StudyArm(Arm(f"{key}x{scale:g}", key, scale), "lora", f"{scaled} ×{scale:g}", **common, step=steps)
     for step in early_stops(config):
         stop = f"{key}@{step}"
         if step <= steps:

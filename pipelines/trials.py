@@ -6,7 +6,6 @@ those that a scheduler stopped and those that failed. The sweep's driver alone w
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import Any
@@ -35,13 +34,7 @@ class Record:
 
 def read(config: Config) -> Record:
     """The run's record; an empty one where no sweep has begun. ConfigError where it cannot be read."""
-    path = RunFiles(config.directory).sweep
-    try:
-        return Record(**json.loads(path.read_text()))
-    except FileNotFoundError:
-        return Record()
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}): restore it, or choose another run.name") from error
+    return Record(**layout.read_sweep(config))
 
 
 @dataclass(frozen=True)

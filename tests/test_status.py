@@ -176,7 +176,12 @@ def test_a_run_that_was_moved_is_found_under_its_new_storage_and_a_renamed_one_i
         ["sweep.kl_weights=[0, 1, 3]", "evaluate.kl_schedules=[linear, 'power:2']", "sweep.train_seeds=[0, 1]"],
         ["evaluate.early_stops=[]", "sweep.rewards=[fragile, robust]", "sweep.ks=[1, 2]", "evaluate.lora_scales=[]"],
         ["train.steps=7", "evaluate.schedules=[linear, 'step:0.5', 'mine=piecewise:0=0|1=1']"],
-        ["sweep.lrs=[0.1, 0.2]", "sweep.ranks=[2, 4]", "evaluate.kl_schedules=[linear]"],
+        [
+            "sweep.lrs=[0.1, 0.2]",
+            "sweep.ranks=[2, 4]",
+            "evaluate.kl_schedules=[linear]",
+            "evaluate.kl_lora_scales=[0.5, 0.7]",
+        ],
     ],
 )
 def test_arms_and_units_are_as_many_as_the_evaluation_draws(asked):

@@ -139,6 +139,22 @@ def test_random_draws_are_uniform_in_the_logarithm(tmp_path):
     assert max(abs((x + 4) / 2 - i / 200) for i, x in enumerate(drawn)) < 0.135
 
 
+def test_a_record_that_cannot_be_read_is_named(tmp_path):
+    found = sweep(tmp_path, "sweep.search=random", *SEARCH)
+    found.directory.mkdir()
+    RunFiles(found.directory).sweep.write_text("{")
+    with pytest.raises(ConfigError, match=r"sweep.json cannot be read .*: restore it"):
+        layout.trainings(found)
+
+
+def test_other_adapters_have_lora_scales_and_schedules_where_asked_for(tmp_path):
+    found = sweep(tmp_path, "evaluate.kl_schedules=[linear]", "evaluate.kl_lora_scales=[0.5]")
+    mixed = [arm for arm in study.all_arms(found) if arm.family == "mix"]
+    assert [(arm.label, arm.arm.lora_scale, arm.arm.schedule) for arm in mixed] == [
+        ("KL 10 + AIG linear", 1.0, "linear"), ("KL 10 + LoRA ×0.5", 0.5, "tuned"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", ["random", "optuna"])
 def test_the_same_seed_draws_the_same_trials_and_another_seed_others(kind, tmp_path):
     drawn = []

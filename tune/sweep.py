@@ -42,7 +42,7 @@ class Outcome:
     """A row a finished adapter: see `result_row`."""
     record: Record
     missing: list[str]
-    """Trainings that are neither finished nor ended otherwise, and have not been left for later by request."""
+    """Trainings that were to be run and have not ended."""
 
     def check(self) -> None:
         """SweepError where trials failed, whenever that was, or were interrupted without this process."""
@@ -88,8 +88,8 @@ def sweep(config: Config, connect: Callable[[], Cluster], retry_errored: bool = 
     done = {adapter_key(train): train for train in layout.trainings(config) if there(train)}
     rows = [result_row(replace(config, train=train)) for train in done.values()]
     ended = {*done, *record.errored, *record.stopped}
-    lost = [key for train in layout.trainings(config) if (key := adapter_key(train)) not in ended]
-    return Outcome(rows, record, [] if retry_errored else lost)
+    asked = map(adapter_key, chosen if retry_errored else layout.trainings(config))
+    return Outcome(rows, record, [key for key in asked if key not in ended])
 
 
 def concurrency(config: Config, cluster: Cluster) -> int:
