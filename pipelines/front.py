@@ -77,7 +77,9 @@ def summary(path: Path) -> str:
         for claim in single["claims"]:
             lines.append(f"  {claim['claim']}: {_interval(claim)}")
         if single["differences"]:
-            lines.append(f"  {box((single['reward'], found['diversity']), single['reference'], single['normalization'])}")
+            lines.append(
+                f"  {box((single['reward'], found['diversity']), single['reference'], single['normalization'])}"
+            )
         for row in single["differences"]:
             lines.append(f"  hypervolume of {row['a']} less {row['b']}: {_interval(row)}")
     return "\n".join(lines)

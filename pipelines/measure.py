@@ -185,8 +185,8 @@ def _mean_rows(config: Config, table: Table) -> Iterator[dict[str, Any]]:
         for metric in group:
             for a, arm in enumerate(table.arms):
                 low, high = result.interval[metric][a]
-                about = {"low": low, "high": high, "prompts": result.prompts, "interval": f"{result.method} bootstrap of prompts"}
-                yield {"arm": arm, "metric": metric, "value": result.mean[metric][a], **about}
+                row = {"arm": arm, "metric": metric, "value": result.mean[metric][a], "low": low, "high": high}
+                yield {**row, "prompts": result.prompts, "interval": f"{result.method} bootstrap of prompts"}
 
 
 def _set_measures(config: Config, found: list[Measured]) -> dict[str, SetMeasures | None]:

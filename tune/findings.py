@@ -128,9 +128,7 @@ def _bootstrap(plan: Plan, table: dict[str, np.ndarray]) -> Bootstrap:
     box = Box.around(np.stack([table[name][: len(REFERENCES)].mean(axis=1) for name in (x, y)], axis=1))
     ends, count = (0, 1), len(table[x])
     families = {"published": range(len(REFERENCES)), "found": [*ends, *range(len(REFERENCES), count)]}
-    return bootstrap(
-        table, x=x, y=y, families=families, reference=box.reference, scale=box.scale, **front.resampling
-    )
+    return bootstrap(table, x=x, y=y, families=families, reference=box.reference, scale=box.scale, **front.resampling)
 
 
 def _estimates(result: Bootstrap, a: int) -> dict[str, list[float]]:

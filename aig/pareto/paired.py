@@ -256,9 +256,7 @@ def _points(values: Mapping[str, np.ndarray], x: str, y: str, broken: Sequence[i
     return points
 
 
-def _normalization(
-    points: np.ndarray, reference: Normalization, scale: Normalization
-) -> tuple[np.ndarray, np.ndarray]:
+def _normalization(points: np.ndarray, reference: Normalization, scale: Normalization) -> tuple[np.ndarray, np.ndarray]:
     sound = points[~np.isnan(points).any(1)]
     if not len(sound):
         sound = np.zeros((1, 2))
