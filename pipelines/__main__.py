@@ -158,9 +158,9 @@ def do_generate(session: Session, model: Model) -> None:
 def do_measure(session: Session, model: Model, everything: bool = False) -> None:
     with stage("measure", session.seconds):
         from pipelines.generate import read
-        from pipelines.measure import measure, summary
+        from pipelines.measure import UNNEEDED, measure, summary
 
-        images = read(session.config, model.defaults, without=["image", "features"])
+        images = read(session.config, model.defaults, without=UNNEEDED)
         counts = {name: getattr(images, name) for name in ("found", "expected", "missing", "duplicate")}
         print("Images: {found} of {expected} found, {missing} missing, {duplicate} duplicate.".format(**counts))
         measure(session.config, images, session.command, session.connect)

@@ -274,25 +274,42 @@ class Images:
 
 
 def read(config: Config, model_defaults: models.Sampling, without: Sequence[str] = ()) -> Images:
-    """Read the run's units, each id once, all columns but some; files of other units are left alone."""
+    """Read the run's units, each id once, all columns but some; files of other units are left alone.
+
+    One unit is in memory beside what is kept of the others: columns that are not needed, the images above all, belong
+    into `without`.
+    """
     folder = RunFiles(config.directory).images
     wanted = units(config, model_defaults)
     arms = study.all_arms(config)
-    paths = [path for unit in wanted if (path := folder / PART.format(unit=unit.name)).exists()]
-    expected_ids = {_hash([arm.arm.id, unit.prompt, seed]) for unit in wanted for seed in unit.seeds for arm in arms}
+    expected, rows, tables, paths = 0, 0, [], []
+    for unit in wanted:
+        path = folder / PART.format(unit=unit.name)
+        ids = {_hash([arm.arm.id, unit.prompt, seed]) for seed in unit.seeds for arm in arms}
+        expected += len(ids)
+        if path.exists():
+            found, kept = _read_unit(path, ids, without)
+            rows += found
+            tables.append(kept)
+            paths.append(path)
     if not paths:
-        return Images(pa.table({"id": pa.array([], pa.string())}), len(expected_ids), 0, len(expected_ids), 0, {})
-    schema = pq.read_schema(paths[0])
-    tables = [pq.read_table(path, columns=[name for name in schema.names if name not in without]) for path in paths]
-    whole = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
-    ids = whole["id"].to_pylist()
-    first = {}
-    for row, name in enumerate(ids):
-        if name in expected_ids:
+        return Images(pa.table({"id": pa.array([], pa.string())}), expected, 0, expected, 0, {})
+    unique = pa.concat_tables(tables)
+    return Images(
+        unique, expected, len(unique), expected - len(unique), rows - len(unique), _mean_cost(paths), tuple(paths)
+    )
+
+
+def _read_unit(path: Path, ids: set[str], without: Sequence[str]) -> tuple[int, pa.Table]:
+    """How many rows a unit's file has, and the first of each of these ids."""
+    schema = pq.read_schema(path)
+    table = pq.read_table(path, columns=[name for name in schema.names if name == "id" or name not in without])
+    first: dict[str, int] = {}
+    for row, name in enumerate(table["id"].to_pylist()):
+        if name in ids:
             first.setdefault(name, row)
-    unique = whole.take(pa.array(sorted(first.values()), pa.int64()))
-    missing, duplicate = len(expected_ids) - len(first), len(ids) - len(first)
-    return Images(unique, len(expected_ids), len(first), missing, duplicate, _mean_cost(paths), tuple(paths))
+    kept = table.take(pa.array(first.values(), pa.int64())) if len(first) < len(table) else table
+    return len(table), kept.drop_columns("id" if "id" in without else []).replace_schema_metadata(None)
 
 
 def _mean_cost(paths: Sequence[Path]) -> dict[str, float]:

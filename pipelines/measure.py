@@ -28,6 +28,8 @@ from pipelines.report.data import Estimate
 from pipelines.scoring import ACCURACIES, GOLD
 from pipelines.sets import SetMeasures
 
+# Columns of the images that measuring does without: features are read an arm at a time.
+UNNEEDED = ("id", "arm_id", "prompt", "image", "height", "width", "features", "error")
 PER_PROMPT = "per_prompt.parquet"
 PER_SUBSET = "per_subset.parquet"
 SCHEMA = pa.schema({
@@ -138,8 +140,9 @@ def read_rows(config: Config) -> list[dict[str, Any]]:
 def _scores(images: pa.Table, shape: tuple[int, int, int], place: dict[str, int]) -> dict[str, np.ndarray]:
     """Every float column (arms, prompts, seeds)."""
     names = [field.name for field in images.schema if pa.types.is_floating(field.type)]
+    arms = images["arm"].combine_chunks().dictionary_encode()
     at = (
-        np.array([place[name] for name in images["arm"].to_pylist()]),
+        np.array([place[name] for name in arms.dictionary.to_pylist()])[arms.indices.to_numpy()],
         images["prompt_id"].to_numpy(),
         images["seed_index"].to_numpy(),
     )
