@@ -190,9 +190,9 @@ def conclude(session: Session) -> None:
 def do_measure(session: Session, model: Model, everything: bool = False) -> None:
     with stage("measure", session.seconds):
         from pipelines.generate import read
-        from pipelines.measure import measure, summary
+        from pipelines.measure import UNNEEDED, measure, summary
 
-        images = read(session.config, model.defaults, without=["image", "features"])
+        images = read(session.config, model.defaults, without=UNNEEDED)
         counts = {name: getattr(images, name) for name in ("found", "expected", "missing", "failed", "duplicate")}
         told = "Images: {found} of {expected} found, {missing} missing, {duplicate} duplicate"
         print((f"{told}, {{failed}} left out." if images.failed else f"{told}.").format(**counts))
@@ -281,6 +281,24 @@ def run_demo(session: Session) -> None:
     conclude(session)
 
 
+def run_check(session: Session) -> None:
+    config = session.config
+    session.result = "Nothing was started or written."
+    with stage("check", session.seconds):
+        from pipelines import check
+
+        model = check.check_training(config, sweep=True)
+        check.check_evaluation(config, model, trained=False)
+    if session.arguments.weights:
+        with stage("weights", session.seconds):
+            for line in check.check_weights(config, model):
+                print(line)
+
+
+def weights_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--weights", action="store_true", help="load every reward wholly, one after another, and score")
+
+
 def run_score(session: Session) -> None:
     given = session.arguments
     with stage("check", session.seconds):
@@ -289,7 +307,9 @@ def run_score(session: Session) -> None:
         names = listing.Names(given.file_column, given.prompt_column, given.group_column)
         request = score.Request(given.source, tuple(dict.fromkeys(given.reward)), given.prompts, names, given.out)
         found, columns, files = score.check(session.config, request)
-        print(f"{len(found.images)} images with prompts in {given.source}.")
+        prompted = sum(bool(image.prompt) for image in found.images)
+        without = "" if prompted == len(found.images) else f", {len(found.images) - prompted} of them without prompts"
+        print(f"{len(found.images)} images in {given.source}{without}.")
         if found.unlisted:
             print(f"{found.unlisted} other image files there have no prompt in the metadata, and are left out.")
     session.result = f"Scores: {files.out}"
@@ -361,6 +381,12 @@ def shared_option(sub: argparse.ArgumentParser) -> None:
 
 
 COMMANDS = {
+    "check": Command(
+        run_check, "find what is wrong with a configuration, starting nothing",
+        "Check everything that sweep and evaluate check before they start: keys, prompts, schedules, the model, and "
+        "whether the rewards' weights are here or can be downloaded. With --weights they are downloaded and loaded "
+        "wholly, and score an image each.", options=weights_option, in_run=False,
+    ),
     "train": Command(
         run_train, "train one adapter (train.*)",
         "Tune the model to train.reward with DRaFT and keep the adapter, snapshots along the way and a training curve.",
@@ -409,11 +435,12 @@ COMMANDS = {
         "Everything from training to the report. The preset is demo unless you name another.", "demo",
     ),
     "score": Command(
-        run_score, "score any folder of images with prompts",
+        run_score, "score any folder of images",
         "Score the images of FOLDER by one or more rewards. Their prompts stand in its metadata.jsonl, .csv or "
         ".parquet (columns file_name and text, as Hugging Face's imagefolder has them), or beside the images in "
-        "parquet files, as in a run's images/. Writes a parquet file with a row an image, and prints each reward's "
-        "mean over the prompts with its interval. The same command goes on after an interruption.",
+        "parquet files, as in a run's images/; a reward that reads no prompt, as aesthetic, needs none. Writes a "
+        "parquet file with a row an image, and prints each reward's mean over the prompts with its interval. The same "
+        "command goes on after an interruption.",
         options=score_options, in_run=False,
     ),
 }  # fmt: skip

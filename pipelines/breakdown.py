@@ -14,6 +14,7 @@ from pipelines.config import Measure
 PIXEL_STD = "pixel_std"
 # Under one of 256 levels an image is one flat colour.
 FLAT = 1 / 255
+BLOCK = 2**22  # numbers of features that are looked at together
 
 
 def pixel_std(images: Tensor) -> Tensor:
@@ -44,10 +45,12 @@ def of_scores(scores: dict[str, np.ndarray], arm: int) -> list[str]:
 def of_features(features: np.ndarray) -> list[str]:
     """What keeps measures of sets from being computed of features (..., d)."""
     rows = features.reshape(-1, features.shape[-1])
-    bad = int((~np.isfinite(rows).all(axis=1)).sum())
+    parts = np.array_split(rows, -(-rows.size // BLOCK))
+    bad = sum(int((~np.isfinite(part).all(axis=1)).sum()) for part in parts)
     if bad:
         return [f"features of {bad} of {len(rows)} images are not finite"]
-    return [] if (rows != rows[0]).any() else [f"features of all {len(rows)} images are the same"]
+    varied = any((part != rows[0]).any() for part in parts)
+    return [] if varied else [f"features of all {len(rows)} images are the same"]
 
 
 def of_precision(settings: Measure, precision: float) -> list[str]:

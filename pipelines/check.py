@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import diffusers
+import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 
-from aig import adapters, schedules
+from aig import adapters, rewards, schedules
 from aig.metrics import features
 from aig.models import Model
 from aig.sampler import Grid
-from pipelines import external, guards, layout, parallel, rewarding, study, tracking, trials
+from pipelines import external, guards, layout, normalization, parallel, rewarding, study, tracking, trials
 from pipelines.config import Config, ConfigError
 from pipelines.generate import adapter_digest
 from pipelines.layout import RunFiles
@@ -112,6 +114,26 @@ def check_evaluation(config: Config, model: Model | None = None, *, trained: boo
             _check_readable(adapters.weights_file(RunFiles(config.directory).adapters / name))
         _check_adapters(config, layout.trainings(config))
     return model
+
+
+def check_weights(config: Config, model: Model) -> Iterator[str]:
+    """Load each reward of the run, downloading what is not here, and score an image of the model's size; a line each.
+
+    One is in memory at a time. ValueError where weights are not to be had or do not fit, or where a score is not
+    finite.
+    """
+    columns = normalization.wanted(config)
+    gold = rewarding.gold(config)
+    for name, spec in {**columns.parts, **({} if gold is None else {gold.column: gold})}.items():
+        reward = rewards.load(spec)
+        height, width = model.image_size
+        image = torch.linspace(0, 255, width).to(torch.uint8).expand(1, 3, height, width)
+        score = float(rewards.report(reward, image, ["a red star"])[0])
+        if not math.isfinite(score):
+            raise ConfigError(
+                f"reward {name!r} loads, and scores an image {score}: its weights are damaged; get others"
+            )
+        yield f"Reward {name!r} loads, and scores a grey ramp {score:.4g}."
 
 
 def _model(config: Config) -> Model:

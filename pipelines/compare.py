@@ -166,12 +166,8 @@ def _set_rows(
         if arm not in a or arm not in b:
             continue
         ours, theirs = a[arm].found, b[arm].found
-        same = (ours.prompts, ours.size, ours.replicates.shape) == (
-            theirs.prompts,
-            theirs.size,
-            theirs.replicates.shape,
-        )
-        if not same or a[arm].names != b[arm].names or not len(ours.replicates):
+        subsets = [(one.prompts, one.size, one.replicates.shape) for one in (ours, theirs)]
+        if subsets[0] != subsets[1] or a[arm].names != b[arm].names or not len(ours.replicates):
             continue
         difference = theirs.less(ours)
         for place, metric in enumerate(a[arm].names):

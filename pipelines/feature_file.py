@@ -1,4 +1,4 @@
-"""All features of a run in one file of float32, so that a million images' need not be in memory: one arm's are."""
+"""All features of a run in one file of float32, so that a million images' need not be in memory."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class FeatureFile:
     path: Path
 
     def arm(self, arm: int) -> np.ndarray:
-        """An arm's features (prompts, seeds, d)."""
-        return np.array(np.load(self.path, mmap_mode="r")[arm])
+        """An arm's features (prompts, seeds, d), read-only and mapped from the file: read where they are looked at."""
+        return np.asarray(np.load(self.path, mmap_mode="r")[arm])
 
     def rows(self, arm: int, start: int, stop: int) -> np.ndarray:
         """Some of an arm's features (stop − start, d), by prompt and then by seed."""

@@ -298,31 +298,45 @@ class Images:
 def read(config: Config, model_defaults: models.Sampling, without: Sequence[str] = ()) -> Images:
     """Read the run's units, each id once, all columns but some; files of other units are left alone.
 
-    Prompts of units that failed are left out whole, so that all arms have the same.
+    Prompts of units that failed are left out whole, so that all arms have the same. One unit is in memory beside what is
+    kept of the others: columns that are not needed, the images above all, belong into `without`.
     """
     folder = RunFiles(config.directory).images
     asked, arms = units(config, model_defaults), study.all_arms(config)
     failed = {row["unit"] for row in failures.of_run(config)}
     left_out = tuple(sorted({unit.prompt_id for unit in asked if unit.name in failed}))
-    wanted = [unit for unit in asked if unit.prompt_id not in left_out]
-    paths = [path for unit in wanted if (path := folder / PART.format(unit=unit.name)).exists()]
-    expected_ids = {_hash([arm.arm.id, unit.prompt, seed]) for unit in wanted for seed in unit.seeds for arm in arms}
-    expected = len(arms) * sum(len(unit.seeds) for unit in asked)
-    about: dict[str, Any] = {"expected": expected, "failed": expected - len(expected_ids), "left_out": left_out}
+    expected, rows, tables, paths = 0, 0, [], []
+    for unit in asked:
+        if unit.prompt_id in left_out:
+            continue
+        path = folder / PART.format(unit=unit.name)
+        ids = {_hash([arm.arm.id, unit.prompt, seed]) for seed in unit.seeds for arm in arms}
+        expected += len(ids)
+        if path.exists():
+            found, kept = _read_unit(path, ids, without)
+            rows += found
+            tables.append(kept)
+            paths.append(path)
+    every = len(arms) * sum(len(unit.seeds) for unit in asked)
+    about: dict[str, Any] = {"expected": every, "failed": every - expected, "left_out": left_out}
     if not paths:
         empty = pa.table({"id": pa.array([], pa.string())})
-        return Images(empty, found=0, missing=len(expected_ids), duplicate=0, cost={}, **about)
-    schema = pq.read_schema(paths[0])
-    tables = [pq.read_table(path, columns=[name for name in schema.names if name not in without]) for path in paths]
-    whole = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
-    ids = whole["id"].to_pylist()
-    first = {}
-    for row, name in enumerate(ids):
-        if name in expected_ids:
-            first.setdefault(name, row)
-    unique = whole.take(pa.array(sorted(first.values()), pa.int64()))
-    counts = {"found": len(first), "missing": len(expected_ids) - len(first), "duplicate": len(ids) - len(first)}
+        return Images(empty, found=0, missing=expected, duplicate=0, cost={}, **about)
+    unique = pa.concat_tables(tables)
+    counts = {"found": len(unique), "missing": expected - len(unique), "duplicate": rows - len(unique)}
     return Images(unique, cost=_mean_cost(paths), paths=tuple(paths), **counts, **about)
+
+
+def _read_unit(path: Path, ids: set[str], without: Sequence[str]) -> tuple[int, pa.Table]:
+    """How many rows a unit's file has, and the first of each of these ids."""
+    schema = pq.read_schema(path)
+    table = pq.read_table(path, columns=[name for name in schema.names if name == "id" or name not in without])
+    first: dict[str, int] = {}
+    for row, name in enumerate(table["id"].to_pylist()):
+        if name in ids:
+            first.setdefault(name, row)
+    kept = table.take(pa.array(first.values(), pa.int64())) if len(first) < len(table) else table
+    return len(table), kept.drop_columns("id" if "id" in without else []).replace_schema_metadata(None)
 
 
 def _mean_cost(paths: Sequence[Path]) -> dict[str, float]:

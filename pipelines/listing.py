@@ -3,6 +3,7 @@
 A metadata file is `metadata.jsonl`, `.csv` or `.parquet` as Hugging Face's `imagefolder` has it, in the folder or in
 its subfolders: a row an image, with the file's path relative to the metadata file. A parquet file may hold the images
 themselves in a column `image`, as bytes or as Hugging Face's struct of bytes and path: so does a run's `images/`.
+Where no prompt is needed, a folder of image files alone will do, and so will metadata without prompts.
 """
 
 from __future__ import annotations
@@ -63,14 +64,25 @@ class Listing:
     grouped: bool
 
 
-def read(source: Path, metadata: Path | None = None, names: Names | None = None) -> Listing:
-    """The images of a folder, or of a metadata or parquet file. ConfigError names what is wrong and the fix."""
+def read(
+    source: Path, metadata: Path | None = None, names: Names | None = None, *, prompts_needed: bool = True
+) -> Listing:
+    """The images of a folder, or of a metadata or parquet file. ConfigError names what is wrong and the fix.
+
+    Unless prompts are needed, an image without one has an empty one.
+    """
     names = names or Names()
     if not source.exists():
-        raise ConfigError(f"{source} does not exist: give a folder of images with prompts")
+        raise ConfigError(f"{source} does not exist: give a folder of images{' with prompts' * prompts_needed}")
     root = source if source.is_dir() else source.parent
-    files = _sources(source, metadata)
-    images = [image for file in files for image in _of_file(file, root if metadata else file.parent, root, names)]
+    files = _sources(source, metadata, prompts_needed)
+    if not files:
+        return Listing(_alone(source), 0, False)
+    images = [
+        image
+        for file in files
+        for image in _of_file(file, root if metadata else file.parent, root, names, prompts_needed)
+    ]
     if not images:
         raise ConfigError(f"{files[0]} lists no image: give it one row an image")
     _refuse_twice(images)
@@ -80,7 +92,21 @@ def read(source: Path, metadata: Path | None = None, names: Names | None = None)
     return Listing(images, unlisted, any(image.group is not None for image in images))
 
 
-def _sources(source: Path, metadata: Path | None) -> list[Path]:
+def _alone(folder: Path) -> list[Listed]:
+    """The image files of a folder, without prompts."""
+    paths = sorted(path.absolute() for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not paths:
+        raise ConfigError(f"{folder} has no image files ({', '.join(SUFFIXES)}): give a folder of images")
+    found = []
+    for path in paths:
+        shown, seen = _shown(path, folder), path.stat()
+        identity = _hash([shown, seen.st_size, seen.st_mtime_ns, ""])
+        found.append(Listed(identity, shown, str(path), None, "", None, None))
+    return found
+
+
+def _sources(source: Path, metadata: Path | None, prompts_needed: bool = True) -> list[Path]:
+    """The files that list images; none for a folder of images alone, where no prompt is needed."""
     if metadata is not None:
         if not metadata.is_file():
             raise ConfigError(f"--prompts {metadata} is not a file: give a .jsonl, .csv or .parquet file")
@@ -91,7 +117,7 @@ def _sources(source: Path, metadata: Path | None) -> list[Path]:
     if not found:
         tables = sorted(path for path in source.rglob("*.parquet") if not path.name.startswith("."))
         found = [path for path in tables if _open(path)[1]] or tables
-    if not found:
+    if not found and prompts_needed:
         raise ConfigError(
             f"{source} has no prompts: put a metadata.jsonl (or .csv or .parquet) there with the columns file_name and "
             "text, or name such a file with --prompts"
@@ -99,11 +125,13 @@ def _sources(source: Path, metadata: Path | None) -> list[Path]:
     return found
 
 
-def _of_file(file: Path, base: Path, root: Path, names: Names) -> Iterator[Listed]:
+def _of_file(file: Path, base: Path, root: Path, names: Names, prompts_needed: bool = True) -> Iterator[Listed]:
     """The images of one metadata file, whose paths are relative to `base`, or of one parquet file that holds them."""
     found, holds, rows_of = _open(file)
     holds = holds and names.file is None
-    prompt = _column(file, found, names.prompt, PROMPTS, "--prompt-column")
+    prompt = None
+    if prompts_needed or names.prompt or any(name in found for name in PROMPTS):
+        prompt = _column(file, found, names.prompt, PROMPTS, "--prompt-column")
     group = names.group or (GROUP if GROUP in found else None)
     if group is not None:
         _column(file, found, group, (), "--group-column")
@@ -111,8 +139,10 @@ def _of_file(file: Path, base: Path, root: Path, names: Names) -> Iterator[Liste
     rows = rows_of([name for name in dict.fromkeys((prompt, group, name_of, ID)) if name in found])
     own, absent = file.stat(), []
     for place, (where, row) in enumerate(rows):
-        text = row.get(prompt)
-        if not isinstance(text, str) or not text.strip():
+        text = row.get(prompt or "")
+        if not prompts_needed and not isinstance(text, str):
+            text = ""
+        if prompts_needed and (not isinstance(text, str) or not text.strip()):
             raise ConfigError(f"{file}, {where}: {prompt} is empty: give every image a prompt")
         path, inside, seen = file.absolute(), place, own
         if name_of is not None:

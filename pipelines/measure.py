@@ -28,6 +28,8 @@ from pipelines.report.data import Estimate
 from pipelines.scoring import ACCURACIES, GOLD
 from pipelines.sets import SetMeasures
 
+# Columns of the images that measuring does without: features are read an arm at a time.
+UNNEEDED = ("id", "arm_id", "prompt", "image", "height", "width", "features", "error")
 PER_PROMPT = "per_prompt.parquet"
 PER_SUBSET = "per_subset.parquet"
 SCHEMA = pa.schema({
@@ -168,8 +170,9 @@ def _scores(
 ) -> dict[str, np.ndarray]:
     """Every float column (arms, prompts, seeds)."""
     names = [field.name for field in images.schema if pa.types.is_floating(field.type)]
+    arms = images["arm"].combine_chunks().dictionary_encode()
     at = (
-        np.array([place[name] for name in images["arm"].to_pylist()]),
+        np.array([place[name] for name in arms.dictionary.to_pylist()])[arms.indices.to_numpy()],
         row[images["prompt_id"].to_numpy()],
         images["seed_index"].to_numpy(),
     )
@@ -215,13 +218,8 @@ def _mean_rows(config: Config, table: Table) -> Iterator[dict[str, Any]]:
         for metric in group:
             for a, arm in enumerate(table.arms):
                 low, high = result.interval[metric][a]
-                about = {
-                    "low": low,
-                    "high": high,
-                    "prompts": result.prompts,
-                    "interval": f"{result.method} bootstrap of prompts",
-                }
-                yield {"arm": arm, "metric": metric, "value": result.mean[metric][a], **about}
+                row = {"arm": arm, "metric": metric, "value": result.mean[metric][a], "low": low, "high": high}
+                yield {**row, "prompts": result.prompts, "interval": f"{result.method} bootstrap of prompts"}
 
 
 def _set_measures(config: Config, found: list[Measured]) -> dict[str, SetMeasures | None]:

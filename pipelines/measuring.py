@@ -37,7 +37,7 @@ class Measured:
 def measure_arms(
     config: Config, scores: dict[str, np.ndarray], features: FeatureFile, connect: Callable[[], object]
 ) -> tuple[list[Measured], dict[str, Any]]:
-    """What each arm has, and the row of the noise floor; the features of two arms are in memory at a time.
+    """What each arm has, and the row of the noise floor; features are read from their file a block at a time.
 
     scores: (arms, prompts, seeds) a name. ConfigError where the base's features can be no reference.
     """
@@ -94,5 +94,8 @@ def _tiled(
 
 def _by_prompt(metric: Callable[[np.ndarray], float], features: np.ndarray) -> np.ndarray:
     """The metric of each prompt's rows (seeds, d), NaN where one is not finite or has no direction."""
-    sound = np.isfinite(features).all((1, 2)) & (features != 0).any(2).all(1)
-    return np.array([metric(rows) if sound[p] else np.nan for p, rows in enumerate(features)])
+    return np.array([metric(rows) if _is_sound(rows) else np.nan for rows in features])
+
+
+def _is_sound(rows: np.ndarray) -> bool:
+    return bool(np.isfinite(rows).all() and rows.any(1).all())

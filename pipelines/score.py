@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from aig import rewards
 from pipelines import listing, rewarding
 from pipelines.bar import Bar
 from pipelines.cluster import Cluster
@@ -109,7 +110,8 @@ def check(config: Config, request: Request) -> tuple[Listing, Columns, Files]:
     for name in request.rewards:
         rewarding.check(config, name)
     columns = rewarding.columns(config, request.rewards)
-    found = listing.read(request.source, request.metadata, request.names)
+    needed = any(rewards.reads_prompts(spec) for spec in columns.parts.values())
+    found = listing.read(request.source, request.metadata, request.names, prompts_needed=needed)
     source = request.source.absolute()
     default = f"{source.stem}-{_hash([str(source), columns.to_json()])}.parquet"
     out = request.out or Path(config.run.storage).expanduser() / "scores" / default

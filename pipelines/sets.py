@@ -114,7 +114,15 @@ def neighbours(ref: np.ndarray, gen: np.ndarray) -> dict[str, float]:
 def noise_floor(base: np.ndarray) -> float:
     """The log spectral distance between two halves of the base's seeds (prompts, seeds, d): what chance does."""
     half = base.shape[1] // 2
-    return log_spectral_distance(flat(base[:, :half]), flat(base[:, half : 2 * half]))
+    return log_spectral_distance(*(_moments(base[:, part]) for part in (slice(half), slice(half, 2 * half))))
+
+
+def _moments(rows: np.ndarray) -> Moments:
+    """Moments of rows (prompts, seeds, d) that may not be contiguous, some prompts at a time."""
+    step, total = max(1, BLOCK // rows[0].size), Moments()
+    for start in range(0, len(rows), step):
+        total.update(flat(rows[start : start + step]))
+    return total
 
 
 def flat(rows: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 import ray.data
+from ray.data._internal.execution import streaming_executor_state
 
 from pipelines import pools
 from pipelines.bar import Bar
@@ -14,14 +15,23 @@ from pipelines.config import Config
 from pipelines.failures import Failures
 from pipelines.scoring import Job, Said, Scorer
 
+# Ray Data looks this often, and not ten times a second, whether a task has finished; one that has wakes it at once.
+LOOK_SECONDS, LOOK = 0.5, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S"
+
 
 def quiet_data() -> None:
-    """Let Ray Data hand out units in any order, and leave progress to us."""
+    """Let Ray Data hand out units in any order, leave progress to us, and look around no more than it has to."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
     # Ray Data would give up after some minutes without a finished unit; one of a hundred arms can take longer.
     context.execution_no_progress_timeout_s = -1
+    # A thread in each actor that reads its memory every second, and what would warn of that.
+    context.memory_usage_poll_interval_s = None
+    context.issue_detectors_config.detectors = []
+    # There is no setting for it; a version without the constant goes on as it does.
+    if hasattr(streaming_executor_state, LOOK):
+        setattr(streaming_executor_state, LOOK, LOOK_SECONDS)
 
 
 def scored(units: ray.data.Dataset, job: Job, config: Config, most: int) -> ray.data.Dataset:

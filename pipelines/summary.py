@@ -17,7 +17,10 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Mean:
-    """A reward's mean over the prompts of a group, each prompt's images averaged first, with its interval."""
+    """A reward's mean over the prompts of a group, each prompt's images averaged first, with its interval.
+
+    An image without a prompt counts as a prompt of its own.
+    """
 
     group: str
     reward: str
@@ -44,10 +47,10 @@ def means(table: pa.Table, rewards: Sequence[str], front: Front) -> list[Mean]:
 
 
 def _mean(table: pa.Table, group: str, reward: str, front: Front) -> Mean:
-    scores: dict[str, list[float]] = {}
-    for prompt, score in zip(table["prompt"].to_pylist(), table[reward].to_pylist(), strict=True):
+    scores: dict[str | int, list[float]] = {}
+    for row, (prompt, score) in enumerate(zip(table["prompt"].to_pylist(), table[reward].to_pylist(), strict=True)):
         if score is not None:
-            scores.setdefault(prompt, []).append(score)
+            scores.setdefault(prompt or row, []).append(score)
     prompts, images = len(scores), sum(map(len, scores.values()))
     values = np.array([[np.mean(each) for each in scores.values()]])  # (1, prompts)
     if prompts < 2:

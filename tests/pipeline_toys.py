@@ -33,6 +33,13 @@ def bright(images: Tensor, prompts: list[str]) -> Tensor:
     return images.flatten(1).mean(1)
 
 
+def promptless(images: Tensor, prompts: list[str]) -> Tensor:
+    return bright(images, prompts)
+
+
+promptless.reads_prompts = False  # type: ignore[attr-defined]
+
+
 def spoiled(images: Tensor, prompts: list[str]) -> Tensor:
     """How red an image is, but NaN for prompts of a heart."""
     factor = [float("nan") if "heart" in prompt else 1.0 for prompt in prompts]

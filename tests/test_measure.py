@@ -456,10 +456,8 @@ def test_hypervolumes_start_where_the_configuration_says_and_print_it(run):
 def test_a_reference_that_cannot_be_is_refused(given, expected, run, capsys):
     found, *_ = run
     measured(found)
-    assert (
-        main(["front", "--config", str(found.directory / "config.yaml"), f"run.storage={found.run.storage}", given])
-        == 2
-    )
+    named = [f"run.name={found.run.name}", f"run.storage={found.run.storage}"]
+    assert main(["front", "--config", str(found.directory / "config.yaml"), *named, given]) == 2
     assert expected in capsys.readouterr().err
 
 

@@ -335,3 +335,24 @@ def test_a_report_scores_what_was_saved():
     prompts = ["a red star", "a blue heart", "a red star"]
     found = scoring.Scores(rewarding.columns(config.load(), ["robust"]))(images, prompts)["robust"]
     torch.testing.assert_close(found, rewards.load("robust")(images.float() / 255, prompts).detach())
+
+
+def test_a_check_starts_nothing_and_loads_every_reward_wholly_where_that_is_asked_for(tmp_path, capsys):
+    given = ["sweep.kl_weights=[0]", f"run.storage={tmp_path}", "train.reward=fragile", "sweep.rewards=[fragile]"]
+    assert main(["check", "--preset", "smoke", *given]) == 0
+    assert "loads" not in capsys.readouterr().out
+    assert main(["check", "--preset", "smoke", "--weights", *given]) == 0
+    said = capsys.readouterr().out
+    assert all(f"Reward {name!r} loads, and scores" in said for name in ("fragile", "robust", "gold"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_check_of_the_weights_finds_a_file_that_is_no_checkpoint_where_a_plain_one_does_not(tmp_path, capsys):
+    (tmp_path / "weights.pt").write_bytes(b"cut off")
+    given = [
+        f"rewards.define={{mine: {{name: hpsv2.1, weights: {tmp_path / 'weights.pt'}, architecture: ViT-B-32}}}}",
+        "evaluate.rewards=[fragile, mine]", f"run.storage={tmp_path}",
+    ]  # fmt: skip
+    assert main(["check", "--preset", "smoke", *given]) == 0
+    assert main(["check", "--preset", "smoke", "--weights", *given]) == 2
+    assert "reward 'mine'" in capsys.readouterr().err

@@ -502,3 +502,9 @@ def test_long_prompts_are_truncated_with_one_warning_that_counts_them(name, limi
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         reward(GOOD, ["a red fox", " ".join(["fox"] * (limit - 2))])
+
+
+def test_which_rewards_read_the_prompt_is_known_without_their_weights():
+    assert not rewards.reads_prompts("aesthetic")
+    for spec in ("pickscore", "hpsv2.1", "clip", "imagereward", "fragile", "0.5*aesthetic + 0.5*clip"):
+        assert rewards.reads_prompts(spec)

@@ -260,6 +260,39 @@ def test_a_weighted_sum_is_a_column_beside_those_of_its_terms(tmp_path, scored_u
     assert "raw weighted sum" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("metadata", [False, True])
+def test_a_reward_that_reads_no_prompt_needs_none(tmp_path, scored_units, metadata, capsys):
+    folder = tmp_path / "images"
+    rows = make_folder(folder)
+    (folder / "metadata.jsonl").unlink()
+    if metadata:
+        write_rows(folder / "metadata.jsonl", [{"file_name": row["file_name"]} for row in rows])
+    assert score(folder, rewards=("pipeline_toys:promptless",)) == 0
+    found = {row["file"]: row for row in scores(folder).to_pylist()}
+    assert set(found) == {row["file_name"] for row in rows} and {row["prompt"] for row in found.values()} == {""}
+    for i, row in enumerate(rows):
+        expected = bright(tensor(picture(i, width=10 if i % 2 else 14)), [""]).item()
+        assert found[row["file_name"]]["pipeline_toys-promptless"] == pytest.approx(expected, abs=1e-5)
+    said = capsys.readouterr().out
+    assert "6 images in" in said and "6 of them without prompts" in said
+    line = next(line for line in said.splitlines() if line.startswith("all"))
+    assert line.split()[1:3] == ["6", "6"] and "[" in line  # an image is the unit where there is no prompt
+
+
+def test_beside_a_reward_that_reads_prompts_they_are_needed(tmp_path, capsys):
+    folder = tmp_path / "images"
+    make_folder(folder)
+    (folder / "metadata.jsonl").unlink()
+    assert score(folder, rewards=("pipeline_toys:promptless", RED)) == 2
+    assert "has no prompts: put a metadata.jsonl" in capsys.readouterr().err
+
+
+def test_a_folder_without_images_is_refused_where_no_prompt_is_needed(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    assert score(tmp_path / "images", rewards=("pipeline_toys:promptless",)) == 2
+    assert "has no image files" in capsys.readouterr().err
+
+
 def test_groups_are_printed_with_intervals_over_prompts(tmp_path, scored_units, capsys):
     styles = ["anime"] * 4 + ["photo"] * 4
     make_folder(tmp_path / "images", 8, style=styles)

@@ -45,6 +45,20 @@ def needed(spec: Spec) -> list[str]:
     return missing(source for term in parse(spec) for source in _module(term).sources(term))
 
 
+def reads_prompts(spec: Spec) -> bool:
+    """Whether a reward, or a term of a sum, reads the prompt: the aesthetic one does not, nor a callable that says so.
+
+    Loads no weights. Raises ValueError for what is unknown.
+    """
+    return any(_reads_prompts(term) for term in parse(spec))
+
+
+def _reads_prompts(term: RewardSpec) -> bool:
+    if term.family == "function":
+        return getattr(_load_one(term, torch.device("cpu"), torch.float32), "reads_prompts", True)
+    return term.family != "aesthetic"
+
+
 def check_trainable(reward: Reward) -> None:
     """ValueError, with the reason, for a reward that a model must not or cannot be tuned to."""
     for part in reward.components.values() if isinstance(reward, WeightedSum) else [reward]:
