@@ -388,6 +388,25 @@ def test_a_checkpoint_has_what_was_usual_and_one_of_before_there_were_guards_is_
     assert again.guard.explosions.state() == ([] if older else first.guard.explosions.state()[:2])
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_an_evaluation_draws_the_arms_that_a_stopped_training_left(ray_cluster, undisturbed, capsys):
+    limits = [f"train.stop_held_out={undisturbed.train.stop_held_out}", "train.stop_patience=2"]
+    arguments = ["--preset", "smoke", *run_of(undisturbed.model.name, undisturbed.directory.parent), *limits]
+    for command in ("evaluate", "front", "report"):
+        assert main([command, *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "left out: stop at 6, stop at 8, stop at 10" in out
+    files = RunFiles(undisturbed.directory)
+    arms = {arm["name"]: arm for arm in json.loads(files.arms.read_text())["arms"]}
+    assert arms.keys() == {"base", KEY, f"{KEY}+linear", f"{KEY}x0.5", f"{KEY}@2", f"{KEY}@4"}
+    told = guards.told(adapters.read_record(files.adapters / KEY))
+    assert {name for name, arm in arms.items() if arm["stopped"] == told} == arms.keys() - {"base"}
+    assert arms[KEY]["step"] == 4
+    assert told in (files.root / "report" / "index.html").read_text()
+    assert "nothing is missing" in status.report(undisturbed.directory)
+
+
 def test_a_stop_survives_json():
     stop = Stop(40, "kl", 3.5, 3.0)
     assert Stop(**json.loads(json.dumps(asdict(stop)))) == stop
