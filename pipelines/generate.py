@@ -298,8 +298,8 @@ class Images:
 def read(config: Config, model_defaults: models.Sampling, without: Sequence[str] = ()) -> Images:
     """Read the run's units, each id once, all columns but some; files of other units are left alone.
 
-    Prompts of units that failed are left out whole, so that all arms have the same. One unit is in memory beside what is
-    kept of the others: columns that are not needed, the images above all, belong into `without`.
+    Prompts of units that failed are left out whole, so that all arms have the same. One unit is in memory beside what
+    is kept of the others: columns that are not needed, the images above all, belong into `without`.
     """
     folder = RunFiles(config.directory).images
     asked, arms = units(config, model_defaults), study.all_arms(config)
