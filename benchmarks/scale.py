@@ -15,6 +15,7 @@ import math
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,12 @@ class Sleeper(generate.Generator):
         return found
 
 
+class Napper(Sleeper):
+    """The same to try it out."""
+
+    seconds = 0.01
+
+
 def reward(images: Tensor, prompts: list[str]) -> Tensor:
     """The mean of the pixels (B,)."""
     return images.flatten(1).mean(1)
@@ -90,9 +97,11 @@ class Figures:
     """The files of images."""
 
 
-def simulate(storage: Path, images: int = IMAGES, generator: type[Sleeper] = Sleeper) -> Figures:
+def simulate(
+    storage: Path, images: int = IMAGES, generator: type[Sleeper] = Sleeper, overrides: Sequence[str] = ()
+) -> Figures:
     """Run the plan over so many images on a Ray that is started for it, and check that each is there once."""
-    found = simulation(storage, images)
+    found = simulation(storage, images, overrides)
     defaults = models.load(found.model.name).defaults
     folder, total = RunFiles(found.directory).images, len(generate.units(found, defaults))
     memory: dict[int, int] = {}  # groups that are there -> resident bytes
@@ -125,9 +134,9 @@ def simulate(storage: Path, images: int = IMAGES, generator: type[Sleeper] = Sle
     return Figures(read.found, len(files), share, seconds, used / len(files), (at[0], at[1], at[2]), disk)
 
 
-def simulation(storage: Path, images: int) -> configuration.Config:
+def simulation(storage: Path, images: int, more: Sequence[str] = ()) -> configuration.Config:
     """The demo's arms over as many prompts of their own as give so many images, with the simulation's reward."""
-    arms = len(study.all_arms(run_configuration(storage / "counted", GENERATORS)))
+    arms = len(study.all_arms(run_configuration(storage / "counted", GENERATORS, more)))
     prompts = storage / "prompts.txt"
     prompts.write_text("".join(f"prompt {i}\n" for i in range(max(2, images // (arms * SEEDS)))))
     overrides = [
@@ -136,7 +145,7 @@ def simulation(storage: Path, images: int) -> configuration.Config:
         "evaluate.features=benchmarks.scale:features", f"evaluate.scorers={SCORERS}", "evaluate.generator_cpus=0.5",
         "evaluate.scorer_cpus=0.5", "train.reward=benchmarks.scale:reward", "sweep.rewards=['benchmarks.scale:reward']",
     ]  # fmt: skip
-    return run_configuration(storage, GENERATORS, overrides)
+    return run_configuration(storage, GENERATORS, [*overrides, *more])
 
 
 def _cpu_seconds(processes: list[psutil.Process]) -> float:

@@ -6,11 +6,14 @@ import json
 import sys
 
 import pytest
+from pipeline_toys import overrides
 from safetensors.torch import load_file
 
 from aig import adapters
-from benchmarks import gpu, metrics, training, watching
-from pipelines import config
+from aig.models import TinyModel
+from aig.world.tiny import build_pipeline
+from benchmarks import gpu, metrics, pipeline, scale, training, watching
+from pipelines import config, generate, scoring
 from pipelines import training as worker
 
 
@@ -106,3 +109,24 @@ def test_the_bare_loop_that_ray_train_is_measured_against_makes_the_same_adapter
     # Two adapters of three images a step, between whose times one step was made.
     times = sorted(path.stat().st_mtime for path in found.directory.glob("adapters/*/adapter.json"))
     assert training.images_a_second(tmp_path, found) == pytest.approx(3 / (times[1] - times[0]))
+
+
+def test_the_naive_loop_makes_both_predictions_at_every_step_and_nearly_the_same_images(tmp_path):
+    build_pipeline(0).save_pretrained(tmp_path / "untrained")
+    toys = [text for text in overrides(tmp_path / "untrained", tmp_path) if not text.startswith("run.storage")]
+    found = pipeline.run_configuration(tmp_path, 1, [*toys, *pipeline.PUBLISHED, "model.steps=3"])
+    unit = generate.units(found, TinyModel.defaults)[0]
+    row = {"unit": unit.name, "prompt_id": unit.prompt_id, "prompt": unit.prompt, "seeds": list(unit.seeds[:2])}
+    content = config.to_dict(found)
+    shared, naive = (kind(content).draw([row], False)[0] for kind in (generate.Generator, pipeline.Naive))
+    assert len(naive["image"]) == len(shared["image"]) == 6 * 2
+    for ours, theirs in zip(shared["image"], naive["image"], strict=True):
+        # Weights that are nudged off 0 and 1 change a level here and there.
+        assert abs(scoring.from_png(ours).astype(int) - scoring.from_png(theirs)).max() <= 1
+
+
+def test_sleeping_generators_go_through_the_real_plan(tmp_path, ray_cluster):
+    build_pipeline(0).save_pretrained(tmp_path / "untrained")
+    found = scale.simulate(tmp_path, 200, scale.Napper, [f"model.name={tmp_path / 'untrained'}"])
+    assert (found.images, found.units) == (2 * 8 * 10, 2)
+    assert found.disk > 0 and min(found.driver) > 0 and found.share > 0
