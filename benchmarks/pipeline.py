@@ -65,9 +65,9 @@ class Naive(generate.Generator):
     @torch.no_grad()
     def draw(self, rows: list[dict[str, Any]], measured: bool) -> list[dict[str, Any]]:
         whole = [dict(row) for row in rows]
-        arms = self.arms
+        arms, adapter = self.arms, next(arm.arm.adapter for arm in self.arms if arm.arm.adapter)
         for arm in arms:
-            self.arms = [replace(arm, arm=mixed(arm.arm))]
+            self.arms = [replace(arm, arm=mixed(arm.arm, adapter))]
             for row, part in zip(
                 whole, super().draw(rows, True), strict=True
             ):  # a measured path takes both predictions
@@ -77,11 +77,10 @@ class Naive(generate.Generator):
         return whole
 
 
-def mixed(arm: Arm) -> Arm:
+def mixed(arm: Arm, adapter: str) -> Arm:
     """The arm with its weights nudged off 0 and 1, where one prediction would do."""
-    return replace(
-        arm, schedule={"base": "constant:1e-9", "tuned": "constant:0.999999999"}.get(arm.schedule, arm.schedule)
-    )
+    nudged = {"base": "constant:1e-9", "tuned": "constant:0.999999999"}.get(arm.schedule, arm.schedule)
+    return replace(arm, adapter=adapter, schedule=nudged)
 
 
 def loop(path: Path, kind: type[generate.Generator]) -> None:
