@@ -28,13 +28,14 @@ def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
     `callbacks` are Ray Train's. Raises ray.train.TrainingFailedError where a worker fails more often than allowed.
     """
     files, key, settings = RunFiles(config.directory), adapter_key(config.train), config.train
-    storage = files.checkpoints(key)
+    storage, (least, most) = files.checkpoints(key), settings.workers
     checkpoints.begin(storage)
+    (files.progress / f"{key}.json").unlink(missing_ok=True)  # an interrupted one's would be shown until the first step
     trainer = TorchTrainer(
         worker,
         train_loop_config={"config": configuration.to_dict(config)},
         scaling_config=ScalingConfig(
-            num_workers=settings.num_workers,
+            num_workers=least if least == most else (least, most),
             use_gpu=settings.gpus_per_worker > 0,
             resources_per_worker=worker_needs(settings),
         ),
