@@ -30,6 +30,7 @@ def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
     files, key, settings = RunFiles(config.directory), adapter_key(config.train), config.train
     (least, most), storage = settings.workers, files.checkpoints(key)
     checkpoints.begin(storage)
+    (files.progress / f"{key}.json").unlink(missing_ok=True)  # an interrupted one's would be shown until the first step
     trainer = TorchTrainer(
         worker,
         train_loop_config={"config": configuration.to_dict(config)},

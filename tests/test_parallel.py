@@ -1,6 +1,7 @@
 """Several workers make the step of one: DDP of a LoRA, FSDP2 of full fine-tuning, any batch."""
 
 import multiprocessing
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,37 +25,47 @@ def model(tmp_path_factory):
     return folder
 
 
-def arguments(model, storage, **more):
-    """Five images a step, which two workers cannot share evenly, and a KL term, which asks for the base."""
-    return overrides(model, storage, train__batch=5, train__micro_batch=2, train__kl_weight=1, **more)
+def arguments(model, storage, method):
+    """Five images a step, which two workers cannot share evenly, and a KL term, which asks for the base.
+
+    Adam's step is as long as lr however small the gradient, so that rounding shows at a hundredth of lr: full
+    fine-tuning, which has gradients of all sizes, has the smaller lr that it is used with.
+    """
+    more = {"train__batch": 5, "train__micro_batch": 2, "train__kl_weight": 1, "train__method": method}
+    if method == "full":
+        more |= {"train__lr": 1e-4, "train__checkpointing": "[denoiser]"}
+    return overrides(model, storage, **more)
 
 
-def together(function, arguments, folder):
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    """What two processes leave that have trained a LoRA and a whole copy."""
+    folder = tmp_path_factory.mktemp("two")
+    cases = {method: arguments(model, folder / method, method) for method in ("lora", "full")}
+    for method in cases:
+        (folder / method).mkdir()
     context = multiprocessing.get_context("spawn")
-    started = [context.Process(target=function, args=(rank, arguments, folder)) for rank in range(2)]
+    started = [context.Process(target=two_workers.work, args=(rank, cases, folder)) for rank in range(2)]
     for process in started:
         process.start()
     for process in started:
         process.join()
     assert [process.exitcode for process in started] == [0, 0]
+    return folder
 
 
 @pytest.fixture(scope="module", params=["lora", "full"])
-def trained(request, model, tmp_path_factory):
-    """A few steps of one worker, and of two that share them; folders and states."""
-    method, folder = request.param, tmp_path_factory.mktemp("trained")
-    # Adam's step is as long as lr however small the gradient, so that rounding shows at a hundredth of lr: full
-    # fine-tuning, which has gradients of all sizes, has the smaller lr that it is used with.
-    more = {"train__method": method, "train__lr": 1e-3 if method == "lora" else 1e-4}
-    single = config.load("smoke", None, arguments(model, folder / "one", **more))
-    alone = training.Training(single, watched=True)
+def trained(request, folder, model, tmp_path_factory):
+    """A few steps of one worker, the states of two that have shared them, and the folders of both."""
+    method, own = request.param, tmp_path_factory.mktemp("one")
+    alone = training.Training(config.load("smoke", None, arguments(model, own, method)), watched=True)
     alone.begin()
     for _ in range(two_workers.STEPS):
         alone.advance(0, 1)
         alone.keep()
-    together(two_workers.work, arguments(model, folder / "two", **more), folder)
-    states = {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in ("before", "after", "resumed")}
-    return method, alone, states, folder
+    names = ("before", "after", "resumed")
+    states = {name: torch.load(folder / method / f"{name}.pt", weights_only=True) for name in names}
+    return SimpleNamespace(method=method, alone=alone, states=states, one=own, two=folder / method)
 
 
 def tensors(state):
@@ -64,50 +75,42 @@ def tensors(state):
 
 @pytest.mark.timeout(280)
 def test_two_workers_make_the_steps_of_one(trained):
-    _, alone, states, _ = trained
-    for one, two in zip(tensors(alone.state()), tensors(states["after"]), strict=True):
-        assert one.shape == two.shape
+    before, after = trained.states["before"], trained.states["after"]
+    for one, two in zip(tensors(trained.alone.state()), tensors(after), strict=True):
         torch.testing.assert_close(two, one, atol=1e-5, rtol=0)
-    assert not torch.equal(states["after"]["parameters"][-1], states["before"]["parameters"][-1])
+    assert not torch.equal(after["parameters"][-1], before["parameters"][-1])
 
 
 def test_a_step_that_two_workers_replay_from_a_checkpoint_gives_the_same_bits(trained):
-    _, _, states, _ = trained
-    after, resumed = (tensors(states[name]) for name in ("after", "resumed"))
+    after, resumed = (tensors(trained.states[name]) for name in ("after", "resumed"))
     assert all(torch.equal(a, b) for a, b in zip(after, resumed, strict=True))
 
 
 def test_what_two_workers_save_is_the_adapter_of_one(trained):
-    method, _, _, folder = trained
-    name = adapters.WEIGHTS if method == "lora" else adapters.FULL_WEIGHTS
-    one, two = (load_file(folder / which / "smoke" / "adapters" / f"{KEY}@2" / name) for which in ("one", "two"))
+    name = adapters.WEIGHTS if trained.method == "lora" else adapters.FULL_WEIGHTS
+    folders = [where / "smoke" / "adapters" / f"{KEY}@2" for where in (trained.one, trained.two)]
+    one, two = (load_file(folder / name) for folder in folders)
     assert one.keys() == two.keys()
     for path, tensor in one.items():
         torch.testing.assert_close(two[path], tensor, atol=1e-5, rtol=0)
-    records = [adapters.read_record(folder / which / "smoke" / "adapters" / f"{KEY}@2") for which in ("one", "two")]
-    assert records[0] == records[1]
+    assert adapters.read_record(folders[0]) == adapters.read_record(folders[1])
+    settings = [(folder / "config.json").read_text() for folder in folders if trained.method == "full"]
+    assert len(set(settings)) < 2
 
 
-def test_workers_of_full_fine_tuning_hold_a_part_of_what_is_trained_each(trained):
-    method, alone, _, folder = trained
-    if method == "lora":
-        assert not list(folder.glob("held*.pt"))
-        return
-    held = [torch.load(folder / f"held{rank}.pt")[0] for rank in range(2)]
-    total = sum(parameter.numel() for parameter in alone.parameters)
+def test_each_worker_of_full_fine_tuning_holds_its_part_of_what_is_trained(folder):
+    held = [int((folder / "full" / f"held{rank}").read_text()) for rank in range(2)]
+    total = sum(tensor.numel() for tensor in torch.load(folder / "full" / "after.pt", weights_only=True)["parameters"])
     assert sum(held) == total
     assert max(held) < 0.6 * total
 
 
-@pytest.mark.timeout(280)
-def test_a_worker_without_an_image_waits_for_none_and_ends_with_the_same_adapter(model, tmp_path):
-    given = ["train.batch=1", "train.seed=3"]
-    single = config.load("smoke", None, [*arguments(model, tmp_path / "one"), *given])
+def test_a_worker_without_an_image_keeps_none_waiting_and_changes_nothing(folder, model, tmp_path):
+    single = config.load("smoke", None, [*arguments(model, tmp_path, "lora"), "train.batch=1"])
     alone = training.Training(single, watched=False)
     alone.advance(0, 1)
-    together(two_workers.idle, [*arguments(model, tmp_path / "two"), *given], tmp_path)
-    found = torch.load(tmp_path / "after.pt", weights_only=True)
-    assert all(torch.equal(one, two) for one, two in zip(alone.state()["parameters"], found["parameters"], strict=True))
+    found = torch.load(folder / "idle.pt", weights_only=True)["parameters"]
+    assert all(torch.equal(one, two) for one, two in zip(alone.state()["parameters"], found, strict=True))
 
 
 def test_shares_partition_the_batch_and_those_of_sharded_workers_are_filled_up_to_one_size():
@@ -131,7 +134,7 @@ def test_the_configuration_and_the_number_of_workers_say_how_they_share(given, w
 
 
 def test_padding_changes_neither_gradient_nor_sums(model, tmp_path):
-    single = config.load("smoke", None, arguments(model, tmp_path))
+    single = config.load("smoke", None, arguments(model, tmp_path, "lora"))
     one, padded = (training.Training(single, watched=False) for _ in range(2))
     prompts, seeds = training.draw(one.prompts, 0, 0, 3)
     found = [

@@ -1,4 +1,4 @@
-"""What each of two processes of a training does, without Ray: `torch.multiprocessing` starts `work` by its name."""
+"""What each of two processes of a training does, without Ray: `multiprocessing` starts `work` by its name."""
 
 import torch
 import torch.distributed as dist
@@ -8,11 +8,22 @@ from pipelines import config, parallel, training
 STEPS = 3
 
 
-def work(rank, arguments, folder):
-    """Some steps of the training, a validation and a snapshot among them; the last one also from a checkpoint."""
+def work(rank, cases, folder):
+    """Every case's training, and one of a single image that leaves nothing to the second worker; `cases` are arguments
+    by the names of their folders."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
-    single = config.load("smoke", None, arguments)
+    for name, arguments in cases.items():
+        train(rank, config.load("smoke", None, arguments), folder / name)
+    single = config.load("smoke", None, [*next(iter(cases.values())), "train.batch=1"])
+    idle = training.Training(single, False, parallel.DDP, 2)
+    idle.advance(rank, 2)
+    save(idle.state(), rank, folder / "idle.pt")
+    dist.destroy_process_group()
+
+
+def train(rank, single, folder):
+    """Some steps, a validation and a snapshot among them; the last one also from a checkpoint."""
     how = parallel.of(single.train, 2)
     first = training.Training(single, rank == 0, how, 2)
     first.begin()
@@ -23,25 +34,16 @@ def work(rank, arguments, folder):
     save(first.state(), rank, folder / "before.pt")
     first.advance(rank, 2)
     save(first.state(), rank, folder / "after.pt")
+    if how == parallel.FSDP:
+        held = sum(parameter.to_local().numel() for parameter in first.parameters)
+        (folder / f"held{rank}").write_text(str(held))
     dist.barrier()
     second = training.Training(single, rank == 0, how, 2)
     second.restore(folder / "before.pt")
     second.advance(rank, 2)
     save(second.state(), rank, folder / "resumed.pt")
-    torch.save([sum(p.to_local().numel() for p in first.parameters)], folder / f"held{rank}.pt") if how == "fsdp" else 0
-    dist.destroy_process_group()
 
 
 def save(state, rank, path):
     if rank == 0:
         torch.save(state, path)
-
-
-def idle(rank, arguments, folder):
-    """One image for two processes."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
-    started = training.Training(config.load("smoke", None, arguments), False, parallel.DDP, 2)
-    started.advance(rank, 2)
-    save(started.state(), rank, folder / "after.pt")
-    dist.destroy_process_group()
