@@ -49,7 +49,9 @@ def find(run: str) -> Path:
 
 def report(folder: Path) -> str:
     """Trainings, images, results and searches of the run in a folder, and the next command, as text."""
-    config = _config(folder)
+    made = _config(folder)
+    # Where it lies now; its own configuration may know it elsewhere.
+    config = replace(made, run=replace(made.run, name=folder.name, storage=str(folder.parent)))
     files, working = RunFiles(folder), _is_locked(folder)
     states = [_training(config, files, train, working) for train in layout.trainings(config)]
     done, wanted = _units(files, states), expected_units(config)
@@ -59,7 +61,7 @@ def report(folder: Path) -> str:
     lines += [f"{name:<11}{'there' if path.exists() else 'missing'}" for name, path in _results(files).items()]
     lines += _searches(files)
     lines += _more_adapters(config, files, states)
-    return "\n".join([*lines, "", f"next: {_next(config, folder, states, done, wanted)}"])
+    return "\n".join([*lines, "", f"next: {_next(made, folder, states, done, wanted)}"])
 
 
 def _config(folder: Path) -> Config:
