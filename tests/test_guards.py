@@ -301,10 +301,11 @@ def test_means_over_training_seeds_leave_out_what_not_every_training_has(undistu
     assert all(len(arm.members) == 2 for arm in mean.arms if arm.family != "base")
 
 
-def test_status_and_the_sweeps_table_say_where_and_why_it_stopped(undisturbed):
+def test_status_and_the_sweeps_table_say_where_and_why_it_stopped(undisturbed, tmp_path):
     told = guards.told(adapters.read_record(RunFiles(undisturbed.directory).adapters / KEY))
     assert "where the held-out reward was" in told and told.endswith(f"that of step {layout.last_step(undisturbed)}")
     assert told in status.report(undisturbed.directory)
+    assert told in status.report(shutil.copytree(undisturbed.directory, tmp_path / "elsewhere" / "moved"))
     row = sweep.result_row(undisturbed)
     assert row["step"] == layout.last_step(undisturbed)
     assert f"{KEY}: {told}" in sweep.table([row])
