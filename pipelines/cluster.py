@@ -20,6 +20,8 @@ import ray
 import yaml
 from ray._private.state import state as ray_state
 from ray._private.utils import read_ray_address
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from pipelines import config as configuration
 
@@ -104,6 +106,23 @@ def actor(wanted: Mapping[str, float]) -> dict[str, Any]:
     custom = {name: amount for name, amount in wanted.items() if name not in ("CPU", "GPU", "memory")}
     memory = {"memory": wanted["memory"]} if "memory" in wanted else {}
     return {"num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU") or None, "resources": custom, **memory}
+
+
+def remove_orphans() -> int:
+    """Remove this job's placement groups whose creator has died; returns how many groups the job still has.
+
+    A trial that a scheduler stops, or whose process dies, takes its Train controller with it, and Ray keeps a group as
+    long as the job lives. Train's own cleaner asks the dashboard, and gives up where several clusters are on the host.
+    """
+    job, left = ray.get_runtime_context().get_job_id(), 0
+    for raw in ray_state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(raw)
+        if group.creator_job_id.hex() != job or group.state == PlacementGroupTableData.REMOVED:
+            continue
+        left += 1
+        if group.creator_actor_dead:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+    return left
 
 
 def _cluster(settings: configuration.Ray, started: bool, dashboard: str | None) -> Cluster:

@@ -205,14 +205,15 @@ def free_port():
 def alive(dashboard):
     """Names of the actors that are not dead and of the placement groups that are not removed; None without an answer.
 
-    An actor that Ray keeps for itself, as Train's state, is not counted.
+    Actors that Ray keeps for itself are not counted: they hold nothing. Train's cleaner is one, which asks the
+    dashboard whether its training is over, and stays where several clusters on the host keep it from an answer.
     """
     try:
         actors = list_actors(address=dashboard, filters=[("state", "!=", "DEAD")], limit=1000)
         groups = list_placement_groups(address=dashboard, filters=[("state", "!=", "REMOVED")], limit=1000)
     except (RayStateApiException, ConnectionError):
         return None
-    kept = ("TrainStateActor",)
+    kept = ("TrainStateActor", "_AutoscalingCoordinatorActor", "PlacementGroupCleaner")
     return [a.class_name for a in actors if a.class_name not in kept] + [g.placement_group_id for g in groups]
 
 

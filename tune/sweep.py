@@ -113,7 +113,7 @@ def _run_trials(config: Config, record: Record, first: Sequence[Train], drawing:
     for each in first:
         (files.progress / f"{adapter_key(each)}.json").unlink(missing_ok=True)
     record.write(config)
-    queue = Queue(config, record, first, drawing)
+    queue, keep = Queue(config, record, first, drawing), watch.Keep(config, record)
     tuner = tune.Tuner(
         tune.with_resources(trial, {"cpu": DRIVER_CPUS}),
         param_space={"config": configuration.to_dict(config)},
@@ -121,12 +121,11 @@ def _run_trials(config: Config, record: Record, first: Sequence[Train], drawing:
             search_alg=queue, num_samples=-1, scheduler=watch.scheduler(config),
             max_concurrent_trials=at_once, trial_name_creator=_name, trial_dirname_creator=_name,
         ),
-        run_config=tune.RunConfig(
-            name="tune", storage_path=str(files.ray), verbose=0, callbacks=[watch.Keep(config, record)]
-        ),
+        run_config=tune.RunConfig(name="tune", storage_path=str(files.ray), verbose=0, callbacks=[keep]),
     )  # fmt: skip
     with progress.trainings(files.progress, queue.keys):
         tuner.fit()
+    keep.clean()
     for key in record.stopped:  # its checkpoints: none will go on from them
         shutil.rmtree(files.ray / "train" / key, ignore_errors=True)
 

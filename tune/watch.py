@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +16,13 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from pipelines import layout, progress
+from pipelines.cluster import remove_orphans
 from pipelines.config import Config, Train
 from pipelines.layout import RunFiles, adapter_key
 from pipelines.trials import Record
+
+LOOK_SECONDS = 2.0
+CLEAN_SECONDS = 30.0
 
 
 class Reports(TuneReportCallback):
@@ -49,8 +54,23 @@ class Keep(tune.Callback):
 
     def __init__(self, config: Config, record: Record) -> None:
         self.config, self.record = config, record
+        self.looked = 0.0
+        self.ended = False
+        """Whether a trial has ended otherwise than by itself, and so may have left what its training held."""
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self.ended and time.monotonic() - self.looked > LOOK_SECONDS:
+            remove_orphans()
+            self.looked = time.monotonic()
+
+    def clean(self) -> None:
+        """After the last trial: wait, not for long, until nothing that was stopped holds resources."""
+        deadline = time.monotonic() + CLEAN_SECONDS
+        while self.ended and remove_orphans() and time.monotonic() < deadline:
+            time.sleep(LOOK_SECONDS / 4)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.ended = True
         error = _error(trial)
         # Where a trial's driver or its controller died with its node, the training is only interrupted.
         if not isinstance(error, RayActorError) and not isinstance(getattr(error, "cause", None), RayActorError):
@@ -62,6 +82,7 @@ class Keep(tune.Callback):
 
         if is_finished(replace(self.config, train=trained(self.config, trial.config))):
             return
+        self.ended = True
         step, proxy = trial.last_result.get("step", 0), self.config.sweep.proxy
         value = trial.last_result.get(proxy, math.nan)
         self.record.stopped[trial.config["adapter"]] = f"ASHA stopped it at step {step}: {proxy} {value:.4g} was behind"
