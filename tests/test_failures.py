@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from evaluations import arguments, save_lora
 from measured_runs import TUNED, build, settings
 
 from aig.models import TinyModel
 from pipelines import config, failures, front, generate, measure, rewarding, scoring, status, study
+from pipelines.__main__ import main
 from pipelines.attempt import LONGEST, attempt
+from pipelines.cluster import Cluster
 from pipelines.config import ConfigError
 from pipelines.layout import RunFiles
 
@@ -264,3 +267,61 @@ def test_a_file_that_is_none_of_ours_is_refused_by_its_name(tmp_path):
     with pytest.raises(ConfigError, match=r"part-strange.parquet is no file of images"):
         generate.generate(ours, refuse_ray, TinyModel.defaults)
     assert strange.exists()
+
+
+class Plan:
+    """A plan that is carried out in this process, without Ray."""
+
+    def __init__(self, found, missing, pool):
+        self.content, self.missing = config.to_dict(found), missing
+
+    def iter_batches(self, **options):
+        generator, scorer = generate.Generator(self.content), scoring.Scorer(generate.Evaluation(self.content))
+        for unit in self.missing:
+            row = {key: value for key, value in asdict(unit).items() if key != "name"}
+            yield scorer(generator(pa.Table.from_pylist([{"unit": unit.name, **row}])))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """The folder of a model, and a LoRA file for it."""
+    folder = tmp_path_factory.mktemp("models")
+    return folder / "untrained", save_lora(folder / "untrained", folder / "mine.safetensors")
+
+
+@pytest.fixture
+def without_ray(monkeypatch):
+    monkeypatch.setattr(generate, "_plan", Plan)
+    there = Cluster({"CPU": 4.0}, started=False, dashboard=None)
+    monkeypatch.setattr("pipelines.__main__.Session.connect", lambda self: there)
+
+
+SMALL = {"evaluate__prompts": 5, "model__steps": 2, "evaluate__path_prompts": 0}  # the fourth caption has a star
+
+
+def test_an_evaluation_goes_on_without_a_poison_prompt_and_then_ends_with_exit_code_1(
+    inputs, without_ray, tmp_path, capsys
+):
+    given = arguments(*inputs, tmp_path, **SMALL)
+    found = config.load("smoke", None, given[2:])
+    for _ in range(2):  # the same again, of what failed alone
+        assert main(["evaluate", *given]) == 1
+        said = capsys.readouterr()
+        assert "Images: 32 of 40 found, 0 missing, 0 duplicate, 8 left out." in said.out
+        assert "1 of 5 groups of images failed, and 1 prompts are left out: 'a green star'" in said.err
+        (row,) = failures.read(RunFiles(found.directory).failures)
+        assert (row["prompt_id"], row["stage"]) == (3, "scored") and "a star has no brightness" in row["error"]
+    assert "4 of 5 groups of images are there already" in said.out
+    assert json.loads(RunFiles(found.directory).front.read_text())["prompts"] == 4
+    assert main(["evaluate", *given, "evaluate.max_failed=0.2"]) == 0
+    assert main(["measure", str(found.directory)]) == 0
+
+
+def test_an_error_that_hits_every_group_ends_the_evaluation_at_once(inputs, without_ray, tmp_path, capsys):
+    stars = [f"a {colour} star" for colour in ("red", "green", "blue", "pink", "cyan")]
+    given = arguments(*inputs, tmp_path, **{**SMALL, "evaluate__prompts": json.dumps(stars)})
+    assert main(["evaluate", *given, "evaluate.failures_in_a_row=3"]) == 1
+    said = capsys.readouterr().err
+    assert "3 groups of images failed in a row" in said and "RuntimeError: a star has no brightness" in said
+    files = RunFiles(config.load("smoke", None, given[2:]).directory)
+    assert len(failures.read(files.failures)) == 3 and not files.metrics.exists()
