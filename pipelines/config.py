@@ -131,6 +131,8 @@ class Rewards(Section):
     weighted sum in words or as a list of such mappings."""
     dtype: str = choice("float32", "float32", "bfloat16")
     """What the trained reward computes in; scores that are reported are always computed in float32."""
+    rounding: bool = False
+    """Train on images rounded to 8 bits, and resized as a report's are: equal scores, gradients straight through."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

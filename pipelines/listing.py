@@ -140,9 +140,8 @@ def _of_file(file: Path, base: Path, root: Path, names: Names, prompts_needed: b
     own, absent = file.stat(), []
     for place, (where, row) in enumerate(rows):
         text = row.get(prompt or "")
-        if not prompts_needed and not isinstance(text, str):
-            text = ""
-        if prompts_needed and (not isinstance(text, str) or not text.strip()):
+        text = text if isinstance(text, str) else ""
+        if prompts_needed and not text.strip():
             raise ConfigError(f"{file}, {where}: {prompt} is empty: give every image a prompt")
         path, inside, seen = file.absolute(), place, own
         if name_of is not None:

@@ -146,4 +146,6 @@ def load_trained(config: Config, device: torch.device, statistics: Statistics) -
     reward = rewards.load(found, device, dtype=DTYPES[config.rewards.dtype], statistics=known)
     if "reward" in config.train.checkpointing:
         reward.checkpoint()  # type: ignore[attr-defined]
+    if config.rewards.rounding:
+        reward.round_through()  # type: ignore[attr-defined]
     return reward

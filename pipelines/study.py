@@ -320,6 +320,8 @@ def training_record(config: Config, train: Train, step: int) -> dict[str, Any]:
         settings["terms"] = [asdict(term) for term in rewarding.terms(config, train.reward)]
     if config.rewards.dtype != "float32":
         settings["reward_dtype"] = config.rewards.dtype
+    if config.rewards.rounding:
+        settings["reward_rounding"] = True
     model = {key: value for key, value in asdict(config.model).items() if key != "device"}
     model["fingerprint"] = fingerprint(config.model.name, config.model.revision, config.model.variant)
     return json.loads(json.dumps({"step": step, "train": settings, "model": model}))

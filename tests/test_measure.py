@@ -398,7 +398,7 @@ def test_runs_on_other_prompts_are_refused_and_compared_on_the_shared_ones_where
     result = compare.compare(found, fewer, shared=True)
     assert result.prompts == 4
     assert all(row["value"] == 0 for row in result.rows)
-    assert not any(row["metric"] == "frechet" for row in result.rows)  # the sets are not the same prompts'
+    assert not any(row["metric"] == "frechet" for row in result.rows)  # their sets are of other prompts
 
 
 def test_measures_of_sets_are_compared_on_the_same_subsets(run, other):

@@ -14,7 +14,7 @@ from transformers import BertTokenizer, CLIPImageProcessorPil, CLIPModel, CLIPPr
 
 from aig import memory, rewards
 from aig.rewards import WeightedSum
-from aig.vision import blip, clip
+from aig.vision import blip, clip, preprocess
 
 FAMILIES = ("pickscore", "hpsv2", "hpsv2.1", "clip", "open-clip", "aesthetic", "imagereward")
 SIZES = [(64, 64), (64, 91), (97, 64)]
@@ -163,6 +163,26 @@ def test_the_differentiable_path_is_within_a_hundredth_of_the_scores_spread(name
         images = tiny.pictures(32, *size)
         reported = rewards.report(reward, tiny.saved(images), prompts)
         assert (reward(images, prompts) - reported).square().mean().sqrt() < 0.01 * reported.std(), size
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "sum"])
+def test_rounded_straight_through_every_images_score_is_within_a_hundredth_of_the_spread(name, specs):
+    reward = rewards.load([specs["pickscore"], specs["hpsv2"]] if name == "sum" else specs[name])
+    images, prompts = tiny.pictures(32, *SIZES[-1]), [PROMPTS[0]] * 32
+    reported = rewards.report(reward, tiny.saved(images), prompts)
+    plain = reward(images, prompts)
+    reward.round_through()
+    rounded = reward(images, prompts)
+    assert (rounded - reported).abs().max() < 0.01 * reported.std()
+    assert (rounded - reported).square().mean() < 0.2 * (plain - reported).square().mean()
+
+
+def test_rounding_has_the_gradient_of_no_rounding():
+    images = torch.rand(2, 3, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    rounded = preprocess.round_through(images)
+    assert torch.allclose(rounded, (images * 255).round() / 255, rtol=0, atol=1e-15)
+    (gradient,) = torch.autograd.grad((rounded**2).sum(), images)
+    assert torch.allclose(gradient, 2 * rounded)
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "fragile", "sum"])

@@ -117,7 +117,7 @@ def test_images_are_resized_once_a_size_and_normalized_once_a_protocol(monkeypat
     sizes = []
     original = preprocess.resize
     monkeypatch.setattr(
-        preprocess, "resize", lambda images, size, filter: sizes.append(size) or original(images, size, filter)
+        preprocess, "resize", lambda images, size, *more: sizes.append(size) or original(images, size, *more)
     )
     views = Views(tiny.pictures(2, 64, 64))
     crop, pad = Preprocess((32, 32)), Preprocess((32, 32), "pad")

@@ -40,7 +40,7 @@ class LibraryReward:
     """A reward of this library: `score` computes, `__call__` checks before it does.
 
     `checkpoint()` makes it hold less for the backward pass: its image tower's blocks are computed again, or, where it
-    has no tower, the whole of it.
+    has no tower, the whole of it. `round_through()` makes it see images as they would be saved.
     """
 
     name: str
@@ -51,6 +51,7 @@ class LibraryReward:
     reads_prompts = True
     """False for a reward of the image alone; its prompts may be empty."""
     _recompute = False
+    _rounding = False
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores (B,) of images (B, 3, H, W), floats in [0, 1], for as many prompts.
@@ -59,7 +60,7 @@ class LibraryReward:
         prompts.
         """
         check_images(self.name, images)
-        return self.checked(Views(images), prompts)
+        return self.checked(Views(images, self._rounding), prompts)
 
     def checked(self, views: Views, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of checked images, with the prompts checked here."""
@@ -75,6 +76,14 @@ class LibraryReward:
 
     def checkpoint(self) -> None:
         self._recompute = True
+
+    def round_through(self) -> None:
+        """Round images to 8 bits before and after each pass of a resize, as saving and PIL do.
+
+        Scores are then those of `report` but for a hundredth of their spread in the worst image; gradients pass the
+        roundings as if they were not there, so they are not those of the rounded score, which is flat.
+        """
+        self._rounding = True
 
 
 def report(reward: Any, images: Tensor, prompts: Sequence[str]) -> Tensor:

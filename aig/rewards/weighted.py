@@ -53,7 +53,7 @@ class WeightedSum(LibraryReward):
         """The components' own scores (B,) by name; images as for a call (float) or for `report` (uint8)."""
         if images.dtype != torch.uint8:
             check_images(self.name, images)
-        return self._columns(Views(images), prompts)
+        return self._columns(Views(images, self._rounding), prompts)
 
     def _columns(self, views: Views, prompts: list[str]) -> dict[str, Tensor]:
         return {

@@ -1,8 +1,8 @@
 """How a pretrained model sees an image: resized, cropped or padded, normalized; differentiable, or through PIL.
 
 The tensor path follows PIL's filters (`antialias=True`, which has the same kernels) and differs from them only by PIL's
-rounding to 8 bits after each of the two passes. Without antialiasing a 512 px image is off by 1.8-7.3 of 255 levels,
-with it by 0.3.
+rounding to 8 bits after each of the two passes, which it can do as well where that is asked for. Without antialiasing a
+512 px image is off by 1.8-7.3 of 255 levels, with it by 0.3.
 """
 
 from __future__ import annotations
@@ -105,16 +105,22 @@ class Preprocess:
         return self.finish(torch.stack([_tensor(picture) for picture in small]))
 
 
-def resize(images: Tensor, size: tuple[int, int], interpolation: str = "bicubic") -> Tensor:
+def resize(images: Tensor, size: tuple[int, int], interpolation: str = "bicubic", rounding: bool = False) -> Tensor:
     """Images (B, 3, H, W) in [0, 1] at another size, antialiased, by rows and then by columns as PIL does.
 
     Each of the two is clamped as PIL's are: a bicubic filter overshoots, and clamping at the end alone would be off by
-    up to 9 of 255 levels beside saturated areas.
+    up to 9 of 255 levels beside saturated areas. With `rounding` each gives one of 256 levels, too, by `round_through`.
     """
     for target in ((images.shape[-2], size[1]), size):
         if tuple(images.shape[-2:]) != tuple(target):
             images = F.interpolate(images, target, mode=interpolation, antialias=True).clamp(0, 1)
+            images = round_through(images) if rounding else images
     return images
+
+
+def round_through(images: Tensor) -> Tensor:
+    """Images in [0, 1] at the nearest of 256 levels, with the gradient that they have without (straight-through)."""
+    return images + ((images * 255).round() / 255 - images).detach()
 
 
 def _tensor(picture: Image.Image) -> Tensor:
@@ -125,11 +131,13 @@ def _tensor(picture: Image.Image) -> Tensor:
 class Views:
     """One batch of images as several models see it; what two of them have in common is computed once.
 
-    Images (B, 3, H, W) are floats in [0, 1] (the differentiable path) or uint8 (the report path).
+    Images (B, 3, H, W) are floats in [0, 1] (the differentiable path) or uint8 (the report path). With `rounding` the
+    former are rounded to 8 bits wherever the latter are, straight through.
     """
 
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
+    def __init__(self, images: Tensor, rounding: bool = False) -> None:
+        self.rounding = rounding and images.dtype != torch.uint8
+        self.images = round_through(images) if self.rounding else images
         self._made: dict[Hashable, Tensor] = {}
 
     @property
@@ -148,7 +156,8 @@ class Views:
             return self.once((preprocess, preprocess.own), lambda: preprocess.report(self.images))
         images = self.images if self.images.dtype == torch.float64 else self.images.float()
         size = preprocess.resized(*images.shape[-2:])
-        small = self.once((size, preprocess.interpolation), lambda: resize(images, size, preprocess.interpolation))
+        filters = preprocess.interpolation
+        small = self.once((size, filters), lambda: resize(images, size, filters, self.rounding))
         return self.once(preprocess, lambda: preprocess.finish(small))
 
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
