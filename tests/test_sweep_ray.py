@@ -107,7 +107,7 @@ def marked(mark):
 
 
 KILLED = {
-    "sweep__kl_weights": "[0, 10, 20]", "sweep__max_concurrent": 1, "train__steps": 12, "train__snapshot_every": 6,
+    "sweep__kl_weights": "[0, 10]", "sweep__max_concurrent": 1, "train__steps": 12, "train__snapshot_every": 6,
     "train__validate_every": 2,
 }  # fmt: skip
 
@@ -139,9 +139,9 @@ def kill_in_mid_sweep(run, command, environment, log):
 
 def assert_resumes(run, whole, command):
     """The same command goes on where the killed one was, and ends as the undisturbed one did."""
-    files, (first, second, third) = RunFiles(run.directory), [adapter_key(train) for train in layout.trainings(run)]
+    files, (first, second) = RunFiles(run.directory), [adapter_key(train) for train in layout.trainings(run)]
     said = status.report(run.directory)
-    assert "1 done, 1 interrupted, 1 waiting" in said and "a process is working" not in said
+    assert "1 done, 1 interrupted" in said and "a process is working" not in said
     made = {path: path.stat().st_mtime_ns for path in (files.adapters / first).iterdir()}
     before = {row["step"]: row["seconds"] for row in map(json.loads, curve_lines(files, second))}
 
@@ -152,7 +152,7 @@ def assert_resumes(run, whole, command):
     assert list(after) == [0, 2, 4, 6, 8, 10, 12]
     assert after[2] == before[2]  # it went on from a checkpoint: what was before that was not measured again
     tried = [path.name for path in (files.ray / "tune").iterdir() if path.is_dir()]
-    assert sorted(tried) == sorted([first, second, third])
+    assert sorted(tried) == sorted([first, second])
     assert sorted(path.name for path in files.adapters.iterdir()) == sorted(
         name for key in tried for name in (key, f"{key}@6")
     )
