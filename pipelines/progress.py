@@ -104,9 +104,10 @@ class Statuses:
 
     def warn(self, found: dict[str, dict[str, Any]]) -> bool:
         """Write the trainings' warnings, each once; whether there was a new one."""
-        new = {(key, text) for key, status in found.items() for text in status.get("warnings", ())} - self.warned
-        sys.stderr.write("".join(f"warning: {key}: {text}\n" for key, text in sorted(new)))
-        self.warned |= new
+        every = [(key, text) for key, status in found.items() for text in status.get("warnings", ())]
+        new = [warning for warning in dict.fromkeys(every) if warning not in self.warned]
+        sys.stderr.write("".join(f"warning: {key}: {text}\n" for key, text in new))
+        self.warned.update(new)
         return bool(new)
 
 

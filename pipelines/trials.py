@@ -110,7 +110,7 @@ def check_drawn(config: Config) -> None:
             f"the search has drawn {count} of {config.sweep.trials} trials: run `python -m pipelines sweep` with the "
             f"same configuration first, or give sweep.trials={count}"
         )
-    if not groups(config):
+    if layout.trainings(config) and not groups(config):
         raise ConfigError(
             "no adapter with KL weight 0 is left to compare with, since their trainings failed "
             f"({'; '.join(record.errored.values())}): mend that and run `python -m pipelines sweep --retry-errored`"

@@ -48,19 +48,18 @@ def shown(found):
 
 
 def track(found, picture, start, *steps, sign=1):
-    """Track steps after `start`, a validation at even ones and at 0; without an end, as where a worker is killed."""
+    """Track steps after `start`, a validation at even ones and at 0."""
     tracker = Tracker(found, RECORD, start)
     for step in steps:
         if step > 0:
             tracker.step(step, {"loss": sign * step, "gradient": float("nan") if step == 3 else 1.0})
         if step % 2 == 0:
             tracker.validation(step, {"reward": sign * step, "scores/robust": 0.5}, picture)
-    tracker.board.flush()
-    return tracker
+    tracker.close()
 
 
 def test_tensorboard_shows_every_step_and_every_validation_with_its_picture(run, picture):
-    track(run, picture, 0, 0, 1, 2, 3, 4).close()
+    track(run, picture, 0, 0, 1, 2, 3, 4)
     assert shown(run) == {
         "training/loss": [(1, 1), (2, 2), (3, 3), (4, 4)],
         "training/gradient": [(1, 1), (2, 1), (4, 1)],
