@@ -60,6 +60,12 @@ def newest(storage: Path) -> tuple[Path | None, list[str]]:
     return None, [f"{said}: starting from step 0" for said in spoiled]
 
 
+def clean_saves(adapters: Path, key: str) -> None:
+    """Remove what a worker that was killed while it saved the adapter or a snapshot has left."""
+    for folder in [*adapters.glob(f".{key}.*"), *adapters.glob(f".{key}@*")]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def clean(storage: Path, chosen: Path | None, listed: Collection[str], keep: int) -> None:
     """Remove what a crash has left: checkpoints that Ray's list does not name, but for the chosen one and the newest
     before it up to `keep` in all; scratch folders of processes that are gone."""

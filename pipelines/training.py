@@ -84,6 +84,7 @@ def resume(training: Training) -> None:
         reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED, timeout_s=10)
         listed = {Path(each.checkpoint.path).name for each in reported}
         checkpoints.clean(storage, Path(chosen) if chosen else None, listed, training.config.train.num_to_keep)
+        checkpoints.clean_saves(training.files.adapters, training.key)
 
 
 class Training:

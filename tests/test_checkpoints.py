@@ -171,3 +171,11 @@ def test_a_training_whose_best_adapter_is_gone_starts_anew(single, undisturbed):
     shutil.rmtree(RunFiles(single.directory).adapters / best_folder(single.train))
     bare_training.run(single)
     assert same(single, undisturbed)
+
+
+def test_half_saved_adapters_of_a_training_are_removed_and_those_of_others_are_not(tmp_path):
+    names = [".red-s1.abc", ".red-s1@4.abc", ".red-s10.abc", "red-s1", "red-s1@4"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    checkpoints.clean_saves(tmp_path, "red-s1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])

@@ -272,7 +272,7 @@ def test_a_file_that_is_none_of_ours_is_refused_by_its_name(tmp_path):
 class Plan:
     """A plan that is carried out in this process, without Ray."""
 
-    def __init__(self, found, missing, pool):
+    def __init__(self, found, missing, pool, generator):
         self.content, self.missing = config.to_dict(found), missing
 
     def iter_batches(self, **options):
