@@ -20,7 +20,7 @@ import ray
 import yaml
 from ray._private.state import state as ray_state
 from ray._private.utils import read_ray_address
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from pipelines import config as configuration
