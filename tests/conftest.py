@@ -15,7 +15,10 @@ def pytest_configure():
 
 
 # Processes take whole files, in this order first: one that came last would keep one of them busy alone.
-LONGEST = ("jobs", "pipelines", "search", "cli", "score", "phenomenon", "rewarding", "measure")
+LONGEST = (
+    "jobs", "pipelines", "kills", "evaluation_kills", "sweep_ray", "cli", "search", "score", "phenomenon", "rewarding",
+    "benchmarks", "parallel", "measure",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

@@ -154,7 +154,7 @@ def test_a_second_process_in_the_same_run_is_refused(model, tmp_path, capsys):
 
 
 @pytest.mark.timeout(280)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_and_sigterm_leave_a_resumable_run_and_no_process(model, tmp_path, number):
     arguments = overrides(model, tmp_path, train__steps=2000, ray__address="local")
     with (tmp_path / "log").open("w+") as log:

@@ -351,6 +351,7 @@ def test_a_checkpoint_without_the_curves_beginning_is_not_gone_on_from(undisturb
     assert again.step == 0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(280)
 def test_a_killed_worker_of_a_training_that_is_stopped_leaves_what_an_undisturbed_one_does(
     ray_cluster, undisturbed, model, tmp_path, capsys
