@@ -120,7 +120,8 @@ def remove_orphans() -> int:
         if group.creator_job_id.hex() != job or group.state == PlacementGroupTableData.REMOVED:
             continue
         left += 1
-        if group.creator_actor_dead:
+        # Ray calls the creator dead, too, where it is no actor but the driver, as of Tune's own groups.
+        if group.creator_actor_dead and not ray.ActorID(group.creator_actor_id).is_nil():
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
     return left
 
