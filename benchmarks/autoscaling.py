@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
 from aig import models
 from benchmarks.pipeline import run_configuration
