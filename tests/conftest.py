@@ -51,6 +51,16 @@ def ray_cluster():
 
 
 @pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """The folder of an untrained model of the embedded world's classes, saved once a session."""
+    from aig.world.tiny import build_pipeline  # here, so that tests without a model stay quick to start
+
+    folder = tmp_path_factory.mktemp("models") / "untrained"
+    build_pipeline(0).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def family_folder(tmp_path_factory):
     """`family_folder("sdxl")`: the folder of that family's tiny pipeline, built once a session."""
     from families import build  # here, so that tests without a model stay quick to start

@@ -14,7 +14,6 @@ from pipeline_toys import overrides
 from safetensors.torch import load_file
 
 from aig import adapters
-from aig.world.tiny import build_pipeline
 from pipelines import checkpoints, config, progress, study
 from pipelines.layout import RunFiles, adapter_key, best_folder
 
@@ -82,13 +81,6 @@ def test_scratch_folders_of_dead_processes_are_removed_and_those_of_living_ones_
         (tmp_path / name).mkdir()
     checkpoints.clean(tmp_path / "storage", None, set(), keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "untrained"
-    build_pipeline(0).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

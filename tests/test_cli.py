@@ -17,14 +17,6 @@ from pipelines.__main__ import main
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """An untrained model's folder."""
-    folder = tmp_path_factory.mktemp("cli") / "untrained"
-    build_pipeline(0).save_pretrained(folder)
-    return folder
-
-
 def environment():
     return {**os.environ, "PYTHONPATH": str(HERE)}
 

@@ -24,13 +24,6 @@ from pipelines.report.reading import read_run
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "untrained"
-    build_pipeline(0).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def lora(model, tmp_path_factory):
     """A LoRA file of nobody's run, for `model`."""
     denoiser = models.load(str(model)).denoiser

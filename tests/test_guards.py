@@ -19,7 +19,6 @@ from pipeline_toys import HERE, overrides
 from safetensors.torch import load_file
 
 from aig import adapters
-from aig.world.tiny import build_pipeline
 from pipelines import config, guards, layout, status, study, training
 from pipelines.__main__ import main
 from pipelines.config import ConfigError, Train
@@ -154,14 +153,6 @@ def test_what_a_checkpoint_holds_of_usual_steps_gives_the_same_answers():
     again = Explosions(10, 1, json.loads(json.dumps(watch.state())))
     for step in (*usual(60), (-3, 19), (0, 2), (-3, 25)):
         assert watch.found(*step) == again.found(*step)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """An untrained model's folder."""
-    folder = tmp_path_factory.mktemp("guards") / "untrained"
-    build_pipeline(0).save_pretrained(folder)
-    return folder
 
 
 def run_of(model, storage, **more):

@@ -24,7 +24,6 @@ from safetensors.torch import load_file
 from waiting import wait_for
 
 from aig import adapters
-from aig.world.tiny import build_pipeline
 from pipelines import config
 from pipelines.__main__ import main
 from pipelines.layout import RunFiles
@@ -37,13 +36,6 @@ KEY = "pipeline_toys-unhurried-k1-kl0-s0"
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 # Ray's workers inherit it: they find the toys too.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "untrained"
-    build_pipeline(0).save_pretrained(folder)
-    return folder
 
 
 def arguments(model, storage, **more):

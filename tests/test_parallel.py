@@ -11,18 +11,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from aig import adapters
-from aig.world.tiny import build_pipeline
 from pipelines import config, parallel, training
 from pipelines.config import Train
 
 KEY = "pipeline_toys-red-k1-kl1-s0"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "untrained"
-    build_pipeline(0).save_pretrained(folder)
-    return folder
 
 
 def arguments(model, storage, method):

@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 
 from aig import adapters
 from aig.models import TinyModel
-from aig.world.tiny import build_pipeline
 from pipelines import config, front, generate, layout, measure, scoring, study, training
 from pipelines.__main__ import main
 from pipelines.layout import RunFiles
@@ -30,14 +29,6 @@ from pipelines.train import train
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
 
 DEFAULTS = TinyModel.defaults
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """An untrained model's folder."""
-    folder = tmp_path_factory.mktemp("models") / "untrained"
-    build_pipeline(0).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from pipeline_toys import HERE, bright, overrides, red
 from aig import adapters, rewards
 from aig.models import TinyModel
 from aig.sampler import Arm, sample_arms, to_uint8
-from aig.world.tiny import build_pipeline
 from pipelines import config, generate, layout, normalization, rewarding, scoring, study, training, validation
 from pipelines.__main__ import main
 from pipelines.config import ConfigError
@@ -28,14 +27,6 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.g
 
 RED, BRIGHT, SPOILED = "pipeline_toys:red", "pipeline_toys:bright", "pipeline_toys:spoiled"
 RED_COLUMN, BRIGHT_COLUMN = "pipeline_toys-red", "pipeline_toys-bright"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """An untrained model's folder."""
-    folder = tmp_path_factory.mktemp("rewarding") / "untrained"
-    build_pipeline(0).save_pretrained(folder)
-    return folder
 
 
 def defined(**definitions):

@@ -22,7 +22,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from waiting import wait_for
 
 from aig import adapters
-from aig.world.tiny import build_pipeline
 from pipelines import config, layout, status, trials
 from pipelines.__main__ import main
 from pipelines.layout import RunFiles, adapter_key
@@ -31,14 +30,6 @@ from pipelines.layout import RunFiles, adapter_key
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
 ROOT = HERE.parent
 RED = "pipeline_toys-red-k1-kl0-s0"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """An untrained model's folder."""
-    folder = tmp_path_factory.mktemp("models") / "untrained"
-    build_pipeline(0).save_pretrained(folder)
-    return folder
 
 
 def weights(run, key):
