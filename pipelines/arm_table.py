@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines import layout
 from pipelines.study import Study, StudyArm
 
 SETTINGS = ("reward", "k", "lr", "rank", "kl_weight", "train_seed", "step")
@@ -19,12 +20,10 @@ def write(path: Path, studies: Sequence[Study], found: Sequence[Mapping[str, Any
     """
     rows = [row for study, said in zip(studies, found, strict=True) for row in _rows(study, said)]
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with layout.whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
-    part.replace(path)
 
 
 def _rows(study: Study, said: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -258,19 +258,14 @@ class Train(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.num_workers, tuple) and (
-            len(self.num_workers) != 2 or self.num_workers[0] > self.num_workers[1]
-        ):
-            raise ConfigError(
-                f"train.num_workers is {list(self.num_workers)}: give a number, or [least, most] as in [1, 4]"
-            )
+        _check_bounds("train.num_workers", self.num_workers)
         if not re.fullmatch(r"[A-Za-z0-9._-]*", self.label):
             raise ConfigError(f"train.label is {self.label!r}: give letters, digits, '.', '_' and '-' alone")
 
     @property
     def workers(self) -> tuple[int, int]:
         """The least and the most workers."""
-        return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers,) * 2  # type: ignore[return-value]
+        return bounds(self.num_workers)
 
     @property
     def limits(self) -> dict[str, float]:
@@ -423,10 +418,8 @@ class Evaluate(Section):
         super().__post_init__()
         _distinct("evaluate", self, ("rewards", "lora_scales", "schedules", "kl_schedules", "early_stops", "prompts"))
         _distinct("evaluate", self, ("kl_lora_scales",))
-        for key in ("generators", "scorers"):
-            value = getattr(self, key)
-            if isinstance(value, tuple) and (len(value) != 2 or value[0] > value[1]):
-                raise ConfigError(f"evaluate.{key} is {list(value)}: give a number, or [least, most] as in [1, 8]")
+        _check_bounds("evaluate.generators", self.generators)
+        _check_bounds("evaluate.scorers", self.scorers)
         _check_adapters(self)
 
 
@@ -914,6 +907,16 @@ def _type_name(wanted: Any) -> str:
     if typing.get_origin(wanted) is dict:
         return "a mapping, as in {name: ...}"
     return {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}[wanted]
+
+
+def bounds(wanted: int | tuple[int, ...]) -> tuple[int, int]:
+    """Least and most of a number, or of both."""
+    return (wanted, wanted) if isinstance(wanted, int) else (wanted[0], wanted[1])
+
+
+def _check_bounds(key: str, wanted: int | tuple[int, ...] | None) -> None:
+    if isinstance(wanted, tuple) and (len(wanted) != 2 or wanted[0] > wanted[1]):
+        raise ConfigError(f"{key} is {list(wanted)}: give a number, or [least, most] as in [1, 4]")
 
 
 def _distinct(section: str, values: Any, keys: Sequence[str]) -> None:

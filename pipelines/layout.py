@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -239,9 +241,16 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path beside to write to, which is moved into place at the end: the file is there whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    yield part
     part.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Whole or not at all."""
+    with whole(path) as part:
+        part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -45,14 +45,9 @@ class Pool:
         )
 
 
-def bounds(wanted: int | tuple[int, ...]) -> tuple[int, int]:
-    """Least and most of a number, or of both."""
-    return (wanted, wanted) if isinstance(wanted, int) else (wanted[0], wanted[1])
-
-
 def scorers(evaluate: configuration.Evaluate) -> Pool:
     """The scorers; a pool of them starts with the least."""
-    least, most = bounds(evaluate.scorers)
+    least, most = configuration.bounds(evaluate.scorers)
     return Pool(least, least, most)
 
 
@@ -81,7 +76,7 @@ def generators(config: Config, cluster: Cluster, memory: int = 0) -> Pool:
     )
     one = generator_needs(evaluate, memory)
     room = cluster.room(one, taken, "a generator", fix)
-    least, most = (1, math.inf) if evaluate.generators is None else bounds(evaluate.generators)
+    least, most = (1, math.inf) if evaluate.generators is None else configuration.bounds(evaluate.generators)
     if least == most:  # those that have no node yet make the cluster bring them one
         fixed = int(min(room, most))
         return Pool(fixed, fixed, fixed)

@@ -352,11 +352,8 @@ def draft_config(config: Config, model: Model) -> DraftConfig:
 
 def write_curve(files: RunFiles, key: str, rows: Sequence[dict[str, Any]]) -> None:
     """Whole or not at all."""
-    path = files.curves / f"{key}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    part.replace(path)
+    with layout.whole(files.curves / f"{key}.jsonl") as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _some(prompts: Sequence[str], shown: int = 4) -> str:

@@ -44,10 +44,8 @@ class Validation:
         sheet = self.pixels.permute(0, 3, 1, 4, 2).reshape(count * height, seeds * width, 3)
         about = PngInfo()
         about.add_itxt("prompts", json.dumps(self.prompts))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        Image.fromarray(np.ascontiguousarray(sheet.numpy())).save(part, "PNG", pnginfo=about)
-        part.replace(path)
+        with layout.whole(path) as part:
+            Image.fromarray(np.ascontiguousarray(sheet.numpy())).save(part, "PNG", pnginfo=about)
 
 
 def scores_of(config: Config, device: torch.device, statistics: Statistics | None) -> Scores:

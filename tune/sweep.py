@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ray import tune
 
+from pipelines import checkpoints, guards, layout, progress, trials
 from pipelines import config as configuration
-from pipelines import guards, layout, progress, trials
 from pipelines.cluster import Cluster, needs
 from pipelines.config import Config, ConfigError, Train
 from pipelines.layout import RunFiles, adapter_key
@@ -127,7 +126,7 @@ def _run_trials(config: Config, record: Record, first: Sequence[Train], drawing:
         tuner.fit()
     keep.clean()
     for key in record.stopped:  # its checkpoints: none will go on from them
-        shutil.rmtree(files.ray / "train" / key, ignore_errors=True)
+        checkpoints.discard(files.checkpoints(key))
 
 
 def trial(parameters: dict[str, Any]) -> None:
