@@ -112,6 +112,8 @@ def train_step(
     if not prompts:
         return dict.fromkeys(SUMS, 0.0)
     total = total or len(prompts)
+    # No padding: an image of a training depends on its batch within rounding only, and repeated rows cost time.
+    config = replace(config, sampling=replace(config.sampling, block=1))
     grid = Grid(model, config.sampling)
     arm = Arm("tuned", adapter)
     condition = encode(model, prompts, config.sampling)
@@ -172,11 +174,9 @@ def last_steps(
                 square.mean(dim=1) / config.k if config.kl == "eps_mse" else square.sum(dim=1) * grid.path_scale(i)
             )
 
-    # No padding with gradient: repeated rows would cost memory and change nothing.
-    sampling = replace(config.sampling, block=1)
     penalized = config.kl_weight > 0
     final = advance(
-        model, condition, x, [arm], sampling, grid=grid, first=len(grid) - config.k, noise=noise,
+        model, condition, x, [arm], config.sampling, grid=grid, first=len(grid) - config.k, noise=noise,
         with_base=penalized, observe=observe if penalized else None,
     )[0].x  # fmt: skip
     return final, torch.stack(terms).sum(dim=0) if terms else torch.zeros(len(final), device=final.device)

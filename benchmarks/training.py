@@ -1,22 +1,25 @@
 """Ray Train against the bare loop of `aig.draft`, and two workers against one, on the embedded world.
 
-Both trainings make the same steps and save the same adapters, every fifth step one; the loop is what one would write
-without Ray. They are commands of their own, watched from outside in the same way. Two figures each:
+Both trainings make the same steps and save the same adapters; the loop is what one would write without Ray. They are
+commands of their own, watched from outside in the same way, in turns; ratios are medians over the turns. Figures:
 
-    steady   CPU seconds of all processes, a step, between the first saved adapter and the last: the steps, and all that
-             Ray's processes, reports and checkpoints do beside them. The bar, at most 1.15 of the bare loop's, is on
-             this: it is what grows with a training's length.
-    whole    CPU seconds from start to exit: with imports and loading, which the loop has too, the validations at both
-             ends, which it has not, and what Ray takes to start and stop.
+    worker   CPU seconds of the process that trains, a step, between the first saved adapter and the last: the steps,
+             and what reports, checkpoints and Ray's threads cost in that process. The bar, at most 1.15 of the bare
+             loop's, is on this.
+    all      the same of all processes: with Ray's daemons, which cost so much a second, not a step.
+    whole    CPU seconds of all processes from start to exit: with imports and loading, which the loop has too, the
+             validations at both ends, which it has not, and what Ray takes to start and stop.
 
-The workers' rate is in images a second of wall time between the same two adapters, one thread a worker; the bar is 1.6
-times the rate for two. It needs two free cores.
+The workers' rate is in images a second of wall time between the first and the last adapter, one thread a worker, with
+a batch that is large enough to share; the bar is 1.6 times one worker's rate for two. It needs two free cores.
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +28,8 @@ from aig import adapters, draft, models, rewards
 from benchmarks.watching import Usage, watch
 from pipelines import config, layout, study
 
-STEPS, EVERY = 30, 5
+STEPS, EVERY, TURNS = 30, 5, 3
+SHARED_BATCH = 32
 SAVED = "*/adapters/[!.]*/adapter.json"
 OVERRIDES = (
     "train.validate_every=100000", "train.validate_prompts=1", "train.validate_seeds=2", "sweep.kl_weights=[0]",
@@ -71,37 +75,55 @@ def images_a_second(storage: Path, found: config.Config) -> float:
     return (found.train.steps - first) * found.train.batch / (times[-1] - times[0])
 
 
-def training(device: str, steps: int = STEPS, every: int = EVERY) -> dict[str, Usage]:
-    """CPU seconds of the bare loop and of `train` with one worker and with two; prints their images a second too."""
+def once(workers: int, steps: int, every: int, more: Sequence[str] = ()) -> tuple[Usage, float]:
+    """What a training takes, with Ray Train or (0 workers) the bare loop, and its images a second."""
+    with tempfile.TemporaryDirectory() as place:
+        given = [*arguments(Path(place), steps, every, max(1, workers)), *more]
+        program = ["pipelines", "train", "--preset", "demo"] if workers else ["benchmarks.training"]
+        usage = watch([sys.executable, "-m", *program, *given], Path(place), SAVED, steps, every)
+        return usage, images_a_second(Path(place), config.load("demo", None, given))
+
+
+def overhead(turns: int = TURNS, steps: int = STEPS, every: int = EVERY) -> None:
+    """Prints what a step costs in the bare loop and with Ray Train, and the ratios' medians over the turns."""
+    print(f"\ntraining, {steps} steps of the embedded world, one worker with one thread: CPU seconds")
+    print(
+        f"  {'':<16}{'bare/step':>12}{'worker/step':>13}{'ratio':>8}{'all/step':>11}{'ratio':>8}{'whole':>9}{'bare':>9}"
+    )
+    ratios: list[tuple[float, float]] = []
+    for turn in range(turns):
+        bare, ours = once(0, steps, every)[0], once(1, steps, every)[0]
+        worker = ours.by_kind["RayTrainWorker"]
+        ratios.append((worker / bare.steady, ours.steady / bare.steady))
+        print(
+            f"  turn {turn + 1:<11}{bare.steady:>12.3f}{worker:>13.3f}{ratios[-1][0]:>8.3f}{ours.steady:>11.3f}"
+            f"{ratios[-1][1]:>8.3f}{ours.whole:>9.1f}{bare.whole:>9.1f}"
+        )
+        top = sorted(ours.by_kind.items(), key=lambda item: -item[1])[:5]
+    of_worker, of_all = (statistics.median(column) for column in zip(*ratios, strict=True))
+    print(f"  {'median':<16}{of_worker:>33.3f}{of_all:>19.3f}")
+    print("  the last turn by process: " + ", ".join(f"{kind} {each:.3f}" for kind, each in top))
+
+
+def scaling(turns: int = TURNS, steps: int = 10, batch: int = SHARED_BATCH) -> None:
+    """Prints the images a second of one worker and of two, and the ratio's median over the turns."""
+    print(f"\ntraining with a batch of {batch}, one thread a worker: images a second of wall time")
+    more = [f"train.batch={batch}", f"train.micro_batch={batch}"]
+    ratios: list[float] = []
+    for turn in range(turns):
+        one, two = (once(workers, steps, 2, more)[1] for workers in (1, 2))
+        ratios.append(two / one)
+        print(f"  turn {turn + 1:<11}1 worker {one:>8.2f}   2 workers {two:>8.2f}   ratio {ratios[-1]:>7.3f}")
+    print(f"  median{'':>46}{statistics.median(ratios):>7.3f}")
+
+
+def training(device: str) -> None:
+    """Both."""
     if device != "cpu":
         print("\ntraining through Ray against the bare loop: on the CPU only")
-        return {}
-    usages: dict[str, Usage] = {}
-    rates: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as place:
-        for name, workers in {"bare loop": 0, "Ray Train, 1 worker": 1, "Ray Train, 2 workers": 2}.items():
-            storage = Path(place) / f"workers-{workers}"
-            given = arguments(storage, steps, every, max(1, workers))
-            program = ["pipelines", "train", "--preset", "demo"] if workers else ["benchmarks.training"]
-            line = [sys.executable, "-m", *program, *given]
-            usages[name] = watch(line, storage, SAVED, steps, every)
-            rates[name] = images_a_second(storage, config.load("demo", None, given))
-    show(usages, rates, steps)
-    return usages
-
-
-def show(usages: dict[str, Usage], rates: dict[str, float], steps: int) -> None:
-    print(f"\ntraining, {steps} steps of the embedded world: CPU time of all processes, images of wall time")
-    print(f"  {'':<24}{'wall':>9}{'whole':>9}{'ratio':>8}{'steady/step':>13}{'ratio':>8}{'images/s':>10}{'ratio':>8}")
-    bare, one = usages["bare loop"], rates["Ray Train, 1 worker"]
-    for name, used in usages.items():
-        whole, steady = used.whole / bare.whole, used.steady / bare.steady
-        print(
-            f"  {name:<24}{used.wall:>8.1f}s{used.whole:>8.1f}s{whole:>8.3f}{used.steady:>12.3f}s{steady:>8.3f}"
-            f"{rates[name]:>10.2f}{rates[name] / one:>8.2f}"
-        )
-    top = sorted(usages["Ray Train, 1 worker"].by_kind.items(), key=lambda item: -item[1])[:5]
-    print("  1 worker, steady, by process: " + ", ".join(f"{kind} {each:.3f}" for kind, each in top))
+        return
+    overhead()
+    scaling()
 
 
 if __name__ == "__main__":
