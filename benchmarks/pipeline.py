@@ -37,7 +37,7 @@ PUBLISHED = [
     "model.steps=25", "evaluate.schedules=[linear, 'power:2', 'power:4', 'step:0.6']", "evaluate.lora_scales=[]",
     "evaluate.early_stops=[]", "evaluate.groups_at_once=1",
 ]  # fmt: skip
-FEW, MANY = 4, 28
+FEW, MANY = 4, 16
 OF_IMAGES = ("image", PIXEL_STD, "path", "kl_to_base")  # lists of a unit with an entry an image
 
 

@@ -43,8 +43,8 @@ def watch(command: list[str], place: Path, pattern: str, most: int, each: int = 
             for member in [family, *family.children(recursive=True)]:
                 times = member.cpu_times()
                 key = member.pid, member.create_time()
-                seconds[key] = times.user + times.system
                 kinds[key] = kind_of(member)
+                seconds[key] = times.user + times.system
         except psutil.NoSuchProcess:  # it ended meanwhile; what it had used is in the sum
             pass
         done = min(most, each * len(list(place.glob(pattern))))

@@ -20,6 +20,7 @@ from torch import Tensor
 from aig import rewards
 from aig.metrics import features
 from aig.rewards import RewardSpec
+from pipelines import layout
 from pipelines.attempt import attempt
 from pipelines.rewarding import Columns, Statistics
 
@@ -237,14 +238,15 @@ def commit(table: pa.Table, path: Path) -> None:
             "the same command again"
         ) from None
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with layout.writing(path):
+        try:
+            with part.open("wb") as file:
+                pq.write_table(table, file, compression="zstd")
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def to_png(pixels: np.ndarray) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipelines import layout, progress
-from pipelines.progress import Log, Pace, Screen, training_line
+from pipelines.progress import Log, Pace, Screen, root_cause, training_line
 
 STATUS = {
     "step": 12, "steps": 100, "rate": 2.0, "batch": 8, "loss": -3.25, "reward": 3.25, "path": 0.011,
@@ -101,3 +101,19 @@ def test_the_pace_counts_what_lies_between_steps_and_leaves_out_the_first(monkey
         now[0] += 7
         pace.stepped(pace.made[-1][0] + 1)
     assert pace.rate == 7
+
+
+def test_the_cause_of_a_failed_task_is_the_error_that_its_function_raised():
+    message = """ray::MapWorker.submit() (pid=1)
+  File "scoring.py", line 1, in commit
+OSError: No space left on device for part-1.parquet in
+runs/images: make room there
+
+The above exception was the direct cause of the following exception:
+
+ray::MapWorker.submit() (pid=1)
+ray.exceptions.UserCodeException: UDF failed to process a data block."""
+    said = "OSError: No space left on device for part-1.parquet in runs/images: make room there"
+    assert root_cause(RuntimeError(message)) == said
+    assert root_cause(RuntimeError("just this")) == "just this"
+    assert root_cause(RuntimeError()) == "RuntimeError"
