@@ -69,8 +69,8 @@ class Cluster:
     def check_node(self, one: Mapping[str, float], what: str, fix: str) -> None:
         """ConfigError where no single node could hold `one`, though all of them together might."""
         if self.nodes and not any(all(node.get(n, 0.0) + 1e-6 >= v for n, v in one.items()) for node in self.nodes):
-            wanted = ", ".join(f"{amount:g} {name}" for name, amount in one.items())
-            each = "; ".join(", ".join(f"{node.get(name, 0):g} {name}" for name in one) for node in self.nodes)
+            wanted = ", ".join(_told(name, amount) for name, amount in one.items())
+            each = "; ".join(", ".join(_told(name, node.get(name, 0.0)) for name in one) for node in self.nodes)
             raise configuration.ConfigError(f"{what} needs {wanted} on one node, and the nodes have {each}: {fix}")
 
     def room(self, one: Mapping[str, float], taken: Mapping[str, float], what: str, fix: str) -> int:
@@ -79,15 +79,18 @@ class Cluster:
         for name, amount in one.items():
             have, other = self.resources.get(name, 0.0), taken.get(name, 0.0)
             if amount > have - other + 1e-6:
-                unit = GIB if name == "memory" else 1
-                beside = f" beside the {other / unit:g} of others" if other else ""
-                called = "GiB of memory" if name == "memory" else name
+                beside = f" beside the {_told(name, other)} of others" if other else ""
                 raise configuration.ConfigError(
-                    f"{what} needs {amount / unit:g} {called}{beside}, and the cluster has {have / unit:.4g}: {fix}; "
+                    f"{what} needs {_told(name, amount)}{beside}, and the cluster has {_told(name, have)}: {fix}; "
                     "where it scales itself and does not say how far, ray.grows_to does"
                 )
             times = min(times, (have - other + 1e-6) / amount)
         return int(times)
+
+
+def _told(name: str, amount: float) -> str:
+    """An amount of a resource for people, who count memory in GiB."""
+    return f"{amount / GIB:.4g} GiB of memory" if name == "memory" else f"{amount:.4g} {name}"
 
 
 def needs(cpus: float, gpus: float = 0.0, node: str | None = None, memory: float | None = None) -> dict[str, float]:

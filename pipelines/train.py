@@ -60,7 +60,12 @@ def worker_needs(settings: Train) -> dict[str, float]:
 def room_for(config: Config, cluster: Cluster, driver_cpus: float = 0.0) -> int:
     """How many trainings the cluster has room for at once; ConfigError, at once, where it never could run one."""
     settings = config.train
-    one = times(worker_needs(settings), settings.workers[0])
+    worker = worker_needs(settings)
+    cluster.check_node(
+        worker, "a training worker",
+        "lower train.cpus_per_worker, train.gpus_per_worker or train.memory_per_worker, or take larger nodes",
+    )  # fmt: skip
+    one = times(worker, settings.workers[0])
     one["CPU"] += driver_cpus
     fix = (
         "lower train.num_workers, train.cpus_per_worker, train.gpus_per_worker or train.memory_per_worker, name "

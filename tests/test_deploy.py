@@ -227,6 +227,16 @@ def test_what_could_never_run_is_refused_with_the_resource_and_what_there_is(wan
         cluster.room(wanted, {}, "an actor", "take fewer")
 
 
+def test_a_training_worker_that_fits_no_single_node_is_refused_however_large_they_are_together():
+    nodes = ({"CPU": 4.0, "memory": 2.0 * 2**30},) * 4
+    together = {"CPU": 16.0, "memory": 8.0 * 2**30}
+    cluster = Cluster(together, started=False, dashboard=None, nodes=nodes)
+    large = configuration.load(overrides=["train.memory_per_worker=3"])
+    with pytest.raises(ConfigError, match=r"3 GiB of memory on one node, and the nodes have 4 CPU, 2 GiB of memory;"):
+        room_for(large, cluster)
+    assert room_for(configuration.load(overrides=["train.memory_per_worker=2"]), cluster) == 4
+
+
 def test_a_full_cluster_has_no_more_nodes_than_it_may_have_in_all(tmp_path):
     kinds = {"head": {"resources": {"CPU": 2}}, "gpu": {"resources": {"CPU": 4, "GPU": 1}, "max_workers": 10}}
     described = {"max_workers": 3, "head_node_type": "head", "available_node_types": kinds}

@@ -17,7 +17,7 @@ from ray import tune
 
 from pipelines import checkpoints, guards, layout, progress, trials
 from pipelines import config as configuration
-from pipelines.cluster import Cluster, needs
+from pipelines.cluster import Cluster
 from pipelines.config import Config, ConfigError, Train
 from pipelines.layout import RunFiles, adapter_key
 from pipelines.train import room_for, train
@@ -93,12 +93,7 @@ def sweep(config: Config, connect: Callable[[], Cluster], retry_errored: bool = 
 
 def concurrency(config: Config, cluster: Cluster) -> int:
     """Trainings at once: as many as asked for, and as the cluster has room for; ConfigError where that is none."""
-    settings = config.train
     room = room_for(config, cluster, driver_cpus=DRIVER_CPUS)
-    cluster.check_node(
-        needs(settings.cpus_per_worker, settings.gpus_per_worker, settings.node), "a training worker",
-        "lower train.cpus_per_worker or train.gpus_per_worker, or take larger nodes",
-    )  # fmt: skip
     return min(room, config.sweep.max_concurrent)
 
 
