@@ -1,4 +1,4 @@
-"""How far drawing and scoring images have come: one line, redrawn in a terminal, written now and then into a log."""
+"""How far drawing images and other long work has come: one line, redrawn in a terminal, written at times into a log."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ CLEAR = "\x1b[K"  # the rest of the line
 
 
 class Bar:
-    """Counts images, of `arms` arms that go together, and predictions; a bar for scoring alone has neither.
+    """Counts images, of `arms` arms that go together, and predictions; a bar for scoring alone has neither, and one
+    of other work another `unit`.
 
     total: images in all. done: how many were there before. Rates and the time left are those of the latest arrivals.
+    `note` is what more there is to say.
     """
 
     def __init__(
@@ -28,10 +30,12 @@ class Bar:
         total: int,
         done: int = 0,
         arms: int = 0,
+        unit: str = "images",
         out: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.what, self.total, self.images, self.arms, self.failed = what, total, done, arms, 0
+        self.unit, self.note = unit, ""
         self.out, self.clock = out or sys.stderr, clock
         self.terminal = self.out.isatty()
         self.predictions = 0.0
@@ -50,6 +54,12 @@ class Bar:
             self.drawn = now
             self._write(self.line())
 
+    def spare(self, images: int) -> None:
+        """Images that were counted in the total and need not be made: the rate is not theirs."""
+        self.images += images
+        moved = [(when, count + images, predictions) for when, count, predictions in self.counts]
+        self.counts = deque(moved, maxlen=RECENT)
+
     def close(self) -> None:
         """The last line."""
         self._write(self.line())
@@ -66,6 +76,8 @@ class Bar:
             parts.append(f"{self.arms} arms with {self.images // self.arms} of {self.total // self.arms} images each")
         if self.failed:
             parts.append(f"{self.failed} groups failed")
+        if self.note:
+            parts.append(self.note)
         return ", ".join(parts)
 
     def _rates(self) -> list[str]:
@@ -75,7 +87,7 @@ class Bar:
         if images == first or now == begun:
             return []
         rate = (images - first) / (now - begun)
-        parts = [f"{rate:.3g} images/s"]
+        parts = [f"{rate:.3g} {self.unit}/s"]
         if predictions > before:
             parts.append(f"{(predictions - before) / (now - begun):.3g} predictions/s")
         if self.images < self.total:

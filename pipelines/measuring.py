@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -10,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from aig.metrics import NeighbourScores, mean_pairwise_cosine_distance, vendi_score
 from pipelines import breakdown, sets, study
+from pipelines.bar import Bar
 from pipelines.config import Config, ConfigError
 from pipelines.feature_file import FeatureFile
 from pipelines.sets import SetMeasures
@@ -48,13 +47,18 @@ def measure_arms(
     if wrong:
         raise ConfigError(f"the base model's {wrong[0]}, so no arm can be measured against it: see evaluate.features")
     tiled = _tiled(config, features, first, base.shape[0] * base.shape[1], connect)
-    found = []
-    for i in tqdm(range(len(arms)), unit="arm", desc="measures", mininterval=0.5 if sys.stderr.isatty() else 15.0):
-        rows = base if i == first else features.arm(i)
-        broken = breakdown.of_images(config.measure, scores[breakdown.PIXEL_STD][i]) + breakdown.of_scores(scores, i)
-        whole, refused = _sets(config, base, rows, tiled and (lambda i=i: tiled(i)))
-        by_prompt = {name: _by_prompt(metric, rows) for name, metric in BY_PROMPT.items()}
-        found.append(Measured(by_prompt, whole, broken + refused))
+    found, bar = [], Bar("arms measured", len(arms), unit="arms")
+    try:
+        for i in range(len(arms)):
+            rows = base if i == first else features.arm(i)
+            broken = breakdown.of_images(config.measure, scores[breakdown.PIXEL_STD][i])
+            broken += breakdown.of_scores(scores, i)
+            whole, refused = _sets(config, base, rows, tiled and (lambda i=i: tiled(i)))
+            by_prompt = {name: _by_prompt(metric, rows) for name, metric in BY_PROMPT.items()}
+            found.append(Measured(by_prompt, whole, broken + refused))
+            bar.add(1)
+    finally:
+        bar.close()
     about = {"arm": arms[first].arm.name, "metric": sets.FLOOR, "seeds": base.shape[1] // 2}
     return found, {**about, "value": sets.noise_floor(base)}
 

@@ -49,7 +49,7 @@ def test_a_pool_that_takes_what_there_is_holds_memory_too_and_a_fixed_one_does_n
     pool = pools.generators(config.load(None, None, ["evaluate.generators=null"]), there, 3 * GIB)
     assert pool.memory == 3 * GIB
     assert sizes(["evaluate.generators=8"], there, memory=3 * GIB) == (8, 8, 8)
-    with pytest.raises(ConfigError, match=r"a generator needs 11 GiB of memory, and the cluster has 10 GiB of memory: lower"):
+    with pytest.raises(ConfigError, match=r"a generator needs 11 GiB of memory, and the cluster has 10 GiB of memory:"):
         sizes(["evaluate.generators=null"], there, memory=11 * GIB)
 
 
@@ -98,6 +98,15 @@ def test_the_line_tells_images_rates_time_left_and_each_arms_part():
         "images 80/200 (40 %), 2 images/s, 30 predictions/s, 1:00 left, 5 arms with 16 of 40 images each, "
         "1 groups failed"
     )
+
+
+def test_what_need_not_be_made_counts_as_there_and_not_as_fast():
+    made, at = bar(io.StringIO(), unit="arms")
+    at(10, 20)
+    made.spare(100)
+    at(20, 20)
+    made.note = "generation 2"
+    assert made.line() == "images 140/200 (70 %), 2 arms/s, 0:30 left, generation 2"
 
 
 def test_a_log_has_whole_lines_now_and_then_and_the_last_state():

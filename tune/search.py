@@ -9,14 +9,14 @@ trials, `tune.store` keeps about measurements.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from pipelines.bar import Bar
 from tune import candidates, findings, picture
 from tune.candidates import Candidate
 from tune.plan import HELD_OUT, REFERENCES, SEARCH, Plan
@@ -47,7 +47,7 @@ def search(plan: Plan, draw: Draw) -> Path:
         print("Finished already.")
         return path
     work = Work(plan, store, draw)
-    with work.bar:
+    with closing(work.bar):
         trials, volumes = run(work)
         chosen = findings.choose(plan, trials, work.table(SEARCH, REFERENCES))
         compared = [*REFERENCES, *(trial.candidate.schedule for trial in chosen)]
@@ -70,9 +70,7 @@ class Work:
         most = -(-search.trials // search.generation) * search.generation
         drawn = {SEARCH: len(REFERENCES) + most, HELD_OUT: len(REFERENCES) + search.keep}
         total = sum(count * len(plan.prompts[which]) * plan.seeds[which] for which, count in drawn.items())
-        # In a log, a line now and then.
-        every = 0.5 if sys.stderr.isatty() else 15.0
-        self.bar = tqdm(total=total, unit="img", desc="search", mininterval=every, smoothing=0.1)
+        self.bar = Bar("images", total)
 
     def measure(self, which: str, schedules: Sequence[str]) -> dict[str, np.ndarray]:
         """Metric -> (schedules, prompts); what is known already is not drawn again."""
@@ -84,9 +82,9 @@ class Work:
             self.store.add(unit, measured)
             images = len(unit.curves) * len(unit.prompt_ids) * seeds
             drawn += images
-            self.bar.update(images)
+            self.bar.add(images)
         if spared := len(schedules) * prompts * seeds - drawn:
-            self.bar.update(spared)
+            self.bar.spare(spared)
         return self.table(which, schedules)
 
     def table(self, which: str, schedules: Sequence[str]) -> dict[str, np.ndarray]:
@@ -129,7 +127,7 @@ def run(work: Work) -> tuple[list[Trial], list[float]]:
         sampler.tell(values)
         known = np.vstack([known, values])
         volumes.append(box.volume(known))
-        work.bar.set_postfix_str(f"generation {generation + 1}, hypervolume {volumes[0]:.3f} → {volumes[-1]:.3f}")
+        work.bar.note = f"generation {generation + 1}, hypervolume {volumes[0]:.3f} → {volumes[-1]:.3f}"
         means = {name: column.mean(axis=1) for name, column in table.items()}
         for c, candidate in enumerate(asked):
             own = {name: float(column[c]) for name, column in means.items()}
