@@ -159,7 +159,7 @@ def test_a_driver_killed_in_mid_sweep_leaves_no_process_and_the_same_command_end
     run, command = config.load("smoke", None, given), ["sweep", "--preset", "smoke", *given]
     with (tmp_path / "log").open("w+") as log:
         kill_in_mid_sweep(run, command, {**os.environ, "AIG_MARK": mark, "OMP_NUM_THREADS": "1"}, log)
-    wait_for(lambda: not marked(f"AIG_MARK={mark}".encode()), seconds=60)
+    wait_for(lambda: not marked(f"AIG_MARK={mark}".encode()), seconds=180)
     assert_resumes(run, whole, command)
 
 
