@@ -20,14 +20,14 @@ dev_stamp := $(VENV)/.installed-dev
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test lint submit bench clean
+.PHONY: help setup demo test kills lint submit bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  VENV=$(VENV)  the virtual environment; made where it is missing"
 	@echo "  PYTHON=$(PYTHON)  the interpreter that makes it, 3.10 or newer"
-	@echo "  ARGS=\"...\"  passed on to demo, test, submit and bench, as in: make test ARGS=\"-k schedules\""
+	@echo "  ARGS=\"...\"  passed on to demo, test, kills, submit and bench, as in: make test ARGS=\"-k schedules\""
 	@echo "  WORKERS=$(WORKERS)  processes that share the test files out; each may start a Ray of its own"
 	@echo "  ADDRESS=$(ADDRESS)  where submit finds the cluster's job server"
 
@@ -36,8 +36,13 @@ setup: $(dev_stamp) ## Install everything: the package with its Ray, test and de
 demo: $(run_stamp) ## Tune, guide and measure the embedded model, then write the report
 	$(python) -m pipelines demo $(ARGS)
 
-test: $(test_stamp) ## Run the tests, without those marked slow
-	$(python) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --timeout 300 -m "not slow" $(ARGS)
+pytest := $(python) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --timeout 300
+
+test: $(test_stamp) ## Run the tests, without those marked kills or slow
+	$(pytest) -m "not kills and not slow" $(ARGS)
+
+kills: $(test_stamp) ## Run the tests that kill workers, drivers and jobs for real, and fill a disk
+	$(pytest) -m "kills and not slow" $(ARGS)
 
 lint: $(dev_stamp) ## Check style, format and types
 	$(python) -m ruff check .

@@ -145,6 +145,7 @@ def test_a_second_process_in_the_same_run_is_refused(model, tmp_path, capsys):
     assert "another process is working in" in capsys.readouterr().err
 
 
+@pytest.mark.kills
 @pytest.mark.timeout(280)
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_and_sigterm_leave_a_resumable_run_and_no_process(model, tmp_path, number):

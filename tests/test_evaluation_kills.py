@@ -21,6 +21,8 @@ from pipelines.layout import RunFiles
 # Ray's workers inherit it: they find the toys too.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
 
+pytestmark = pytest.mark.kills
+
 STARS = 4  # of 24 captions, which a reward refuses
 ROOT = HERE.parent
 

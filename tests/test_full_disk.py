@@ -11,6 +11,8 @@ from pipeline_toys import HERE
 
 from pipelines import config
 
+pytestmark = pytest.mark.kills
+
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 
 

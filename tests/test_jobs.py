@@ -16,6 +16,8 @@ from waiting import wait_for
 
 from aig.world.tiny import build_pipeline
 
+pytestmark = pytest.mark.kills
+
 ROOT = HERE.parent
 RAY = Path(sys.executable).parent / "ray"
 TOKEN = "a-token-of-this-test-alone-0123456789"

@@ -29,6 +29,8 @@ from pipelines.__main__ import main
 from pipelines.layout import RunFiles
 from pipelines.train import train
 
+pytestmark = pytest.mark.kills
+
 ROOT = HERE.parent
 KEY = "pipeline_toys-unhurried-k1-kl0-s0"
 
