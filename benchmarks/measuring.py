@@ -1,0 +1,117 @@
+"""`python -m pipelines measure` on a run of 10^6 images that were never drawn: its time, and what it holds in memory.
+
+    python -m benchmarks.measuring                                        # 50 arms x 1,000 prompts x 20 seeds
+    python -m benchmarks.measuring --arms 10 --prompts 200 --dimension 512
+
+The run has made-up scores and features: all that drawing the images would have left but the images. The more an arm is
+tuned, the more reward it has, and the less spread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+
+from aig import adapters, models
+from benchmarks.watching import ROOT
+from pipelines import config, generate, study
+from pipelines.layout import RunFiles
+
+REWARDS, GOLD = ("fragile", "robust"), "gold"
+SAMPLE_SECONDS = 0.2
+
+
+def settings(place: Path, arms: int, prompts: int, seeds: int) -> config.Config:
+    """A run of one adapter under a base, a tuned and a constant arm for each of the rest."""
+    texts = place / "prompts.txt"
+    texts.write_text("".join(f"prompt {i}\n" for i in range(prompts)))
+    constants = [f"constant:{(i + 1) / (arms - 1):.4f}" for i in range(arms - 2)]
+    return config.load("smoke", None, [
+        f"run.storage={place}", "sweep.kl_weights=[0]", f"evaluate.prompts={texts}", f"evaluate.seeds={seeds}",
+        f"evaluate.group={seeds}", f"evaluate.schedules={json.dumps(constants)}", "evaluate.lora_scales=[]",
+        "evaluate.early_stops=[]", "evaluate.path_prompts=0", f"evaluate.rewards={json.dumps(REWARDS)}",
+        "evaluate.gold=robust",
+    ])  # fmt: skip
+
+
+def build(found: config.Config, dimension: int) -> int:
+    """Write the run's directory; returns its number of images."""
+    files, arms = RunFiles(found.directory), study.all_arms(found)
+    config.claim_directory(found)
+    for name in {arm.arm.adapter for arm in arms if arm.arm.adapter}:
+        (files.adapters / name).mkdir(parents=True)
+        (files.adapters / name / adapters.WEIGHTS).write_bytes(name.encode())
+    tuned = np.linspace(0, 1, len(arms), dtype=np.float32)[:, None]  # (arms, 1)
+    images = 0
+    for unit in generate.units(found, models.load(found.model.name).defaults):
+        rng, seeds = np.random.default_rng(unit.prompt_id), len(unit.seeds)
+        centre, noise = rng.normal(size=dimension), rng.normal(size=(seeds, dimension))
+        features = centre + (1 - 0.5 * tuned[..., None]) * noise + 0.1 * rng.normal(size=(len(arms), seeds, dimension))
+        reward = centre[0] + noise[:, 0] + 2 * tuned  # (arms, seeds)
+        columns = dict.fromkeys(REWARDS, reward) | {GOLD: -reward, "pixel_std": np.full_like(reward, 0.2)}
+        listed = [arm for arm in arms for _ in unit.seeds]
+        identity = generate.identity_columns(listed, unit.prompt_id, unit.prompt, [*unit.seeds] * len(arms))
+        table = pa.table({
+            **identity,
+            **{name: pa.array(values.ravel(), pa.float32()) for name, values in columns.items()},
+            "features": pa.FixedSizeListArray.from_arrays(pa.array(features.ravel(), pa.float32()), dimension),
+        })  # fmt: skip
+        cost = json.dumps({"predictions": 1, "naive": 2})
+        generate.commit(
+            table.replace_schema_metadata({"cost": cost}), files.images / generate.PART.format(unit=unit.name)
+        )
+        images += len(table)
+    return images
+
+
+def measure(folder: Path) -> tuple[float, float, float, int]:
+    """Wall and CPU seconds of measuring a run, and the most MB that its processes held: of their own, and in all with
+    the mapped file's pages that the kernel keeps while there is room."""
+    command = [sys.executable, "-m", "pipelines", "measure", str(folder)]
+    begun, own, whole, seconds = time.monotonic(), 0.0, 0, 0.0
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        try:
+            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            held = [member.memory_info() for member in family]
+            own = max(own, sum(each.rss - each.shared for each in held) / 1e6)
+            whole = max(whole, sum(each.rss for each in held))
+            seconds = max(seconds, sum(sum(member.cpu_times()[:2]) for member in family))
+        except psutil.NoSuchProcess:  # it ended meanwhile
+            pass
+        time.sleep(SAMPLE_SECONDS)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+    return time.monotonic() - begun, seconds, own, round(whole / 1e6)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.measuring", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in {"arms": 50, "prompts": 1000, "seeds": 20, "dimension": 64}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    given = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as place:
+        found = settings(Path(place), given.arms, given.prompts, given.seeds)
+        images = build(found, given.dimension)
+        disk = sum(path.stat().st_size for path in RunFiles(found.directory).images.iterdir()) / 1e6
+        wall, seconds, own, whole = measure(found.directory)
+    print(
+        f"measured {images:,} images of {given.arms} arms, {given.dimension} features each ({disk:,.0f} MB of "
+        f"parquet): {wall:.0f} s, {seconds:.0f} s of CPU time; at most {own:,.0f} MB of memory, {whole:,} MB with the "
+        "mapped file"
+    )
+
+
+if __name__ == "__main__":
+    main()
