@@ -121,7 +121,10 @@ def pipeline(device: str, few: int = FEW, many: int = MANY, overrides: Sequence[
         found[way] = (more.finished - less.finished) / (many - few)
         beside, ratio = more.finished - many * found[way], found[way] / found["bare loop"]
         print(f"  {way:<34}{more.wall:>8.1f}s{more.finished:>8.1f}s{found[way]:>9.3f}s{ratio:>8.3f}{beside:>8.1f}s")
+        if way == "Ray Data":
+            by_kind = sorted(more.by_kind.items(), key=lambda item: -item[1])[:8]
     print(f"  Ray Data over the naive loop: {found['Ray Data'] / found['naive loop']:.3f}")
+    print("  Ray Data, a group by process: " + ", ".join(f"{kind} {each:.3f}" for kind, each in by_kind))
     return found
 
 

@@ -44,7 +44,7 @@ def arguments(model, storage, **more):
     """A training whose steps take a fraction of a second, of batches that two workers cannot share evenly."""
     common = {"train__reward": "pipeline_toys:unhurried", "train__batch": 5, "train__steps": 12}
     common |= {"train__checkpoint_every": 2, "train__snapshot_every": 6, "train__validate_every": 4}
-    return ["train", "--preset", "smoke", *overrides(model, storage, **common, **more)]
+    return ["train", "--preset", "smoke", *overrides(model, storage, **{**common, **more})]
 
 
 def configured(given):
