@@ -123,9 +123,11 @@ def kill_in_mid_sweep(run, command, environment, log):
         checkpoints = list((files.ray / "train" / second).glob("checkpoint*"))
         return path.exists() and checkpoints and 5 <= json.loads(path.read_text())["step"] < 12
 
-    wait_for(in_the_middle, driver, log)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    try:
+        wait_for(in_the_middle, driver, log)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
 
 
 def assert_resumes(run, whole, command):
