@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from pipelines import config as configuration
+from pipelines import remote
 from pipelines.config import Config, ConfigError
 from pipelines.progress import root_cause, stage
 
@@ -35,10 +36,13 @@ class Session:
 
     def __init__(self, config: Config, command: str, arguments: argparse.Namespace) -> None:
         self.config, self.command, self.arguments = config, command, arguments
-        self.result = f"Run directory: {config.directory}"
+        self.result = f"Run directory: {remote.shown(config.directory)}"
+        if remote.is_mirror(config.directory):
+            self.result += f", mirrored in {config.directory}"
         self.seconds: dict[str, float] = {}
         self.held, self.ray = ExitStack(), ExitStack()
         self.cluster: Cluster | None = None
+        self.locked = False
 
     def __enter__(self) -> Session:
         return self
@@ -47,23 +51,39 @@ class Session:
         self.disconnect()
         self.held.close()
 
+    def bring(self) -> None:
+        """Of a run that is kept elsewhere, before anything is read: make its mirror ours, and what the store has."""
+        root = self.config.directory
+        if remote.is_mirror(root):
+            root.mkdir(parents=True, exist_ok=True)
+            self.lock()
+            remote.pull(root, without=remote.APART)
+
     def claim(self) -> None:
         """Make the run's directory ours until the end: no second process works in it meanwhile."""
-        path = configuration.claim_directory(self.config) / configuration.LOCK_FILE
+        configuration.claim_directory(self.config)
+        self.lock()
+
+    def lock(self) -> None:
+        """Hold the run's lock, on this machine."""
+        if self.locked:
+            return
+        path = self.config.directory / configuration.LOCK_FILE
         file = self.held.enter_context(path.open("w"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
-                f"another process is working in {path.parent}: wait for it, or choose another run.name"
+                f"another process is working in {remote.shown(path.parent)}: wait for it, or choose another run.name"
             ) from None
+        self.locked = True
 
     def claim_existing(self) -> None:
         """The same for a command that works on what others left."""
         if not (self.config.directory / configuration.CONFIG_FILE).exists():
             raise ConfigError(
-                f"there is no run in {self.config.directory}: run `python -m pipelines sweep`, then evaluate, with the "
-                "same configuration first"
+                f"there is no run in {remote.shown(self.config.directory)}: run `python -m pipelines sweep`, then "
+                "evaluate, with the same configuration first"
             )
         self.claim()
 
@@ -105,13 +125,14 @@ def run_train(session: Session) -> None:
     files, key = RunFiles(config.directory), adapter_key(config.train)
     if study.is_finished(config):
         checkpoints.discard(files.checkpoints(key))  # a kill just after the end leaves them
-        print(f"Finished already: {files.adapters / key}{stopped_line(config)}")
+        print(f"Finished already: {remote.shown(files.adapters / key)}{stopped_line(config)}")
         return
     room_for(config, session.connect())
     normalize(session)
     with stage("train", session.seconds), trainings(files.progress, [key]):
         folder = train(config)
-    print(f"Adapter: {folder}{stopped_line(config)}")
+    remote.pull(files.adapters, key, f"{key}@*")
+    print(f"Adapter: {remote.shown(folder)}{stopped_line(config)}")
 
 
 def stopped_line(config: Config) -> str:
@@ -215,9 +236,10 @@ def run_compare(session: Session) -> None:
         from pipelines.compare import compare, summary
 
         first = configuration.of_run(session.arguments.run_a)
+        remote.refresh(first.directory)
         session.claim_existing()
         found = compare(first, session.config, shared=session.arguments.shared)
-        print(summary(found, str(first.directory), str(session.config.directory)))
+        print(summary(found, remote.shown(first.directory), remote.shown(session.config.directory)))
     print(f"Comparison: {found.path}")
 
 
@@ -244,6 +266,7 @@ def do_report(session: Session) -> None:
     with stage("report", session.seconds):
         from pipelines.report import write_report
 
+        remote.pull(session.config.directory / "images")
         path = write_report(session.config.directory)
     print(f"Report: {path}")
 
@@ -460,7 +483,8 @@ EXAMPLES = """examples:
   python -m pipelines compare ~/aig-runs/mine ~/aig-runs/other
 
 The same command resumes what was interrupted and does nothing again that is done.
-A run lives in run.storage/run.name (by default under ~/aig-runs); a run keeps its configuration.
+A run lives in run.storage/run.name (by default under ~/aig-runs); a run keeps its configuration. run.storage may be
+an object store, as s3://bucket/prefix: docs/cluster.md says how.
 """
 
 
@@ -497,14 +521,14 @@ def parser() -> argparse.ArgumentParser:
         if command.options is not None:
             command.options(sub)
         for argument in command.runs:
-            sub.add_argument(argument, metavar=argument.upper(), help="the directory of a run, as ~/aig-runs/demo")
+            sub.add_argument(argument, metavar=argument.upper(), help="the directory of a run, or its URI")
         if not command.runs:
             sub.add_argument("--preset", metavar="NAME", default=command.preset, help=f"start from a preset: {known}")
             sub.add_argument("--config", metavar="FILE", help="then take what a YAML file sets, {train: {steps: 50}}")
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         sub.add_argument("overrides", nargs="*", metavar="section.key=value", help="then single keys, values as YAML")
     sub = commands.add_parser("status", help="what a run has and lacks", description=f"Print {STATUS}.")
-    sub.add_argument("run", metavar="RUN", help="a run's folder, or its name in the default storage")
+    sub.add_argument("run", metavar="RUN", help="a run's folder or URI, or its name in the default storage")
     sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
     sub.set_defaults(overrides=[])
     return top
@@ -559,6 +583,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if COMMANDS[arguments.command].in_run:
             configuration.check_directory(config)
         with Session(config, command, arguments) as session:
+            if COMMANDS[arguments.command].in_run:
+                session.bring()
             COMMANDS[arguments.command].run(session)
         stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in session.seconds.items())
         print(f"Done in {time.monotonic() - begun:.0f} s: {stages}. {session.result}")
@@ -574,8 +600,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def explain(error: Exception) -> int:
     """One line on stderr, and the exit code: what the user can mend is bad input, the rest a failure."""
-    remote = any(kind.__module__.startswith("ray.") for kind in type(error).__mro__)
-    if isinstance(error, (ValueError, OSError)) and not remote:
+    of_ray = any(kind.__module__.startswith("ray.") for kind in type(error).__mro__)
+    if isinstance(error, (ValueError, OSError)) and not of_ray:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     print(f"failed: {root_cause(error)} (--debug shows where)", file=sys.stderr)

@@ -17,7 +17,7 @@ from aig import adapters, rewards, schedules
 from aig.metrics import features
 from aig.models import Model
 from aig.sampler import Grid
-from pipelines import external, guards, layout, normalization, parallel, rewarding, study, tracking, trials
+from pipelines import external, guards, layout, normalization, parallel, remote, rewarding, study, tracking, trials
 from pipelines.config import Config, ConfigError
 from pipelines.generate import adapter_digest
 from pipelines.layout import RunFiles
@@ -204,8 +204,9 @@ def _check_adapters(config: Config, trainings: list) -> None:
             found, wanted = adapters.read_record(folder), study.training_record(single, train, step)
             if not study.same_record(found, wanted):
                 raise ConfigError(
-                    f"{folder}: this adapter was made by another configuration or for other model weights "
-                    f"({_difference(found, wanted)}): delete the folder to train it again, or choose another run.name"
+                    f"{remote.shown(folder)}: this adapter was made by another configuration or for other model "
+                    f"weights ({_difference(found, wanted)}): delete the folder to train it again, or choose another "
+                    "run.name"
                 )
 
 

@@ -1,5 +1,8 @@
 """Checkpoints of a training: folders that say of themselves whether they are whole, found by what lies in storage.
 
+Storage is a folder, or what a mirror stands for: see `pipelines.remote`. Ray Train writes there itself, and nothing
+here looks into the mirror.
+
 Ray Train uploads them in the background and keeps a list of those that have arrived. Its list is not what a training
 goes on from: a kill leaves checkpoints that are whole and not in it, some that are in it may be spoiled, and a list
 that was cut off would end every later start. So each checkpoint holds a seal with the hash of its state, the newest
@@ -12,10 +15,16 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
-from pipelines import layout
+from pyarrow import fs
+
+from pipelines import layout, remote
+
+T = TypeVar("T")
 
 STATE = "state.pt"
 SEAL = "checkpoint.json"
@@ -31,33 +40,92 @@ def seal(folder: Path, step: int) -> None:
 def fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None where it is whole."""
     try:
-        sealed = json.loads((folder / SEAL).read_text())
-        if sealed[STATE] != layout.file_digest(folder / STATE):
+        if _seal_of(folder)[STATE] != _digest(folder / STATE):
             return f"{STATE} has not the content that it was sealed with"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{getattr(error, 'strerror', None) or 'its seal cannot be read'}: {folder / SEAL}"
+        reason = os.strerror(number) if (number := getattr(error, "errno", None)) else "its seal cannot be read"
+        return f"{reason}: {remote.shown(folder / SEAL)}"
     return None
+
+
+def _seal_of(folder: Path) -> dict[str, Any]:
+    filesystem, path = remote.place(folder / SEAL)
+
+    def work() -> bytes:
+        with filesystem.open_input_stream(path) as file:
+            return file.read()
+
+    return json.loads(_tried(folder / SEAL, work))
+
+
+def _digest(state: Path) -> str:
+    """As `layout.file_digest`, wherever the file lies."""
+    filesystem, path = remote.place(state)
+
+    def work() -> str:
+        with filesystem.open_input_stream(path) as file:
+            return layout.digest_of(file.read)
+
+    return _tried(state, work)
+
+
+def _tried(path: Path, work: Callable[[], T]) -> T:
+    """A store that does not answer says nothing about what lies there: no checkpoint is spoiled for that."""
+    return remote.patiently(path, work) if remote.is_mirror(path) else work()
 
 
 def step_of(folder: Path) -> int:
     """The step that a checkpoint says it is of; -1 where it does not say."""
     try:
-        return int(json.loads((folder / SEAL).read_text())["step"])
+        return int(_seal_of(folder)["step"])
     except (OSError, ValueError, KeyError, TypeError):
         return -1
 
 
 def newest(storage: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a training, and a warning for every newer one that is not whole."""
-    there = [folder for folder in storage.glob("checkpoint_*") if folder.is_dir()]
+    steps = {folder: step_of(folder) for folder in _folders(storage)}
     spoiled = []
     # Those that do not say their step may be the newest: they come first.
-    for folder in sorted(there, key=lambda f: (step_of(f) < 0, step_of(f), f.name), reverse=True):
+    for folder in sorted(steps, key=lambda f: (steps[f] < 0, steps[f], f.name), reverse=True):
         reason = fault(folder)
         if reason is None:
-            return folder, [f"{said}: going on from {folder.name}, step {step_of(folder)}" for said in spoiled]
-        spoiled.append(f"checkpoint {folder} is skipped ({reason})")
+            return folder, [f"{said}: going on from {folder.name}, step {steps[folder]}" for said in spoiled]
+        spoiled.append(f"checkpoint {remote.shown(folder)} is skipped ({reason})")
     return None, [f"{said}: starting from step 0" for said in spoiled]
+
+
+def _folders(storage: Path) -> list[Path]:
+    """The checkpoints of a training, whole or not."""
+    filesystem, base = remote.place(storage)
+    infos = _tried(storage, lambda: filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True)))
+    names = [info.base_name for info in infos if info.type == fs.FileType.Directory]
+    return [storage / name for name in names if name.startswith("checkpoint_")]
+
+
+@contextmanager
+def here(folder: Path) -> Iterator[Path]:
+    """A checkpoint's folder on this machine: itself, or of a store a copy for the length of the context."""
+    if not remote.is_mirror(folder):
+        yield folder
+        return
+    filesystem, source = remote.place(folder)
+    copy = scratch()
+    try:
+        local = fs.LocalFileSystem()
+        remote.patiently(
+            folder,
+            lambda: fs.copy_files(source, str(copy), source_filesystem=filesystem, destination_filesystem=local),
+        )
+        yield copy
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    filesystem, path = remote.place(folder)
+    with suppress(OSError):  # what is left is found, and removed, another time
+        filesystem.delete_dir(path)
 
 
 def clean_saves(adapters: Path, key: str) -> None:
@@ -69,10 +137,11 @@ def clean_saves(adapters: Path, key: str) -> None:
 def clean(storage: Path, chosen: Path | None, listed: Collection[str], keep: int) -> None:
     """Remove what a crash has left: checkpoints that Ray's list does not name, but for the chosen one and the newest
     before it up to `keep` in all; scratch folders of processes that are gone."""
-    others = [f for f in storage.glob("checkpoint_*") if f.is_dir() and f != chosen and f.name not in listed]
-    before = sorted((f for f in others if chosen and 0 <= step_of(f) <= step_of(chosen)), key=step_of, reverse=True)
-    for folder in set(others) - set(before[: keep - 1]):
-        shutil.rmtree(folder, ignore_errors=True)
+    steps = {folder: step_of(folder) for folder in _folders(storage) if folder != chosen and folder.name not in listed}
+    most = step_of(chosen) if chosen else -1
+    before = sorted((f for f in steps if 0 <= steps[f] <= most), key=lambda f: steps[f], reverse=True)
+    for folder in steps.keys() - set(before[: keep - 1]):
+        _remove(folder)
     for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
         pid = folder.name.removeprefix(SCRATCH).partition("-")[0]
         if pid.isdecimal() and not _lives(int(pid)):
@@ -96,9 +165,11 @@ def scratch() -> Path:
 
 def begin(storage: Path) -> None:
     """Before a training starts, or goes on: Ray's own list of checkpoints is begun anew."""
-    (storage / RAYS_LIST).unlink(missing_ok=True)
+    filesystem, path = remote.place(storage / RAYS_LIST)
+    with suppress(FileNotFoundError):
+        _tried(storage, lambda: filesystem.delete_file(path))
 
 
 def discard(storage: Path) -> None:
     """After a training: its adapter's record says that it is finished, and its checkpoints would only take room."""
-    shutil.rmtree(storage, ignore_errors=True)
+    _remove(storage)

@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from pipelines import remote
+
 PRESETS = Path(__file__).parent / "presets"
 CONFIG_FILE = "config.yaml"
 
@@ -74,7 +76,8 @@ class Run(Section):
     name: str = field(default="run", metadata=EXECUTION)
     """The run's name: its directory under `storage`, and what a rerun resumes."""
     storage: str = field(default="~/aig-runs", metadata=EXECUTION)
-    """The folder of all runs."""
+    """The folder of all runs, or the URI of one that pyarrow knows, as s3://BUCKET/PREFIX or gs://BUCKET/PREFIX: see
+    docs/cluster.md, of how a run is mirrored then."""
     seed: int = number(0, 0)
     """The run's seed: with it, a prompt and a seed index fix the noise of an evaluated image."""
     tensorboard: bool = field(default=True, metadata=EXECUTION)
@@ -88,10 +91,9 @@ class Run(Section):
         super().__post_init__()
         if not self.name or self.name != Path(self.name).name or self.name.startswith("."):
             raise ConfigError(f"run.name is {self.name!r}: give a plain name without slashes, as in run.name=first")
-        if "://" in self.storage:
-            raise ConfigError(
-                f"run.storage is {self.storage!r}: give a local folder; remote storage is not supported yet"
-            )
+        wrong = remote.wrong_with(self.storage) if remote.is_uri(self.storage) else None
+        if wrong:
+            raise ConfigError(f"run.storage is {remote.censored(self.storage)!r}: {wrong}")
 
 
 @dataclass(frozen=True)
@@ -608,7 +610,9 @@ class Config:
 
     @property
     def directory(self) -> Path:
-        """The run's directory."""
+        """The run's directory; its mirror on this machine where run.storage is a URI."""
+        if remote.is_uri(self.run.storage):
+            return remote.mirror(self.run.storage, self.run.name)
         return Path(self.run.storage).expanduser().absolute() / self.run.name
 
 
@@ -670,15 +674,42 @@ def presets() -> list[str]:
 
 def of_run(directory: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration that a run's directory keeps, wherever it lies now, with overrides; ConfigError for no run."""
-    path = Path(directory).expanduser().absolute()
+    path = find_run(directory)
     if not (path / CONFIG_FILE).is_file():
-        raise ConfigError(f"{path} is no run (it has no {CONFIG_FILE}): give the directory of one, as ~/aig-runs/demo")
+        raise ConfigError(
+            f"{remote.shown(path)} is no run (it has no {CONFIG_FILE}): give the directory of one, as ~/aig-runs/demo"
+        )
     values: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     _merge(values, _read_yaml(path / CONFIG_FILE), str(path / CONFIG_FILE))
     for text in overrides:
         _merge(values, _parse_override(text), text)
-    values["run"] |= {"name": path.name, "storage": str(path.parent)}
+    values["run"] |= {"name": path.name, "storage": remote.storage_of(path)}
     return Config(**{name: SECTIONS[name](**given) for name, given in values.items()})  # type: ignore[arg-type]
+
+
+def find_run(directory: str | Path) -> Path:
+    """The folder that a run's path or URI names; of a URI its mirror, with the run's configuration if there is one.
+
+    ConfigError where a store cannot be read.
+    """
+    if not remote.is_uri(str(directory)):
+        return Path(directory).expanduser().absolute()
+    storage, name = remote.parted(str(directory))
+    path = Config(run=Run(name=name, storage=storage)).directory
+    _check_store(path, writing=False)
+    return path
+
+
+def _check_store(path: Path, writing: bool) -> None:
+    """Whether a run's store can be used; then its configuration is here, if it has one."""
+    try:
+        remote.check(path, writing)
+        kept = remote.set_aside(path)
+        remote.pull(path / CONFIG_FILE)
+    except remote.StorageError as error:
+        raise ConfigError(f"run.storage: {error}") from error
+    if kept is not None:
+        print(f"{remote.shown(path)} is empty: what was mirrored of a run there is kept in {kept}")
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
@@ -707,14 +738,16 @@ def check_directory(config: Config) -> Path:
     """
     path = config.directory
     made = path / CONFIG_FILE
+    _check_store(path, writing=True)
     try:
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path} is a file: choose another run.name or run.storage")
         if made.exists():
             _check_same_run(config, made)
-        elif path.exists() and any(entry.name not in OWN_FILES for entry in path.iterdir()):
+        elif any(name not in OWN_FILES for name in remote.names(path)):
             raise ConfigError(
-                f"{path} is not empty and holds no {CONFIG_FILE} of ours: choose another run.name or run.storage"
+                f"{remote.shown(path)} is not empty and holds no {CONFIG_FILE} of ours: choose another run.name or "
+                "run.storage"
             )
     except OSError as error:
         raise ConfigError(
@@ -749,6 +782,7 @@ def claim_directory(config: Config) -> Path:
         part = path / f".{CONFIG_FILE}.part"
         part.write_text(to_yaml(config))
         part.replace(path / CONFIG_FILE)
+        remote.push(path / CONFIG_FILE)
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot write the run directory ({error.strerror}): choose another run.storage"
@@ -756,7 +790,7 @@ def claim_directory(config: Config) -> Path:
     return path
 
 
-LOCK_FILE = ".lock"
+LOCK_FILE = remote.LOCK_FILE
 # What a first start that was killed may leave before there is a configuration.
 OWN_FILES = (f".{CONFIG_FILE}.part", LOCK_FILE)
 
@@ -766,7 +800,7 @@ def _check_same_run(config: Config, made: Path) -> None:
         existing = from_dict(_read_yaml(made))
     except ConfigError as error:
         raise ConfigError(
-            f"{made.parent} belongs to another version or program ({error}): choose another run.name"
+            f"{remote.shown(made.parent)} belongs to another version or program ({error}): choose another run.name"
         ) from error
     differing = [
         f"{key} = {_plain(theirs)}, not {_plain(ours)}"
@@ -775,7 +809,7 @@ def _check_same_run(config: Config, made: Path) -> None:
     ]
     if differing:
         raise ConfigError(
-            f"run {config.run.name!r} in {made.parent.parent} was made with {'; '.join(differing)}: "
+            f"run {config.run.name!r} in {remote.storage_of(made.parent)} was made with {'; '.join(differing)}: "
             "choose another run.name, or give the same configuration to resume it"
         )
 

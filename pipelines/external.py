@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from aig import adapters
-from pipelines import layout
+from pipelines import layout, remote
 from pipelines.config import Config, ConfigError
 from pipelines.layout import RunFiles
 
@@ -69,6 +69,7 @@ def bring(config: Config) -> None:
             part.rename(target)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+        remote.push_whole(target)
         print(f"Copied {weights} to {target}: the run has all that it needs.")
 
 

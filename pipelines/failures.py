@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines import remote
 from pipelines.config import Config
 from pipelines.layout import RunFiles
 from pipelines.scoring import PART, commit
@@ -67,8 +68,9 @@ class Failures:
 
     def close(self) -> None:
         """At the plan's end: of what had failed before, everything that is not in the table now has been made."""
-        if not self.rows:
-            self.path.unlink(missing_ok=True)
+        if not self.rows and self.path.exists():
+            self.path.unlink()
+            remote.remove(self.path)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

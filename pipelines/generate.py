@@ -24,7 +24,7 @@ import torch
 from aig import adapters, models
 from aig.sampler import Grid, sample_arms, to_uint8
 from pipelines import config as configuration
-from pipelines import failures, layout, normalization, pools, rewarding, streaming, study
+from pipelines import failures, layout, normalization, pools, remote, rewarding, streaming, study
 from pipelines.attempt import attempt
 from pipelines.bar import Bar
 from pipelines.breakdown import PIXEL_STD, pixel_std
@@ -106,6 +106,7 @@ def generate(
     need more than the cluster has, and EvaluationError where everything fails.
     """
     files = RunFiles(config.directory)
+    remote.pull(files.images)
     wanted = units(config, model_defaults)
     _drop_others(config, files.images, {unit.name for unit in wanted})
     missing = [unit for unit in wanted if not (files.images / PART.format(unit=unit.name)).exists()]
@@ -148,6 +149,7 @@ class Generator:
         self.config = configuration.from_dict(config)
         torch.set_num_threads(self.config.evaluate.threads)
         files = RunFiles(self.config.directory)
+        remote.pull(files.root, files.adapters.name, files.sweep.name)
         self.model = study.load_model(self.config)
         self.sampling = _sampling(self.config, self.model.defaults)
         self.has_kl = Grid(self.model, self.sampling).has_path_kl
@@ -227,12 +229,16 @@ class Evaluation:
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = configuration.from_dict(config)
         evaluate = self.config.evaluate
-        self.folder = RunFiles(self.config.directory).images
         self.threads, self.batch = evaluate.threads, evaluate.score_batch
         self.arms = study.all_arms(self.config)
 
+    @property
+    def folder(self) -> Path:
+        return RunFiles(self.config.directory).images
+
     def scores(self) -> Scores:
-        evaluate = self.config.evaluate
+        evaluate, files = self.config.evaluate, RunFiles(self.config.directory)
+        remote.pull(files.root, files.reward_statistics.name)
         columns = rewarding.columns(self.config, study.scored_rewards(self.config))
         statistics = normalization.of_sums(self.config)
         return Scores(columns, statistics, rewarding.gold(self.config), evaluate.features, scoring_device())
@@ -302,6 +308,7 @@ def read(config: Config, model_defaults: models.Sampling, without: Sequence[str]
     is kept of the others: columns that are not needed, the images above all, belong into `without`.
     """
     folder = RunFiles(config.directory).images
+    remote.pull(folder)
     asked, arms = units(config, model_defaults), study.all_arms(config)
     failed = {row["unit"] for row in failures.of_run(config)}
     left_out = tuple(sorted({unit.prompt_id for unit in asked if unit.name in failed}))
@@ -367,6 +374,8 @@ def _drop_others(config: Config, folder: Path, wanted: set[str]) -> None:
         print(f"Removing {len(others)} groups of images whose adapters or format have changed since.")
     for path in [*others, *folder.glob(".part-*.part")]:
         path.unlink()
+    for path in others:
+        remote.remove(path)
 
 
 def _check_ours(config: Config, paths: Sequence[Path]) -> None:

@@ -7,13 +7,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from pipelines import remote
 from pipelines.config import Config, ConfigError, Train
 
 RECORD = "adapter.json"  # `aig.adapters.RECORD`, without its torch
@@ -235,11 +236,16 @@ def read_prompts(path: str, key: str) -> list[str]:
 
 
 def file_digest(path: Path) -> str:
-    """A hash of a file's content, read a piece at a time."""
-    digest = hashlib.blake2b(digest_size=8)
+    """A hash of a file's content."""
     with path.open("rb") as file:
-        while piece := file.read(2**24):
-            digest.update(piece)
+        return digest_of(file.read)
+
+
+def digest_of(read: Callable[[int], bytes]) -> str:
+    """A hash of what `read` gives, a piece of so many bytes at a time."""
+    digest = hashlib.blake2b(digest_size=8)
+    while piece := read(2**24):
+        digest.update(piece)
     return digest.hexdigest()
 
 
@@ -259,7 +265,10 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path beside to write to, which is moved into place at the end: the file is there whole, or not at all."""
+    """A path beside to write to, which is moved into place at the end: the file is there whole, or not at all.
+
+    So it is in the store of a run that is kept elsewhere.
+    """
     part = path.with_name(f".{path.name}.part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -268,6 +277,7 @@ def whole(path: Path) -> Iterator[Path]:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+    remote.push(path)
 
 
 def write_json(path: Path, content: Any) -> None:

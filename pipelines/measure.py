@@ -7,6 +7,7 @@ here like any other: prompt by prompt, the mean of their members.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 
 from aig.pareto import Subsample, bootstrap
-from pipelines import failures, generate, layout, study, tables
+from pipelines import failures, generate, layout, remote, study, tables
 from pipelines.breakdown import PIXEL_STD
 from pipelines.config import Config
 from pipelines.feature_file import gathered
@@ -126,7 +127,7 @@ def summary(config: Config, everything: bool = True) -> str:
     shown = list(dict.fromkeys(row["metric"] for row in rows))
     if not everything:
         shown = [name for name in shown if name in FIRST_LOOK or name in _scored(config)]
-        about += f"; all measures: python -m pipelines measure {config.directory}"
+        about += f"; all measures: {_again(config)}"
     shown.sort(key=lambda name: name == PIXEL_STD)  # what breakdowns are told by comes last
     return f"{about}\n{tables.estimates(cells, shown, broken)}"
 
@@ -139,11 +140,16 @@ def _scored(config: Config) -> set[str]:
     return {slug(name) for name in study.scored_rewards(config)}
 
 
+def _again(config: Config) -> str:
+    """The command that measures a run anew."""
+    return shlex.join(["python", "-m", "pipelines", "measure", remote.storage_path(config.directory)])
+
+
 def read_table(config: Config) -> Table:
     """The table prompt by prompt that `measure` wrote; ValueError where it did not."""
     path = RunFiles(config.directory).root / PER_PROMPT
     if not path.exists():
-        raise ValueError(f"{path} is missing: run `python -m pipelines measure {config.directory}` first")
+        raise ValueError(f"{path} is missing: run `{_again(config)}` first")
     long = pq.read_table(path)
     arms, metrics = (list(dict.fromkeys(long[name].to_pylist())) for name in ("arm", "metric"))
     known = _prompts(config)
@@ -156,7 +162,7 @@ def read_table(config: Config) -> Table:
 def read_rows(config: Config) -> list[dict[str, Any]]:
     """The rows of `metrics.parquet`; ValueError where it is missing or of an earlier version."""
     path = RunFiles(config.directory).metrics
-    fix = f"run `python -m pipelines measure {config.directory}` first"
+    fix = f"run `{_again(config)}` first"
     if not path.exists():
         raise ValueError(f"{path} is missing: {fix}")
     table = pq.read_table(path)

@@ -21,7 +21,7 @@ from aig.models import LatentModel
 from aig.models.empty import empty, parameters
 from aig.models.protocol import Condition
 from aig.models.published import PUBLISHED
-from pipelines import parallel, study
+from pipelines import parallel, remote, study
 from pipelines.config import Config
 from pipelines.training import ADAPTER, attach, draft_config
 
@@ -162,7 +162,7 @@ def lines(plan: Plan) -> list[str]:
         "memory": f"about {_size(total)}: weights {_size(plan.weights)}, what is trained with its optimizer "
         f"{_size(states)}, activations of {min(train.micro_batch, train.batch)} images {_size(plan.activations)}; "
         "the reward's are not in it",
-        "run directory": str(config.directory),
+        "run directory": remote.shown(config.directory),
     }
     return [f"{name:<20}{value}" for name, value in rows.items()]
 

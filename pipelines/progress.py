@@ -11,10 +11,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
+
+from pipelines import remote
 
 REDRAW_SECONDS = 1.0
 LOG_SECONDS = 60.0
@@ -52,6 +54,13 @@ def training_line(key: str, status: dict[str, Any], width: int = 0) -> str:
 NAMES = {"kl_to_base": "KL", "held_out": "held-out"}
 
 
+def forget(folder: Path, key: str) -> None:
+    """Remove the status of a training, which an earlier command has left."""
+    path = folder / f"{key}.json"
+    path.unlink(missing_ok=True)
+    remote.remove(path)
+
+
 class Pace:
     """How fast a training goes, validations and checkpoints included."""
 
@@ -74,7 +83,7 @@ def trainings(folder: Path, keys: list[str]) -> Iterator[None]:
     """Show the status files `folder/<key>.json`, which the training workers write, for the length of the context."""
     stop = threading.Event()
     screen = Screen(folder, keys) if sys.stderr.isatty() else Log(folder, keys)
-    thread = threading.Thread(target=_show, args=(screen, stop), daemon=True)
+    thread = threading.Thread(target=_show, args=(screen, stop, folder), daemon=True)
     thread.start()
     try:
         yield
@@ -83,10 +92,14 @@ def trainings(folder: Path, keys: list[str]) -> Iterator[None]:
         thread.join()
 
 
-def _show(view: Screen | Log, stop: threading.Event) -> None:
-    ended = False
+def _show(view: Screen | Log, stop: threading.Event, folder: Path) -> None:
+    ended, pulled = False, time.monotonic()
     while not ended:
         ended = stop.wait(REDRAW_SECONDS)
+        if ended or time.monotonic() - pulled >= remote.PUSH_SECONDS:
+            with suppress(remote.StorageError):  # who trains meets it, too, and says so
+                remote.pull(folder, newer=True)
+            pulled = time.monotonic()
         view.show(ended)
 
 
@@ -162,7 +175,7 @@ class StatusFile:
     def __init__(self, path: Path, **values: Any) -> None:
         self.path = path
         self.values = values
-        self.written = 0.0
+        self.written = self.pushed = 0.0
 
     def update(self, values: dict[str, Any], force: bool = False) -> None:
         self.values |= values
@@ -173,6 +186,9 @@ class StatusFile:
         part.write_text(json.dumps(self.values))
         part.replace(self.path)
         self.written = time.monotonic()
+        if force or self.written - self.pushed >= remote.PUSH_SECONDS:
+            remote.push(self.path)
+            self.pushed = self.written
 
 
 def root_cause(error: BaseException) -> str:

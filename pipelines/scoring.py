@@ -20,7 +20,7 @@ from torch import Tensor
 from aig import rewards
 from aig.metrics import features
 from aig.rewards import RewardSpec
-from pipelines import layout
+from pipelines import layout, remote
 from pipelines.attempt import attempt
 from pipelines.rewarding import Columns, Statistics
 
@@ -98,13 +98,17 @@ RESULT = pa.schema({
 class Job(Protocol):
     """What a scorer is started with: where images come from and where their scores go; it travels to the actors."""
 
-    folder: Path
     threads: int
     batch: int
     warns: bool
     """Whether an image without a score is warned of by its id; the column `error` has the reason in any case."""
     keeps_failures: bool
     """Whether a unit whose scoring raises is tried again and then given out as failed, instead of ending the plan."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the units' files go, on the machine that asks."""
+        ...
 
     def scores(self) -> Scores:
         """What scores the images, loaded."""
@@ -247,6 +251,7 @@ def commit(table: pa.Table, path: Path) -> None:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+    remote.push(path)
 
 
 def to_png(pixels: np.ndarray) -> bytes:

@@ -1,4 +1,7 @@
-"""What a run has and lacks, read from its folder alone: neither Ray nor torch is loaded, and nothing is written."""
+"""What a run has and lacks, read from its folder alone: neither Ray nor torch is loaded, and nothing is written.
+
+A run in a store is read from its mirror, which is brought up to date first.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipelines import config as configuration
-from pipelines import guards, layout, progress, trials
+from pipelines import guards, layout, progress, remote, trials
 from pipelines.config import Config, ConfigError
 from pipelines.layout import RECORD, RunFiles
 
@@ -45,7 +49,13 @@ class Training:
 
 
 def find(run: str) -> Path:
-    """A run's folder, by its path or by its name under the default storage; ConfigError names what is near."""
+    """A run's folder, by its path, its URI, or its name under the default storage; ConfigError names what is near."""
+    if remote.is_uri(run):
+        folder = configuration.find_run(run)
+        if not (folder / configuration.CONFIG_FILE).is_file():
+            raise ConfigError(f"there is no run {run!r}: give the URI of one, with a {configuration.CONFIG_FILE}")
+        remote.refresh(folder)
+        return folder
     storage = Path(configuration.Run().storage).expanduser()
     for folder in (Path(run).expanduser(), storage / run):
         if (folder / configuration.CONFIG_FILE).is_file():
@@ -64,11 +74,12 @@ def report(folder: Path) -> str:
     """Trainings, images, results and searches of the run in a folder, and the next command, as text."""
     made = _config(folder)
     # Where it lies now; its own configuration may know it elsewhere.
-    config = replace(made, run=replace(made.run, name=folder.name, storage=str(folder.parent)))
-    files, working, record = RunFiles(folder), _is_locked(folder), trials.read(config)
+    config = replace(made, run=replace(made.run, name=folder.name, storage=remote.storage_of(folder)))
+    files, record = RunFiles(folder), trials.read(config)
+    working = _is_locked(folder) or (remote.is_mirror(folder) and _tells(files))
     states = [_training(config, record, train, working) for train in layout.trainings(config)]
     done, wanted = _units(files, states), expected_units(config)
-    lines = [f"{folder}{', a process is working in it' if working else ''}", ""]
+    lines = [f"{remote.shown(folder)}{', a process is working in it' if working else ''}", ""]
     lines += [*_training_lines(config, record, states), "", *_arm_lines(config, states)]
     arms = arm_count(config)
     lines += [f"images     {done} of {wanted} units ({arms} arms, {_images(config) * arms} images)"]
@@ -98,6 +109,11 @@ def _is_locked(folder: Path) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def _tells(files: RunFiles) -> bool:
+    """Whether a training has told of itself lately, wherever it runs."""
+    return any(time.time() - path.stat().st_mtime < QUIET for path in files.progress.glob("*.json"))
 
 
 def _training(config: Config, record: trials.Record, train: configuration.Train, working: bool) -> Training:
@@ -223,6 +239,8 @@ def _units(files: RunFiles, states: list[Training]) -> int:
     """Whole files of images; while trainings are missing, what is there belongs to other adapters."""
     if not all(state.ended for state in states):
         return 0
+    if remote.is_mirror(files.images):  # where files are whole or not there
+        return sum(fnmatch(name, "part-*.parquet") for name in remote.names(files.images))
     return sum(1 for path in files.images.glob("part-*.parquet") if _is_whole(path))
 
 
@@ -267,7 +285,7 @@ def _next(config: Config, folder: Path, states: Sequence[Training], draws: bool,
         return f"name the folder {config.run.name!r} again: by that name its configuration knows it"
     given = ["--config", str(folder / configuration.CONFIG_FILE)]
     if config.directory != folder:
-        given.append(f"run.storage={folder.parent}")
+        given.append(f"run.storage={remote.storage_of(folder)}")
     files, (done, wanted) = RunFiles(folder), units
     retry = ""
     if any(state.state == "errored" for state in states):

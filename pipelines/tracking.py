@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from pipelines import layout
+from pipelines import layout, remote
 from pipelines.config import Config, ConfigError
 from pipelines.layout import RunFiles
 
@@ -64,13 +64,12 @@ class Tracker:
 
     def __init__(self, config: Config, record: Mapping[str, Any], step: int) -> None:
         files, key = RunFiles(config.directory), layout.adapter_key(config.train)
-        self.board = None
+        self.board, self.folder = None, files.tensorboard / key
         if config.run.tensorboard:
             from tensorboardX import SummaryWriter  # a second that other processes need not wait for
 
-            folder = files.tensorboard / key
             self.board = SummaryWriter(
-                str(folder), purge_step=step + (step > 0), flush_secs=FLUSH_SECONDS,
+                str(self.folder), purge_step=step + (step > 0), flush_secs=FLUSH_SECONDS,
                 filename_suffix=f".{time.time_ns()}",  # beside host and second, which a quick restart may share
             )  # fmt: skip
         self.path = files.tracking / f"{key}.json"
@@ -98,6 +97,7 @@ class Tracker:
             with Image.open(picture) as image:
                 self.board.add_image("validation/images", np.asarray(image.convert("RGB")), step, dataformats="HWC")
             self.board.flush()
+            remote.push(self.folder)
         for name, service in self.services.items():
             run = self.known["runs"][name]
             if step > run["step"] and _sent(name, service, step, values, picture):
@@ -108,6 +108,7 @@ class Tracker:
     def close(self) -> None:
         if self.board is not None:
             self.board.close()
+            remote.push(self.folder)
         for service in self.services.values():
             service.close()
 

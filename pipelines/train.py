@@ -15,7 +15,7 @@ from typing import Any
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from pipelines import checkpoints
+from pipelines import checkpoints, progress, remote
 from pipelines import config as configuration
 from pipelines.cluster import Cluster, needs, times
 from pipelines.config import Config, Train
@@ -30,7 +30,7 @@ def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
     files, key, settings = RunFiles(config.directory), adapter_key(config.train), config.train
     (least, most), storage = settings.workers, files.checkpoints(key)
     checkpoints.begin(storage)
-    (files.progress / f"{key}.json").unlink(missing_ok=True)  # an interrupted one's would be shown until the first step
+    progress.forget(files.progress, key)  # an interrupted one's would be shown until the first step
     trainer = TorchTrainer(
         worker,
         train_loop_config={"config": configuration.to_dict(config)},
@@ -41,7 +41,7 @@ def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
         ),
         run_config=RunConfig(
             name=key,
-            storage_path=str(storage.parent),
+            storage_path=remote.storage_path(storage.parent),
             failure_config=FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=settings.num_to_keep),
             callbacks=list(callbacks),

@@ -24,7 +24,18 @@ from aig import adapters, memory
 from aig.adapters import sharding
 from aig.draft import DraftConfig, draw, over_kept, train_step
 from aig.models import Model
-from pipelines import checkpoints, guards, layout, normalization, parallel, progress, rewarding, study, validation
+from pipelines import (
+    checkpoints,
+    guards,
+    layout,
+    normalization,
+    parallel,
+    progress,
+    remote,
+    rewarding,
+    study,
+    validation,
+)
 from pipelines.config import Config, Train
 from pipelines.guards import Stop
 from pipelines.layout import RunFiles
@@ -70,20 +81,21 @@ def proceed(training: Training, rank: int, world: int) -> None:
 def resume(training: Training) -> None:
     """Go on from the newest whole checkpoint in storage; the first worker finds it and clears up what a crash left."""
     storage = training.files.checkpoints(training.key)
-    chosen, warnings = None, []
+    found, warnings = None, []
     if training.scores is not None:
         found, warnings = checkpoints.newest(storage)
-        chosen = str(found) if found else None
-    chosen = broadcast_from_rank_zero(chosen)
+    name = broadcast_from_rank_zero(found.name if found else None)
+    chosen = storage / name if name is not None else None
     if chosen is not None:
-        training.restore(Path(chosen) / checkpoints.STATE)
+        with checkpoints.here(chosen) as folder:
+            training.restore(folder / checkpoints.STATE)
     if training.scores is not None:
         if warnings:
             place = {"step": training.step, "steps": training.config.train.steps}
             training.status.update({**place, "warnings": warnings}, force=True)
         reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED, timeout_s=10)
         listed = {Path(each.checkpoint.path).name for each in reported}
-        checkpoints.clean(storage, Path(chosen) if chosen else None, listed, training.config.train.num_to_keep)
+        checkpoints.clean(storage, chosen, listed, training.config.train.num_to_keep)
         checkpoints.clean_saves(training.files.adapters, training.key)
 
 
@@ -94,6 +106,7 @@ class Training:
         settings = config.train
         self.how = how
         self.config, self.files, self.key = config, RunFiles(config.directory), layout.adapter_key(settings)
+        bring(self.files, self.key)
         self.model = study.load_model(config)
         sampling = study.resolve_sampling(config, self.model.defaults)
         self.sampling = replace(sampling, max_rows=settings.rollout_batch or sampling.max_rows)
@@ -186,9 +199,9 @@ class Training:
         if self.scores is not None:
             self.tracker = Tracker(self.config, study.training_record(self.config, self.config.train, 0), self.step)
             if self.guard.stop is None and layout.stopped(self.config) is not None:
-                shutil.rmtree(self.files.adapters / self.key)  # what this training came to is found anew
+                forget(self.files.adapters / self.key)  # what this training came to is found anew
             if self.step == 0:
-                shutil.rmtree(self.files.validation / self.key, ignore_errors=True)
+                forget(self.files.validation / self.key)
             else:
                 write_curve(self.files, self.key, self.curve)
         if self.step == 0:
@@ -220,7 +233,8 @@ class Training:
             "skipped": self.skipped,
             "reward_statistics": getattr(self.reward, "statistics", None),
         }
-        adapters.save(self.model.denoiser, ADAPTER, self.files.adapters / name, {**record, **made_with, **more})
+        saved = adapters.save(self.model.denoiser, ADAPTER, self.files.adapters / name, {**record, **made_with, **more})
+        remote.push_whole(saved)
 
     def settle(self, stop: Stop) -> None:
         """Make the adapter that the guard held the last one, and remove the snapshots of later steps; every worker has
@@ -233,7 +247,7 @@ class Training:
                 self.save(self.key, step, {"stopped": asdict(stop)})
         for later in layout.snapshot_steps(self.config):
             if later > step:
-                shutil.rmtree(self.files.adapters / f"{self.key}@{later}", ignore_errors=True)
+                forget(self.files.adapters / f"{self.key}@{later}")
         self.status.update({"stopped": guards.told({"step": step, "stopped": asdict(stop)})}, force=True)
 
     def finish(self) -> None:
@@ -328,6 +342,19 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
         self.empty, self.curve = state["empty"], curve
+
+
+def bring(files: RunFiles, key: str) -> None:
+    """What a worker reads of a run that is kept elsewhere: its training's own files, and what all share."""
+    remote.pull(files.root, files.reward_statistics.name)
+    remote.pull(files.adapters, key, f"{key}@*")
+    remote.pull(files.tracking / f"{key}.json")
+
+
+def forget(folder: Path) -> None:
+    """Remove a folder of the run, wherever that is kept."""
+    shutil.rmtree(folder, ignore_errors=True)
+    remote.remove(folder)
 
 
 def attach(settings: Train, denoiser: nn.Module) -> None:

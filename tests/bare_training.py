@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import ray.train
+from pyarrow import fs
 
-from pipelines import config, training
+from pipelines import config, remote, training
 from pipelines.layout import RunFiles, adapter_key
 
 
@@ -18,14 +19,16 @@ class Killed(BaseException):
 def run(single, dies_after=None):
     """Train in this process; with `dies_after`, die once so many checkpoints have been written."""
     storage = RunFiles(single.directory).checkpoints(adapter_key(single.train))
-    written = len(list(storage.glob("checkpoint_*")))
+    written = sum(name.startswith("checkpoint_") for name in remote.names(storage))
 
     def report(metrics, checkpoint=None, **_):
         nonlocal written
         if checkpoint is None:
             return
         written += 1
-        shutil.copytree(checkpoint.path, storage / f"checkpoint_{written:03d}")
+        filesystem, target = remote.place(storage / f"checkpoint_{written:03d}")
+        filesystem.create_dir(target, recursive=True)
+        fs.copy_files(checkpoint.path, target, destination_filesystem=filesystem, use_threads=False)
         shutil.rmtree(checkpoint.path)
         if dies_after is not None and written >= dies_after:
             raise Killed

@@ -17,7 +17,7 @@ def pytest_configure():
 # Processes take whole files, in this order first: one that came last would keep one of them busy alone.
 LONGEST = (
     "jobs", "pipelines", "kills", "evaluation_kills", "sweep_ray", "cli", "search", "score", "phenomenon", "rewarding",
-    "benchmarks", "parallel", "measure",
+    "benchmarks", "parallel", "remote", "measure",
 )  # fmt: skip
 
 

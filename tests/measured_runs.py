@@ -37,14 +37,18 @@ def columns(arm: study.StudyArm, prompt_id: int, seeds: tuple[int, ...], gain: f
     }  # fmt: skip
 
 
-def settings(storage: Path, *more: str) -> Config:
+def settings(storage: Path | str, *more: str) -> Config:
     """A run of five arms on six prompts and four seeds, in two files a prompt."""
-    given = [
+    return config.load("smoke", None, [*given(storage), *more])
+
+
+def given(storage: Path | str) -> list[str]:
+    """What it differs in from the preset."""
+    return [
         f"run.storage={storage}", f"train.reward={RED}", f"sweep.rewards=['{RED}']", "sweep.kl_weights=[0]",
         f"evaluate.rewards=['{RED}', '{BRIGHT}']", f"evaluate.gold={BRIGHT}", "evaluate.features=pipeline_toys:pixels",
         "evaluate.prompts=6", "evaluate.seeds=4", "evaluate.path_prompts=2", "measure.subsets=8",
     ]  # fmt: skip
-    return config.load("smoke", None, [*given, *more])
 
 
 def build(found: Config, change: Change | None = None, gain: float = 1.0) -> Config:

@@ -68,7 +68,7 @@ def test_a_feature_extractor_is_named_or_described_by_a_mapping(tmp_path):
         ("evaluate.lora_scales=[0.5, 1.5]", "evaluate.lora_scales is 1.5: give a number at least 0 and at most 1"),
         ("evaluate.prompts=[a red star, 3]", "give a whole number or a text or a list of texts"),
         ("run.name=a/b", "give a plain name"),
-        ("run.storage=s3://bucket", "give a local folder"),
+        ("run.storage=ftp://host", "scheme 'ftp' is unknown: give a folder, or a URI that begins with s3, gs"),
         ("train={steps", "write section.key=value"),
         ("train.steps={", "not valid YAML"),
     ],

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from aig import schedules
 from aig.pareto import Bootstrap, bootstrap, hypervolume, optimal_mask
-from pipelines import layout
+from pipelines import layout, remote
 from pipelines.generate import commit
 from pipelines.layout import RunFiles
 from tune.plan import HELD_OUT, REFERENCES, SEARCH, Plan
@@ -185,6 +185,7 @@ def write_schedules(plan: Plan, result: dict[str, Any], earlier: Path) -> None:
         for row in json.loads(earlier.read_text())["schedules"]:
             if row["found"] and row["name"] not in names:
                 (folder / f"{row['name']}.json").unlink(missing_ok=True)
+                remote.remove(folder / f"{row['name']}.json")
     for row in found:
         about = {
             "adapter": plan.adapter, "objectives": plan.objectives, "steps": len(plan.grid), HELD_OUT: row[HELD_OUT],
@@ -192,6 +193,7 @@ def write_schedules(plan: Plan, result: dict[str, Any], earlier: Path) -> None:
         }  # fmt: skip
         schedule = replace(schedules.parse(row["schedule"]), label=row["name"])
         schedules.write(folder / f"{row['name']}.json", schedule, about)
+        remote.push(folder / f"{row['name']}.json")
 
 
 def write(result: dict[str, Any], path: Path) -> None:

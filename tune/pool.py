@@ -17,7 +17,7 @@ from aig import adapters
 from aig.metrics import mean_pairwise_cosine_distance, vendi_score
 from aig.sampler import Arm, sample_arms, to_uint8
 from pipelines import config as configuration
-from pipelines import normalization, rewarding, study
+from pipelines import normalization, remote, rewarding, study
 from pipelines.cluster import Cluster, needs
 from pipelines.config import Config
 from pipelines.layout import RunFiles
@@ -43,8 +43,11 @@ class Evaluator:
         self.config = configuration.from_dict(config)
         torch.set_num_threads(self.config.evaluate.threads)
         self.prompts, self.seeds = prompts, seeds
+        files = RunFiles(self.config.directory)
+        remote.pull(files.root, files.reward_statistics.name)
+        remote.pull(files.adapters, adapter)
         self.model = study.load_model(self.config)
-        adapters.load(self.model.denoiser, RunFiles(self.config.directory).adapters / adapter, ADAPTER)
+        adapters.load(self.model.denoiser, files.adapters / adapter, ADAPTER)
         self.sampling = sampling_of(self.config, self.model.defaults)
         evaluate = self.config.evaluate
         columns = rewarding.columns(self.config, scored(self.config, reward))

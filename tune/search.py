@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines import remote
 from pipelines.bar import Bar
 from tune import candidates, findings, picture
 from tune.candidates import Candidate
@@ -47,16 +48,20 @@ def search(plan: Plan, draw: Draw) -> Path:
         print("Finished already.")
         return path
     work = Work(plan, store, draw)
-    with closing(work.bar):
-        trials, volumes = run(work)
-        chosen = findings.choose(plan, trials, work.table(SEARCH, REFERENCES))
-        compared = [*REFERENCES, *(trial.candidate.schedule for trial in chosen)]
-        held_out = work.measure(HELD_OUT, compared)
+    try:
+        with closing(work.bar):
+            trials, volumes = run(work)
+            chosen = findings.choose(plan, trials, work.table(SEARCH, REFERENCES))
+            compared = [*REFERENCES, *(trial.candidate.schedule for trial in chosen)]
+            held_out = work.measure(HELD_OUT, compared)
+    finally:
+        store.push()
     result = findings.conclude(plan, trials, chosen, work.table(SEARCH, compared), held_out)
     result |= {"request": request, "cost": work.cost(), "hypervolume_by_generation": volumes}
     findings.write_candidates(plan, trials, plan.folder / CANDIDATES)
     findings.write_schedules(plan, result, path)
     picture.draw(result, trials, plan, plan.folder / PICTURE)
+    remote.push(plan.folder / PICTURE)
     findings.write(result, path)
     return path
 

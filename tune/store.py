@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import layout
+from pipelines import layout, remote
 from pipelines.config import ConfigError
 
 SETTINGS = "settings.json"
@@ -57,6 +58,7 @@ class Store:
         self.path = folder / EVALUATIONS
         self.known: dict[tuple[str, int, str], dict[str, float]] = {}
         self.predictions = self.naive = 0
+        self.pushed = time.monotonic()
         _claim(folder, identity)
         for line in self._lines():
             self._take(line)
@@ -72,6 +74,14 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
         self._take(line)
+        if time.monotonic() - self.pushed >= remote.PUSH_SECONDS:
+            self.push()
+
+    def push(self) -> None:
+        """Put the file, which grows all the time, into the store of a run that is kept elsewhere."""
+        if self.path.exists():
+            remote.push(self.path)
+        self.pushed = time.monotonic()
 
     def has(self, which: str, prompt_id: int, curve: str) -> bool:
         return (which, prompt_id, curve) in self.known

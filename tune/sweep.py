@@ -15,7 +15,7 @@ from typing import Any
 
 from ray import tune
 
-from pipelines import checkpoints, guards, layout, progress, trials
+from pipelines import checkpoints, guards, layout, progress, remote, trials
 from pipelines import config as configuration
 from pipelines.cluster import Cluster
 from pipelines.config import Config, ConfigError, Train
@@ -105,9 +105,10 @@ def _run_trials(config: Config, record: Record, first: Sequence[Train], drawing:
             "trial behind: start Ray with it (pip install 'ray[default]'), or take sweep.scheduler=none"
         )
     for each in first:
-        (files.progress / f"{adapter_key(each)}.json").unlink(missing_ok=True)
+        progress.forget(files.progress, adapter_key(each))
     record.write(config)
     queue, keep = Queue(config, record, first, drawing), watch.Keep(config, record)
+    storage = remote.storage_path(files.ray)
     tuner = tune.Tuner(
         tune.with_resources(trial, {"cpu": DRIVER_CPUS}),
         param_space={"config": configuration.to_dict(config)},
@@ -115,11 +116,12 @@ def _run_trials(config: Config, record: Record, first: Sequence[Train], drawing:
             search_alg=queue, num_samples=-1, scheduler=watch.scheduler(config),
             max_concurrent_trials=at_once, trial_name_creator=_name, trial_dirname_creator=_name,
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=str(files.ray), verbose=0, callbacks=[keep]),
+        run_config=tune.RunConfig(name="tune", storage_path=storage, verbose=0, callbacks=[keep]),
     )  # fmt: skip
     with progress.trainings(files.progress, queue.keys):
         tuner.fit()
     keep.clean()
+    remote.pull(files.root, files.adapters.name, files.curves.name)
     for key in record.stopped:  # its checkpoints: none will go on from them
         checkpoints.discard(files.checkpoints(key))
 

@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from pipelines import layout, progress
+from pipelines import layout, progress, remote
 from pipelines.cluster import remove_orphans
 from pipelines.config import Config, Train
 from pipelines.layout import RunFiles, adapter_key
@@ -80,12 +80,15 @@ class Keep(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         from pipelines.study import is_finished  # with torch, which the trials' drivers do not need
 
+        files, key = RunFiles(self.config.directory), trial.config["adapter"]
+        remote.pull(files.adapters, key, f"{key}@*")
+        remote.pull(files.curves / f"{key}.jsonl")
         if is_finished(replace(self.config, train=trained(self.config, trial.config))):
             return
         self.ended = True
         step, proxy = trial.last_result.get("step", 0), self.config.sweep.proxy
         value = trial.last_result.get(proxy, math.nan)
-        self.record.stopped[trial.config["adapter"]] = f"ASHA stopped it at step {step}: {proxy} {value:.4g} was behind"
+        self.record.stopped[key] = f"ASHA stopped it at step {step}: {proxy} {value:.4g} was behind"
         self.record.write(self.config)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipelines import remote
 from pipelines.report import drawing, figures, images, planes, style, words
 from pipelines.report.data import FAMILIES, Arm, Estimate, Run, Study, family_name, metric_name, sample, spread
 from pipelines.report.reading import read_run
@@ -67,6 +68,7 @@ def _replace(folder: Path, target: Path) -> None:
         target.rename(old)
     folder.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+    remote.push_whole(target)
 
 
 def _section(run: Run, study: Study, grid: images.Grid | None, folder: Path) -> dict[str, Any]:
