@@ -1,7 +1,7 @@
 """`python -m pipelines measure` on a run of 10^6 images that were never drawn: its time, and what it holds in memory.
 
     python -m benchmarks.measuring                                        # 50 arms x 1,000 prompts x 20 seeds
-    python -m benchmarks.measuring --arms 10 --prompts 200 --dimension 512
+    python -m benchmarks.measuring --arms 500 --prompts 100 measure.subsets=4
 
 The run has made-up scores and features: all that drawing the images would have left but the images. The more an arm is
 tuned, the more reward it has, and the less spread.
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ REWARDS, GOLD = ("fragile", "robust"), "gold"
 SAMPLE_SECONDS = 0.2
 
 
-def settings(place: Path, arms: int, prompts: int, seeds: int) -> config.Config:
+def settings(place: Path, arms: int, prompts: int, seeds: int, more: Sequence[str] = ()) -> config.Config:
     """A run of one adapter under a base, a tuned and a constant arm for each of the rest."""
     texts = place / "prompts.txt"
     texts.write_text("".join(f"prompt {i}\n" for i in range(prompts)))
@@ -39,7 +40,7 @@ def settings(place: Path, arms: int, prompts: int, seeds: int) -> config.Config:
         f"run.storage={place}", "sweep.kl_weights=[0]", f"evaluate.prompts={texts}", f"evaluate.seeds={seeds}",
         f"evaluate.group={seeds}", f"evaluate.schedules={json.dumps(constants)}", "evaluate.lora_scales=[]",
         "evaluate.early_stops=[]", "evaluate.path_prompts=0", f"evaluate.rewards={json.dumps(REWARDS)}",
-        "evaluate.gold=robust",
+        "evaluate.gold=robust", *more,
     ])  # fmt: skip
 
 
@@ -100,9 +101,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     for name, default in {"arms": 50, "prompts": 1000, "seeds": 20, "dimension": 64}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of the run")
     given = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as place:
-        found = settings(Path(place), given.arms, given.prompts, given.seeds)
+        found = settings(Path(place), given.arms, given.prompts, given.seeds, given.overrides)
         images = build(found, given.dimension)
         disk = sum(path.stat().st_size for path in RunFiles(found.directory).images.iterdir()) / 1e6
         wall, seconds, own, whole = measure(found.directory)
