@@ -11,7 +11,8 @@ commands of their own, watched from outside in the same way, in turns; ratios ar
              validations at both ends, which it has not, and what Ray takes to start and stop.
 
 The workers' rate is in images a second of wall time between the first and the last adapter, one thread a worker, with
-a batch that is large enough to share; the bar is 1.6 times one worker's rate for two. It needs two free cores.
+a batch that is large enough to share; the bar is 1.6 times one worker's rate for two. It needs two free cores. Two
+bare loops with half of the batch each, which share nothing, show what two cores give that share caches and memory.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -105,16 +107,26 @@ def overhead(turns: int = TURNS, steps: int = STEPS, every: int = EVERY) -> None
     print("  the last turn by process: " + ", ".join(f"{kind} {each:.3f}" for kind, each in top))
 
 
+def side_by_side(steps: int, batch: int) -> float:
+    """Images a second of two bare loops at once, each with half of the batch: what the two cores give."""
+    half = [f"train.batch={batch // 2}", f"train.micro_batch={batch // 2}"]
+    with ThreadPoolExecutor(2) as pool:
+        return sum(pool.map(lambda _: once(0, steps, 2, half)[1], range(2)))
+
+
 def scaling(turns: int = TURNS, steps: int = 10, batch: int = SHARED_BATCH) -> None:
-    """Prints the images a second of one worker and of two, and the ratio's median over the turns."""
+    """Prints the images a second of one worker, of two, and of two loops that share nothing; and medians of ratios."""
     print(f"\ntraining with a batch of {batch}, one thread a worker: images a second of wall time")
+    print(f"  {'':<16}{'1 worker':>10}{'2 workers':>12}{'ratio':>8}{'2 bare loops':>14}{'ratio':>8}")
     more = [f"train.batch={batch}", f"train.micro_batch={batch}"]
-    ratios: list[float] = []
+    ratios: list[tuple[float, float]] = []
     for turn in range(turns):
         one, two = (once(workers, steps, 2, more)[1] for workers in (1, 2))
-        ratios.append(two / one)
-        print(f"  turn {turn + 1:<11}1 worker {one:>8.2f}   2 workers {two:>8.2f}   ratio {ratios[-1]:>7.3f}")
-    print(f"  median{'':>46}{statistics.median(ratios):>7.3f}")
+        most = side_by_side(steps, batch)
+        ratios.append((two / one, two / most))
+        print(f"  turn {turn + 1:<11}{one:>10.2f}{two:>12.2f}{two / one:>8.3f}{most:>14.2f}{two / most:>8.3f}")
+    of_one, of_most = (statistics.median(column) for column in zip(*ratios, strict=True))
+    print(f"  {'median':<16}{of_one:>30.3f}{of_most:>22.3f}")
 
 
 def training(device: str) -> None:
