@@ -111,17 +111,17 @@ def side_by_side(steps: int, batch: int) -> float:
     """Images a second of two bare loops at once, each with half of the batch: what the two cores give."""
     half = [f"train.batch={batch // 2}", f"train.micro_batch={batch // 2}"]
     with ThreadPoolExecutor(2) as pool:
-        return sum(pool.map(lambda _: once(0, steps, 2, half)[1], range(2)))
+        return sum(pool.map(lambda _: once(0, steps, steps // 2, half)[1], range(2)))
 
 
-def scaling(turns: int = TURNS, steps: int = 10, batch: int = SHARED_BATCH) -> None:
+def scaling(turns: int = TURNS, steps: int = 16, batch: int = SHARED_BATCH) -> None:
     """Prints the images a second of one worker, of two, and of two loops that share nothing; and medians of ratios."""
     print(f"\ntraining with a batch of {batch}, one thread a worker: images a second of wall time")
     print(f"  {'':<16}{'1 worker':>10}{'2 workers':>12}{'ratio':>8}{'2 bare loops':>14}{'ratio':>8}")
     more = [f"train.batch={batch}", f"train.micro_batch={batch}"]
     ratios: list[tuple[float, float]] = []
     for turn in range(turns):
-        one, two = (once(workers, steps, 2, more)[1] for workers in (1, 2))
+        one, two = (once(workers, steps, steps // 2, more)[1] for workers in (1, 2))
         most = side_by_side(steps, batch)
         ratios.append((two / one, two / most))
         print(f"  turn {turn + 1:<11}{one:>10.2f}{two:>12.2f}{two / one:>8.3f}{most:>14.2f}{two / most:>8.3f}")
