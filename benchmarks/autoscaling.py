@@ -113,7 +113,10 @@ def _autoscaling(address: str) -> dict[str, Any]:
     worker = {"CPU": NODE_CPUS, "spot": 1, "object_store_memory": 200_000_000}
     return {
         "cluster_name": "aig",
-        "provider": {"type": "fake_multinode", "gcs_address": address, "disable_node_updaters": True},
+        "provider": {
+            "type": "fake_multinode", "gcs_address": address, "disable_node_updaters": True,
+            "use_node_id_as_ip": True,  # all nodes have this host's address, by which the autoscaler tells them apart
+        },
         "max_workers": MOST_NODES,
         "upscaling_speed": 1.0,
         "idle_timeout_minutes": IDLE_SECONDS / 60,
