@@ -11,24 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 
 from aig import adapters, models
-from benchmarks.watching import ROOT
+from benchmarks.watching import watch
 from pipelines import config, generate, study
 from pipelines.layout import RunFiles
 
 REWARDS, GOLD = ("fragile", "robust"), "gold"
-SAMPLE_SECONDS = 0.2
 
 
 def settings(place: Path, arms: int, prompts: int, seeds: int, more: Sequence[str] = ()) -> config.Config:
@@ -74,27 +70,6 @@ def build(found: config.Config, dimension: int) -> int:
     return images
 
 
-def measure(folder: Path) -> tuple[float, float, float, int]:
-    """Wall and CPU seconds of measuring a run, and the most MB that its processes held: of their own, and in all with
-    the mapped file's pages that the kernel keeps while there is room."""
-    command = [sys.executable, "-m", "pipelines", "measure", str(folder)]
-    begun, own, whole, seconds = time.monotonic(), 0.0, 0, 0.0
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    while process.poll() is None:
-        try:
-            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-            held = [member.memory_info() for member in family]
-            own = max(own, sum(each.rss - each.shared for each in held) / 1e6)
-            whole = max(whole, sum(each.rss for each in held))
-            seconds = max(seconds, sum(sum(member.cpu_times()[:2]) for member in family))
-        except psutil.NoSuchProcess:  # it ended meanwhile
-            pass
-        time.sleep(SAMPLE_SECONDS)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
-    return time.monotonic() - begun, seconds, own, round(whole / 1e6)
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.measuring", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -107,11 +82,12 @@ def main(argv: list[str] | None = None) -> None:
         found = settings(Path(place), given.arms, given.prompts, given.seeds, given.overrides)
         images = build(found, given.dimension)
         disk = sum(path.stat().st_size for path in RunFiles(found.directory).images.iterdir()) / 1e6
-        wall, seconds, own, whole = measure(found.directory)
+        command = [sys.executable, "-m", "pipelines", "measure", str(found.directory)]
+        used = watch(command, found.directory, RunFiles(found.directory).metrics.name, 1)
     print(
         f"measured {images:,} images of {given.arms} arms, {given.dimension} features each ({disk:,.0f} MB of "
-        f"parquet): {wall:.0f} s, {seconds:.0f} s of CPU time; at most {own:,.0f} MB of memory, {whole:,} MB with the "
-        "mapped file"
+        f"parquet): {used.wall:.0f} s, {used.whole:.0f} s of CPU time; at most {used.own:,.0f} MB of memory, "
+        f"{used.resident:,.0f} MB with the mapped file"
     )
 
 

@@ -116,15 +116,15 @@ def pipeline(device: str, few: int = FEW, many: int = MANY, overrides: Sequence[
     print(f"\nevaluation, the published arms at T = 25, groups of 8 seeds, {many} against {few} groups, CPU seconds")
     print(f"  {'':<34}{'wall':>9}{'whole':>9}{'a group':>10}{'ratio':>8}{'beside':>9}")
     found: dict[str, float] = {}
+    usages: dict[str, Usage] = {}
     for way in ("bare loop", "Ray Data", "naive loop"):
         less, more = (used(way, groups, overrides) for groups in (few, many))
         found[way] = (more.finished - less.finished) / (many - few)
         beside, ratio = more.finished - many * found[way], found[way] / found["bare loop"]
         print(f"  {way:<34}{more.wall:>8.1f}s{more.finished:>8.1f}s{found[way]:>9.3f}s{ratio:>8.3f}{beside:>8.1f}s")
-        if way == "Ray Data":
-            by_kind = sorted(more.by_kind.items(), key=lambda item: -item[1])[:8]
+        usages[way] = more
     print(f"  Ray Data over the naive loop: {found['Ray Data'] / found['naive loop']:.3f}")
-    print("  Ray Data, a group by process: " + ", ".join(f"{kind} {each:.3f}" for kind, each in by_kind))
+    print(f"  Ray Data, a group by process: {usages['Ray Data'].costliest(8)}")
     return found
 
 

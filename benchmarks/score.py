@@ -90,8 +90,7 @@ def score(
     for name, used in found.items():
         whole, steady = used.whole / plain.whole, used.steady / plain.steady
         print(f"  {name:<34}{used.wall:>8.1f}s{used.whole:>8.1f}s{whole:>8.3f}{used.steady:>14.4f}s{steady:>8.3f}")
-    top = sorted(found["score"].by_kind.items(), key=lambda item: -item[1])[:6]
-    print("  score, steady, by process: " + ", ".join(f"{kind} {each:.4f}" for kind, each in top))
+    print(f"  score, steady, by process: {found['score'].costliest(6)}")
     return found
 
 

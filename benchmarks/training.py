@@ -101,10 +101,9 @@ def overhead(turns: int = TURNS, steps: int = STEPS, every: int = EVERY) -> None
             f"  turn {turn + 1:<11}{bare.steady:>12.3f}{worker:>13.3f}{ratios[-1][0]:>8.3f}{ours.steady:>11.3f}"
             f"{ratios[-1][1]:>8.3f}{ours.whole:>9.1f}{bare.whole:>9.1f}"
         )
-        top = sorted(ours.by_kind.items(), key=lambda item: -item[1])[:5]
     of_worker, of_all = (statistics.median(column) for column in zip(*ratios, strict=True))
     print(f"  {'median':<16}{of_worker:>33.3f}{of_all:>19.3f}")
-    print("  the last turn by process: " + ", ".join(f"{kind} {each:.3f}" for kind, each in top))
+    print(f"  the last turn by process: {ours.costliest(5)}")
 
 
 def side_by_side(steps: int, batch: int) -> float:

@@ -1,10 +1,13 @@
-"""Commands watched from outside: the CPU time of all their processes, by kind, against the files that they leave."""
+"""Commands watched from outside: CPU time, by kind, and memory of all their processes, against the files they leave."""
 
 from __future__ import annotations
 
+import math
 import subprocess
+import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,43 +25,66 @@ class Usage:
     whole: float
     """CPU seconds of all its processes."""
     steady: float
-    """CPU seconds an item between the first and the last file."""
+    """CPU seconds an item between the first and the last file; NaN where there is one file."""
     by_kind: dict[str, float]
     """The same, by kind of process."""
     finished: float
     """CPU seconds of all processes until the last file."""
+    own: float
+    """The most MB that all processes together held for themselves."""
+    resident: float
+    """The same with what they share with others or have mapped, whose pages the kernel keeps while there is room."""
+
+    def costliest(self, most: int) -> str:
+        """The kinds that cost most, with their CPU seconds an item."""
+        top = sorted(self.by_kind.items(), key=lambda item: -item[1])[:most]
+        return ", ".join(f"{kind} {each:.4f}" for kind, each in top)
 
 
 def watch(command: list[str], place: Path, pattern: str, most: int, each: int = 1) -> Usage:
     """Run a command; sample its processes' CPU time and what it has finished: files of a pattern, `each` items a file,
     `most` in all."""
-    begun = time.monotonic()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    family = psutil.Process(process.pid)
+    begun, own, resident = time.monotonic(), 0, 0
     kinds: dict[tuple[int, float], str] = {}
     seconds: dict[tuple[int, float], float] = {}
     marks: dict[int, Counter[str]] = {}
-    while process.poll() is None:
-        try:
-            for member in [family, *family.children(recursive=True)]:
-                times = member.cpu_times()
-                key = member.pid, member.create_time()
-                kinds[key] = kind_of(member)
-                seconds[key] = times.user + times.system
-        except psutil.NoSuchProcess:  # it ended meanwhile; what it had used is in the sum
-            pass
-        done = min(most, each * len(list(place.glob(pattern))))
-        used: Counter[str] = Counter()
-        for key, amount in seconds.items():
-            used[kinds[key]] += amount
-        marks.setdefault(done, used)
-        time.sleep(SAMPLE_SECONDS)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{process.stdout.read() if process.stdout else ''}")
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
+        family, running = psutil.Process(process.pid), True
+        while running:
+            running, held = process.poll() is None, []
+            for member in members(family):
+                with suppress(psutil.NoSuchProcess):  # it ended meanwhile; what it had used is in the sum
+                    times = member.cpu_times()
+                    key = member.pid, member.create_time()
+                    kinds[key] = kind_of(member)
+                    seconds[key] = times.user + times.system
+                    held.append(member.memory_info())
+            own = max(own, sum(info.rss - info.shared for info in held))
+            resident = max(resident, sum(info.rss for info in held))
+            done = min(most, each * len(list(place.glob(pattern))))
+            used: Counter[str] = Counter()
+            for key, amount in seconds.items():
+                used[kinds[key]] += amount
+            marks.setdefault(done, used)
+            time.sleep(SAMPLE_SECONDS if running else 0)
+        if process.returncode:
+            said.seek(0)
+            raise RuntimeError(f"{' '.join(command)} failed:\n{said.read()}")
     first, last = min(done for done in marks if done), max(marks)
-    by_kind = {kind: (marks[last][kind] - marks[first][kind]) / (last - first) for kind in marks[last]}
+    items = last - first or math.nan
+    by_kind = {kind: (marks[last][kind] - marks[first][kind]) / items for kind in marks[last]}
     finished = sum(marks[last].values())
-    return Usage(time.monotonic() - begun, sum(seconds.values()), sum(by_kind.values()), by_kind, finished)
+    wall, whole, steady = time.monotonic() - begun, sum(seconds.values()), sum(by_kind.values())
+    return Usage(wall, whole, steady, by_kind, finished, own / 1e6, resident / 1e6)
+
+
+def members(family: psutil.Process) -> list[psutil.Process]:
+    """A process and all that it has started; none once it has ended."""
+    try:
+        return [family, *family.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def kind_of(process: psutil.Process) -> str:

@@ -15,16 +15,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pyarrow import fs
 
 from pipelines import layout, remote
-
-T = TypeVar("T")
 
 STATE = "state.pt"
 SEAL = "checkpoint.json"
@@ -38,7 +36,10 @@ def seal(folder: Path, step: int) -> None:
 
 
 def fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None where it is whole."""
+    """What is wrong with a checkpoint; None where it is whole.
+
+    A store that does not answer says nothing about what lies there: its StorageError spoils no checkpoint.
+    """
     try:
         if _seal_of(folder)[STATE] != _digest(folder / STATE):
             return f"{STATE} has not the content that it was sealed with"
@@ -55,7 +56,7 @@ def _seal_of(folder: Path) -> dict[str, Any]:
         with filesystem.open_input_stream(path) as file:
             return file.read()
 
-    return json.loads(_tried(folder / SEAL, work))
+    return json.loads(remote.patiently(folder / SEAL, work))
 
 
 def _digest(state: Path) -> str:
@@ -66,12 +67,7 @@ def _digest(state: Path) -> str:
         with filesystem.open_input_stream(path) as file:
             return layout.digest_of(file.read)
 
-    return _tried(state, work)
-
-
-def _tried(path: Path, work: Callable[[], T]) -> T:
-    """A store that does not answer says nothing about what lies there: no checkpoint is spoiled for that."""
-    return remote.patiently(path, work) if remote.is_mirror(path) else work()
+    return remote.patiently(state, work)
 
 
 def step_of(folder: Path) -> int:
@@ -98,7 +94,7 @@ def newest(storage: Path) -> tuple[Path | None, list[str]]:
 def _folders(storage: Path) -> list[Path]:
     """The checkpoints of a training, whole or not."""
     filesystem, base = remote.place(storage)
-    infos = _tried(storage, lambda: filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True)))
+    infos = remote.patiently(storage, lambda: filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True)))
     names = [info.base_name for info in infos if info.type == fs.FileType.Directory]
     return [storage / name for name in names if name.startswith("checkpoint_")]
 
@@ -167,7 +163,7 @@ def begin(storage: Path) -> None:
     """Before a training starts, or goes on: Ray's own list of checkpoints is begun anew."""
     filesystem, path = remote.place(storage / RAYS_LIST)
     with suppress(FileNotFoundError):
-        _tried(storage, lambda: filesystem.delete_file(path))
+        remote.patiently(storage, lambda: filesystem.delete_file(path))
 
 
 def discard(storage: Path) -> None:

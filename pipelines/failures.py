@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import remote
+from pipelines import layout
 from pipelines.config import Config
 from pipelines.layout import RunFiles
 from pipelines.scoring import PART, commit
@@ -69,8 +69,7 @@ class Failures:
     def close(self) -> None:
         """At the plan's end: of what had failed before, everything that is not in the table now has been made."""
         if not self.rows and self.path.exists():
-            self.path.unlink()
-            remote.remove(self.path)
+            layout.forget(self.path)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

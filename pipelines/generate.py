@@ -372,10 +372,10 @@ def _drop_others(config: Config, folder: Path, wanted: set[str]) -> None:
     if others:
         _check_ours(config, others)
         print(f"Removing {len(others)} groups of images whose adapters or format have changed since.")
-    for path in [*others, *folder.glob(".part-*.part")]:
+    for path in folder.glob(".part-*.part"):
         path.unlink()
     for path in others:
-        remote.remove(path)
+        layout.forget(path)
 
 
 def _check_ours(config: Config, paths: Sequence[Path]) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -250,10 +251,20 @@ def digest_of(read: Callable[[int], bytes]) -> str:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Names a disk that has no room for `path`, in an OSError that says what to do."""
+def whole(path: Path, by: str = "") -> Iterator[Path]:
+    """A path beside to write to, which is moved into place at the end: the file is there whole, or not at all.
+
+    So it is in the store of a run that is kept elsewhere. `by` names the writer where several may write the same file.
+    A disk without room is named, in an OSError that says what to do.
+    """
+    part = path.with_name(f".{path.name}{by}.part")
     try:
-        yield
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -261,23 +272,16 @@ def writing(path: Path) -> Iterator[None]:
             f"{os.strerror(error.errno)} for {path.name} in {path.parent}: make room there, and run the same command "
             "again"
         ) from None
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A path beside to write to, which is moved into place at the end: the file is there whole, or not at all.
-
-    So it is in the store of a run that is kept elsewhere.
-    """
-    part = path.with_name(f".{path.name}.part")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield part
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
     remote.push(path)
+
+
+def forget(path: Path) -> None:
+    """Remove a file or a folder of a run, wherever that is kept; nothing where there is none."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    remote.remove(path)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -54,13 +54,6 @@ def training_line(key: str, status: dict[str, Any], width: int = 0) -> str:
 NAMES = {"kl_to_base": "KL", "held_out": "held-out"}
 
 
-def forget(folder: Path, key: str) -> None:
-    """Remove the status of a training, which an earlier command has left."""
-    path = folder / f"{key}.json"
-    path.unlink(missing_ok=True)
-    remote.remove(path)
-
-
 class Pace:
     """How fast a training goes, validations and checkpoints included."""
 

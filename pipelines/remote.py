@@ -275,7 +275,12 @@ def check(root: Path, writing: bool) -> None:
 
 
 def patiently(path: Path, work: Callable[[], T]) -> T:
-    """What `work` returns, tried again where the store fails; FileNotFoundError, or StorageError in the end."""
+    """What `work` returns, tried again where the store fails; FileNotFoundError, or StorageError in the end.
+
+    Work on a local path is done once, and its errors are its own.
+    """
+    if not is_mirror(path):
+        return work()
     for wait in (*WAITS, None):
         try:
             return work()

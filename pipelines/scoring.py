@@ -20,7 +20,7 @@ from torch import Tensor
 from aig import rewards
 from aig.metrics import features
 from aig.rewards import RewardSpec
-from pipelines import layout, remote
+from pipelines import layout
 from pipelines.attempt import attempt
 from pipelines.rewarding import Columns, Statistics
 
@@ -241,17 +241,10 @@ def commit(table: pa.Table, path: Path) -> None:
             f"{path.parent.parent} is gone, and {path.name} cannot be written there: bring the storage back, and run "
             "the same command again"
         ) from None
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with layout.writing(path):
-        try:
-            with part.open("wb") as file:
-                pq.write_table(table, file, compression="zstd")
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    remote.push(path)
+    with layout.whole(path, by=f".{os.getpid()}") as part, part.open("wb") as file:
+        pq.write_table(table, file, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def to_png(pixels: np.ndarray) -> bytes:

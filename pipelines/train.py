@@ -15,7 +15,7 @@ from typing import Any
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from pipelines import checkpoints, progress, remote
+from pipelines import checkpoints, layout, remote
 from pipelines import config as configuration
 from pipelines.cluster import Cluster, needs, times
 from pipelines.config import Config, Train
@@ -30,7 +30,7 @@ def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
     files, key, settings = RunFiles(config.directory), adapter_key(config.train), config.train
     (least, most), storage = settings.workers, files.checkpoints(key)
     checkpoints.begin(storage)
-    progress.forget(files.progress, key)  # an interrupted one's would be shown until the first step
+    layout.forget(files.progress / f"{key}.json")  # an interrupted one's would be shown until the first step
     trainer = TorchTrainer(
         worker,
         train_loop_config={"config": configuration.to_dict(config)},
@@ -60,12 +60,12 @@ def worker_needs(settings: Train) -> dict[str, float]:
 def room_for(config: Config, cluster: Cluster, driver_cpus: float = 0.0) -> int:
     """How many trainings the cluster has room for at once; ConfigError, at once, where it never could run one."""
     settings = config.train
-    worker = worker_needs(settings)
+    needed = worker_needs(settings)
     cluster.check_node(
-        worker, "a training worker",
+        needed, "a training worker",
         "lower train.cpus_per_worker, train.gpus_per_worker or train.memory_per_worker, or take larger nodes",
     )  # fmt: skip
-    one = times(worker, settings.workers[0])
+    one = times(needed, settings.workers[0])
     one["CPU"] += driver_cpus
     fix = (
         "lower train.num_workers, train.cpus_per_worker, train.gpus_per_worker or train.memory_per_worker, name "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -199,9 +198,9 @@ class Training:
         if self.scores is not None:
             self.tracker = Tracker(self.config, study.training_record(self.config, self.config.train, 0), self.step)
             if self.guard.stop is None and layout.stopped(self.config) is not None:
-                forget(self.files.adapters / self.key)  # what this training came to is found anew
+                layout.forget(self.files.adapters / self.key)  # what this training came to is found anew
             if self.step == 0:
-                forget(self.files.validation / self.key)
+                layout.forget(self.files.validation / self.key)
             else:
                 write_curve(self.files, self.key, self.curve)
         if self.step == 0:
@@ -247,7 +246,7 @@ class Training:
                 self.save(self.key, step, {"stopped": asdict(stop)})
         for later in layout.snapshot_steps(self.config):
             if later > step:
-                forget(self.files.adapters / f"{self.key}@{later}")
+                layout.forget(self.files.adapters / f"{self.key}@{later}")
         self.status.update({"stopped": guards.told({"step": step, "stopped": asdict(stop)})}, force=True)
 
     def finish(self) -> None:
@@ -349,12 +348,6 @@ def bring(files: RunFiles, key: str) -> None:
     remote.pull(files.root, files.reward_statistics.name)
     remote.pull(files.adapters, key, f"{key}@*")
     remote.pull(files.tracking / f"{key}.json")
-
-
-def forget(folder: Path) -> None:
-    """Remove a folder of the run, wherever that is kept."""
-    shutil.rmtree(folder, ignore_errors=True)
-    remote.remove(folder)
 
 
 def attach(settings: Train, denoiser: nn.Module) -> None:

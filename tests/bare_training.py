@@ -1,19 +1,37 @@
 """A training worker's own code without Ray around it: its reports become checkpoints in storage, as Ray Train makes
 them, or end it, as a kill does."""
 
+import json
 import shutil
 from types import SimpleNamespace
 
 import pytest
 import ray.train
+from pipeline_toys import overrides
 from pyarrow import fs
+from safetensors.torch import load_file
 
+from aig import adapters
 from pipelines import config, remote, training
 from pipelines.layout import RunFiles, adapter_key
 
 
 class Killed(BaseException):
     """The end of a training that is not its own."""
+
+
+def configured(model, storage, **more):
+    """A training of six steps: a checkpoint every other one, validations and snapshots between them."""
+    common = {"train__steps": 6, "train__snapshot_every": 3, "train__validate_every": 2}
+    return config.load("smoke", None, overrides(model, storage, **{**common, **more}))
+
+
+def left(single):
+    """Weights by folder and curve, without the clock."""
+    files = RunFiles(single.directory)
+    weights = {path.parent.name: load_file(path) for path in files.adapters.glob(f"*/{adapters.WEIGHTS}")}
+    rows = (files.curves / f"{adapter_key(single.train)}.jsonl").read_text().splitlines()
+    return weights, [{**json.loads(row), "seconds": 0} for row in rows]
 
 
 def run(single, dies_after=None):

@@ -1,6 +1,5 @@
 """Checkpoints that were cut off or spoiled are found out and passed over; what a crash leaves is cleared away."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -10,11 +9,9 @@ from dataclasses import replace
 import bare_training
 import pytest
 import torch
-from pipeline_toys import overrides
-from safetensors.torch import load_file
 
 from aig import adapters
-from pipelines import checkpoints, config, progress, study
+from pipelines import checkpoints, progress, study
 from pipelines.layout import RunFiles, adapter_key, best_folder
 
 
@@ -90,22 +87,12 @@ def undisturbed(model, tmp_path_factory):
     return single
 
 
-def configured(model, storage, **more):
-    """Six steps, a checkpoint every other one, validations and snapshots between them."""
-    common = {"train__steps": 6, "train__snapshot_every": 3, "train__validate_every": 2, "train__keep_best": "true"}
-    return config.load("smoke", None, overrides(model, storage, **common, **more))
-
-
-def left(single):
-    """Weights by folder and curve, without the clock."""
-    files = RunFiles(single.directory)
-    weights = {path.parent.name: load_file(path) for path in files.adapters.glob(f"*/{adapters.WEIGHTS}")}
-    rows = (files.curves / f"{adapter_key(single.train)}.jsonl").read_text().splitlines()
-    return weights, [{**json.loads(row), "seconds": 0} for row in rows]
+def configured(model, storage):
+    return bare_training.configured(model, storage, train__keep_best="true")
 
 
 def same(single, other):
-    (weights, curve), (expected, wanted) = left(single), left(other)
+    (weights, curve), (expected, wanted) = bare_training.left(single), bare_training.left(other)
     assert curve == wanted and [row["step"] for row in curve] == [0, 2, 4, 6]
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name][k], tensor) for name in expected for k, tensor in expected[name].items())
@@ -114,7 +101,7 @@ def same(single, other):
 
 def test_the_best_validation_by_held_out_reward_keeps_its_adapter(undisturbed):
     files, key = RunFiles(undisturbed.directory), adapter_key(undisturbed.train)
-    curve = left(undisturbed)[1]
+    curve = bare_training.left(undisturbed)[1]
     best = max(curve[1:], key=lambda row: row["held_out"])
     record = adapters.read_record(files.adapters / best_folder(undisturbed.train))
     assert record["step"] == best["step"] and record["held_out"] == best["held_out"]

@@ -2,16 +2,13 @@
 
 import json
 import os
-import shutil
-import socket
 import subprocess
-import sys
-import tempfile
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from pipeline_toys import HERE, overrides
+from ray_head import RAY, ray_head
 from waiting import wait_for
 
 from aig.world.tiny import build_pipeline
@@ -19,15 +16,8 @@ from aig.world.tiny import build_pipeline
 pytestmark = pytest.mark.kills
 
 ROOT = HERE.parent
-RAY = Path(sys.executable).parent / "ray"
 TOKEN = "a-token-of-this-test-alone-0123456789"
 WAIT = 240  # seconds until a job that hangs is given up
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -35,31 +25,14 @@ def head():
     """A Ray head on ports of its own, which asks for a token, and a client of its job server."""
     from ray.job_submission import JobSubmissionClient
 
-    port, dashboard = free_port(), free_port()
-    temporary = Path(tempfile.mkdtemp(prefix="aig-"))  # pytest's own folders are too deep for Ray's sockets
-    environment = {
-        **os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_enable_autoscaler_v2": "0",
+    variables = {
+        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_enable_autoscaler_v2": "0", "PYTHONPATH": str(HERE),
         "PATH": os.pathsep.join([str(RAY.parent), os.environ["PATH"]]),  # jobs say `python`
-        "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1",
-        "RAY_raylet_start_wait_time_s": "180",  # a busy machine takes longer than Ray's half minute
     }  # fmt: skip
-    command = [
-        RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=4",
-        "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1", "--object-store-memory=300000000",
-        f"--ray-client-server-port={free_port()}", f"--temp-dir={temporary}",
-        f"--dashboard-agent-listen-port={free_port()}",  # the default one is another Ray's where this host has one
-    ]  # fmt: skip
-    log = (temporary / "head.log").open("w+")
-    process = subprocess.Popen([str(part) for part in command], env=environment, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{dashboard}"
-    try:
-        client = wait_for(lambda: answering(JobSubmissionClient, address), process, log)
-        yield SimpleNamespace(client=client, address=address, environment=environment)
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-        log.close()
-        shutil.rmtree(temporary, ignore_errors=True)
+    connect = partial(answering, JobSubmissionClient)
+    with ray_head(connect, **variables) as started:
+        started.client = connect(started.dashboard)
+        yield started
 
 
 def answering(kind, address):
@@ -74,7 +47,7 @@ def answering(kind, address):
 
 def submit(head, *command):
     """As a user does, by the command line; returns the job's name."""
-    line = [RAY, "job", "submit", "--address", head.address, "--no-wait", "--working-dir", ROOT, "--"]
+    line = [RAY, "job", "submit", "--address", head.dashboard, "--no-wait", "--working-dir", ROOT, "--"]
 
     def accepted():
         found = subprocess.run(

@@ -20,10 +20,8 @@ import pytest
 import torch
 from pipeline_toys import HERE, overrides
 from ray.util import placement_group_table
-from safetensors.torch import load_file
 from waiting import wait_for
 
-from aig import adapters
 from pipelines import config
 from pipelines.__main__ import main
 from pipelines.layout import RunFiles
@@ -58,17 +56,9 @@ def undisturbed(model, tmp_path_factory):
     return single
 
 
-def left(single):
-    """Weights by folder and curve, without the clock."""
-    files = RunFiles(single.directory)
-    weights = {path.parent.name: load_file(path) for path in files.adapters.glob(f"*/{adapters.WEIGHTS}")}
-    rows = (files.curves / f"{KEY}.jsonl").read_text().splitlines()
-    return weights, [{**json.loads(row), "seconds": 0} for row in rows]
-
-
 def check_same(single, undisturbed, within=0.0):
     """The same adapters, to the bit or to `within`, the same points of the curve, each once, and no checkpoint left."""
-    (weights, curve), (expected, wanted) = left(single), left(undisturbed)
+    (weights, curve), (expected, wanted) = bare_training.left(single), bare_training.left(undisturbed)
     assert weights.keys() == expected.keys() == {KEY, f"{KEY}@6"}
     for name, tensors in expected.items():
         for k, tensor in tensors.items():
@@ -213,7 +203,7 @@ def test_ten_kills_at_random_moments_of_one_training_change_no_bit(ray_cluster, 
     thread.start()
     train(single)
     assert len(set(killed)) == 10
-    (weights, curve), (expected, wanted) = left(single), left(alone)
+    (weights, curve), (expected, wanted) = bare_training.left(single), bare_training.left(alone)
     assert curve == wanted and weights.keys() == expected.keys()
     assert all(torch.equal(weights[name][k], tensor) for name in expected for k, tensor in expected[name].items())
     assert not RunFiles(single.directory).checkpoints(KEY).exists()

@@ -25,11 +25,9 @@ import torch
 from moto.server import ThreadedMotoServer
 from pipeline_toys import HERE, overrides
 from pyarrow import fs
-from safetensors.torch import load_file
 from test_search import ToyDraw, knapsack, toy_plan
 from waiting import wait_for
 
-from aig import adapters
 from aig.models import TinyModel
 from pipelines import checkpoints, config, generate, layout, remote, study
 from pipelines.__main__ import main
@@ -412,28 +410,15 @@ def undisturbed(model, tmp_path_factory):
     return single
 
 
-def configured(model, storage, **more):
-    """Six steps, a checkpoint every other one, a snapshot of the third."""
-    asked = {"train__steps": 6, "train__snapshot_every": 3, "train__validate_every": 2, "evaluate__prompts": 2}
-    return config.load("smoke", None, overrides(model, storage, **asked, **more))
-
-
-def weights(single):
-    found = RunFiles(single.directory).adapters.glob(f"*/{adapters.WEIGHTS}")
-    return {path.parent.name: load_file(path) for path in found}
-
-
-def curve(single):
-    """Without the clock."""
-    path = RunFiles(single.directory).curves / f"{adapter_key(single.train)}.jsonl"
-    return [{**json.loads(line), "seconds": 0} for line in path.read_text().splitlines()]
+def configured(model, storage):
+    return bare_training.configured(model, storage, evaluate__prompts=2)
 
 
 def check_same(single, other):
-    ours, theirs = weights(single), weights(other)
+    (ours, curve), (theirs, wanted) = bare_training.left(single), bare_training.left(other)
     assert ours.keys() == theirs.keys() and len(ours) == 2
     assert all(torch.equal(ours[name][k], tensor) for name in theirs for k, tensor in theirs[name].items())
-    assert curve(single) == curve(other)
+    assert curve == wanted
 
 
 def versions(client, storage, part):

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import torch
 from pipeline_toys import HERE, overrides
 from ray.util.state import list_actors, list_placement_groups
 from ray.util.state.exception import RayStateApiException
+from ray_head import ray_head
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from waiting import wait_for
@@ -168,31 +168,8 @@ def test_a_driver_killed_in_mid_sweep_leaves_no_process_and_the_same_command_end
 @pytest.fixture(scope="module")
 def head():
     """A Ray head of our own, with a dashboard: (address, the dashboard's address)."""
-    port, dashboard = free_port(), free_port()
-    temporary = Path(tempfile.mkdtemp(prefix="aig-"))  # pytest's own folders are too deep for Ray's sockets
-    command = [
-        Path(sys.executable).parent / "ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=4",
-        f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1",
-        f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}",
-        "--object-store-memory=300000000", f"--temp-dir={temporary}",
-    ]  # fmt: skip
-    environment = {**os.environ, "RAY_raylet_start_wait_time_s": "180", "OMP_NUM_THREADS": "1"}
-    log = (temporary / "head.log").open("w+")
-    process = subprocess.Popen([str(part) for part in command], env=environment, stdout=log, stderr=log)
-    try:
-        wait_for(lambda: alive(f"http://127.0.0.1:{dashboard}") is not None, process, log)
-        yield f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-        log.close()
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    with ray_head(lambda url: alive(url) is not None) as started:
+        yield started.address, started.dashboard
 
 
 def alive(dashboard):

@@ -184,8 +184,7 @@ def write_schedules(plan: Plan, result: dict[str, Any], earlier: Path) -> None:
     if earlier.exists():
         for row in json.loads(earlier.read_text())["schedules"]:
             if row["found"] and row["name"] not in names:
-                (folder / f"{row['name']}.json").unlink(missing_ok=True)
-                remote.remove(folder / f"{row['name']}.json")
+                layout.forget(folder / f"{row['name']}.json")
     for row in found:
         about = {
             "adapter": plan.adapter, "objectives": plan.objectives, "steps": len(plan.grid), HELD_OUT: row[HELD_OUT],

@@ -105,7 +105,7 @@ def _run_trials(config: Config, record: Record, first: Sequence[Train], drawing:
             "trial behind: start Ray with it (pip install 'ray[default]'), or take sweep.scheduler=none"
         )
     for each in first:
-        progress.forget(files.progress, adapter_key(each))
+        layout.forget(files.progress / f"{adapter_key(each)}.json")
     record.write(config)
     queue, keep = Queue(config, record, first, drawing), watch.Keep(config, record)
     storage = remote.storage_path(files.ray)
