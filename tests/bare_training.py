@@ -60,3 +60,13 @@ def run(single, dies_after=None):
         patch.setattr(training, "broadcast_from_rank_zero", lambda data: data)
         training.run(single)
     return storage
+
+
+def instead_of_ray_train(monkeypatch):
+    """Let the commands of this process train in it."""
+
+    def train(single):
+        run(single)
+        return RunFiles(single.directory).adapters / adapter_key(single.train)
+
+    monkeypatch.setattr("pipelines.train.train", train)

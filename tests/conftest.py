@@ -10,7 +10,6 @@ def pytest_configure():
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_AUTH_MODE"] = "disabled"  # with tokens on, Ray writes one to the home directory
-    os.environ["RAY_worker_niceness"] = "0"  # at Ray's 15, its workers stand still beside tests that compute
     os.environ.pop("RAY_ADDRESS", None)  # neither the tests nor their subprocesses run on a user's cluster
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")))
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
 
+import bare_training
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -208,10 +209,10 @@ def test_two_workers_halves_add_up_to_the_step_of_one(model, tmp_path):
         torch.testing.assert_close(one.grad, a.grad + b.grad, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.timeout(280)
 def test_full_fine_tuning_leaves_a_model_that_diffusers_loads_and_a_resumed_run_leaves_alone(
-    ray_cluster, model, tmp_path, capsys
+    ray_cluster, model, tmp_path, capsys, monkeypatch
 ):
+    bare_training.instead_of_ray_train(monkeypatch)
     arguments = ["train", "--preset", "smoke", *overrides(model, tmp_path, train__method="full", train__steps=2)]
     assert main(arguments) == 0
     folder = tmp_path / "smoke" / "adapters" / "pipeline_toys-red-k1-kl0-s0"

@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from types import SimpleNamespace
 
+import bare_training
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -207,8 +208,8 @@ def test_a_term_that_cannot_be_normalized_is_refused(model, tmp_path, term, erro
         normalization.measure(found, [f"pipeline_toys-{term}"])
 
 
-@pytest.mark.timeout(280)
-def test_a_training_on_a_sum_measures_its_terms_first_and_ascends_the_sum(ray_cluster, model, tmp_path):
+def test_a_training_on_a_sum_measures_its_terms_first_and_ascends_the_sum(ray_cluster, model, tmp_path, monkeypatch):
+    bare_training.instead_of_ray_train(monkeypatch)
     total = f"0.5*{RED} + 0.5*{BRIGHT}"
     arguments = [*overrides(model, tmp_path), f"train.reward='{total}'", "evaluate.rewards=['pipeline_toys:red']"]
     assert main(["train", "--preset", "smoke", *arguments]) == 0

@@ -45,6 +45,7 @@ def assert_same(run, other):
             torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=0)
 
 
+@pytest.mark.kills
 @pytest.mark.timeout(280)
 def test_a_trial_that_fails_stops_no_other_and_is_run_again_on_request_alone(ray_cluster, model, tmp_path, capsys):
     fixed = Path(tempfile.mkdtemp()) / "ok"
