@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from pipelines import remote
+from pipelines import remote, uris
 
 PRESETS = Path(__file__).parent / "presets"
 CONFIG_FILE = "config.yaml"
@@ -91,9 +91,9 @@ class Run(Section):
         super().__post_init__()
         if not self.name or self.name != Path(self.name).name or self.name.startswith("."):
             raise ConfigError(f"run.name is {self.name!r}: give a plain name without slashes, as in run.name=first")
-        wrong = remote.wrong_with(self.storage) if remote.is_uri(self.storage) else None
+        wrong = uris.wrong_with(self.storage) if uris.is_uri(self.storage) else None
         if wrong:
-            raise ConfigError(f"run.storage is {remote.censored(self.storage)!r}: {wrong}")
+            raise ConfigError(f"run.storage is {uris.censored(self.storage)!r}: {wrong}")
 
 
 @dataclass(frozen=True)
@@ -611,7 +611,7 @@ class Config:
     @property
     def directory(self) -> Path:
         """The run's directory; its mirror on this machine where run.storage is a URI."""
-        if remote.is_uri(self.run.storage):
+        if uris.is_uri(self.run.storage):
             return remote.mirror(self.run.storage, self.run.name)
         return Path(self.run.storage).expanduser().absolute() / self.run.name
 
@@ -692,9 +692,9 @@ def find_run(directory: str | Path) -> Path:
 
     ConfigError where a store cannot be read.
     """
-    if not remote.is_uri(str(directory)):
+    if not uris.is_uri(str(directory)):
         return Path(directory).expanduser().absolute()
-    storage, name = remote.parted(str(directory))
+    storage, name = uris.parted(str(directory))
     path = Config(run=Run(name=name, storage=storage)).directory
     _check_store(path, writing=False)
     return path

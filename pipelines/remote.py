@@ -25,12 +25,13 @@ from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
+
+from pipelines.uris import joined, parted
 
 T = TypeVar("T")
 
-# What pyarrow knows. pyarrow itself is imported where it is needed: --help and a misspelled key answer without it.
-SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
+# pyarrow itself is imported where it is needed: --help and a misspelled key answer without it.
 ATOMIC = ("s3", "gcs", "abfs")  # by pyarrow's names: a file there appears when it is closed
 LOCK_FILE = ".lock"
 INCOMPLETE = ".incomplete"  # in a folder that is being pushed, or whose push was cut off: it does not count
@@ -48,41 +49,6 @@ class StorageError(RuntimeError):
 
 _runs: dict[Path, str] = {}
 """The mirrors that this process knows, and the URIs of their runs."""
-
-
-def is_uri(storage: str) -> bool:
-    return "://" in storage
-
-
-def wrong_with(uri: str) -> str | None:
-    """What is wrong with a storage URI by itself, and the fix; None where nothing is."""
-    scheme, parts = uri.partition("://")[0], urlsplit(uri)
-    if scheme not in SCHEMES:
-        return f"scheme {scheme!r} is unknown: give a folder, or a URI that begins with {', '.join(SCHEMES)}"
-    if parts.password:
-        return "it holds a password, and a run's configuration is no place for one: give credentials by environment"
-    if not parts.netloc and scheme not in ("file", "hdfs"):
-        return f"it names no bucket: give {scheme}://BUCKET/PREFIX"
-    return None
-
-
-def censored(uri: str) -> str:
-    """The URI without a user's name and password."""
-    return re.sub("//[^@/]*@", "//...@", uri)
-
-
-def joined(uri: str, *names: str) -> str:
-    """The URI of what lies beneath; the query stays at the end."""
-    head, mark, query = uri.partition("?")
-    scheme, _, place = head.partition("://")
-    return f"{scheme}://{'/'.join([place.rstrip('/'), *map(quote, names)])}{mark}{query}"
-
-
-def parted(uri: str) -> tuple[str, str]:
-    """Storage and name of a run's URI."""
-    head, mark, query = uri.partition("?")
-    storage, _, name = head.rstrip("/").rpartition("/")
-    return f"{storage}{mark}{query}", unquote(name)
 
 
 def mirror(storage: str, name: str) -> Path:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from aig import rewards
-from pipelines import listing, remote, rewarding
+from pipelines import listing, rewarding, uris
 from pipelines.bar import Bar
 from pipelines.cluster import Cluster
 from pipelines.config import Config, ConfigError
@@ -114,7 +114,7 @@ def check(config: Config, request: Request) -> tuple[Listing, Columns, Files]:
     found = listing.read(request.source, request.metadata, request.names, prompts_needed=needed)
     source = request.source.absolute()
     default = f"{source.stem}-{_hash([str(source), columns.to_json()])}.parquet"
-    if request.out is None and remote.is_uri(config.run.storage):
+    if request.out is None and uris.is_uri(config.run.storage):
         raise ConfigError(f"run.storage is {config.run.storage}, and scores go to a file: name a local one by --out")
     out = request.out or Path(config.run.storage).expanduser() / "scores" / default
     files = Files(out.absolute(), _key(columns))

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipelines import config as configuration
-from pipelines import guards, layout, progress, remote, trials
+from pipelines import guards, layout, progress, remote, trials, uris
 from pipelines.config import Config, ConfigError
 from pipelines.layout import RECORD, RunFiles
 
@@ -50,7 +50,7 @@ class Training:
 
 def find(run: str) -> Path:
     """A run's folder, by its path, its URI, or its name under the default storage; ConfigError names what is near."""
-    if remote.is_uri(run):
+    if uris.is_uri(run):
         folder = configuration.find_run(run)
         if not (folder / configuration.CONFIG_FILE).is_file():
             raise ConfigError(f"there is no run {run!r}: give the URI of one, with a {configuration.CONFIG_FILE}")

@@ -87,6 +87,32 @@ def test_two_workers_leave_the_adapter_of_one(ray_cluster, undisturbed, model, t
     check_nothing_runs()
 
 
+@pytest.mark.timeout(280)
+def test_a_killed_worker_is_replaced_and_leaves_the_adapter_of_an_undisturbed_run(
+    ray_cluster, undisturbed, model, tmp_path
+):
+    single = configured([*arguments(model, tmp_path), "train.max_failures=2"])
+    config.claim_directory(single)
+    status = RunFiles(single.directory).progress / f"{KEY}.json"
+    killed = []
+
+    def kill():
+        # Whether the controller knows of a checkpoint yet is a race: from one or from the start, the replay has the
+        # same bits.
+        while not killed:
+            time.sleep(0.02)
+            if status.exists() and 4 <= (found := json.loads(status.read_text()))["step"] < single.train.steps:
+                os.kill(found["pid"], signal.SIGKILL)
+                killed.append(found["pid"])
+
+    threading.Thread(target=kill, daemon=True).start()
+    assert train(single) == RunFiles(single.directory).adapters / KEY
+    assert killed, "the training was over before it could be killed"
+    assert json.loads(status.read_text())["pid"] != killed[0]
+    check_same(single, undisturbed)
+    check_nothing_runs()
+
+
 def spawn(given, log):
     environment = {**os.environ, "PYTHONPATH": str(HERE)}
     command = [sys.executable, "-m", "pipelines", *map(str, given)]

@@ -2,9 +2,6 @@
 
 import json
 import os
-import signal
-import threading
-import time
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
@@ -17,14 +14,12 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from pipeline_toys import HERE, overrides
-from safetensors.torch import load_file
 
 from aig import adapters
 from aig.models import TinyModel
-from pipelines import config, front, generate, layout, measure, scoring, study, training
+from pipelines import config, front, generate, measure, scoring, study, training
 from pipelines.__main__ import main
 from pipelines.layout import RunFiles
-from pipelines.train import train
 
 # Ray's workers inherit it: they find the toys too.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
@@ -152,43 +147,6 @@ def test_an_image_is_the_same_in_any_group_and_any_actor(run):
         shared = [key for key in drawn if key in expected]
         assert len(shared) == len(names) * sum(seed < 2 for _, seeds in wanted for seed in seeds)
         assert all(drawn[key] == expected[key] for key in shared)
-
-
-@pytest.mark.timeout(280)
-def test_a_killed_worker_is_replaced_and_the_adapter_is_bit_for_bit_that_of_an_undisturbed_run(run, model, tmp_path):
-    single = config.load("smoke", None, [*overrides(model, tmp_path, model__eta=0.5), "train.max_failures=2"])
-    config.claim_directory(single)
-    files, key = RunFiles(single.directory), layout.adapter_key(single.train)
-    killed = []
-
-    def kill():
-        status = files.progress / f"{key}.json"
-        while not killed:
-            time.sleep(0.02)
-            # Whether the controller knows of a checkpoint yet is a race: from one or from the start, the replay has
-            # the same bits.
-            if not status.exists():
-                continue
-            found = json.loads(status.read_text())
-            if 2 <= found["step"] < single.train.steps:
-                os.kill(found["pid"], signal.SIGKILL)
-                killed.append(found)
-
-    threading.Thread(target=kill, daemon=True).start()
-    folder = train(single)
-    assert killed, "the training was over before it could be killed"
-    assert json.loads((files.progress / f"{key}.json").read_text())["pid"] != killed[0]["pid"]
-    undisturbed = RunFiles(run.directory)
-    for name, _ in layout.adapter_folders(single):
-        ours, theirs = (load_file(f.adapters / name / adapters.WEIGHTS) for f in (files, undisturbed))
-        assert all(torch.equal(ours[tensor], theirs[tensor]) for tensor in theirs)
-    curves = [
-        [json.loads(line) for line in (f.curves / f"{key}.jsonl").read_text().splitlines()]
-        for f in (files, undisturbed)
-    ]
-    assert [{**row, "seconds": 0} for row in curves[0]] == [{**row, "seconds": 0} for row in curves[1]]
-    assert study.is_finished(single) and folder == files.adapters / key
-    assert not any((files.ray / "train").iterdir())
 
 
 def test_two_workers_halves_add_up_to_the_step_of_one(model, tmp_path):

@@ -29,7 +29,7 @@ from test_search import ToyDraw, knapsack, toy_plan
 from waiting import wait_for
 
 from aig.models import TinyModel
-from pipelines import checkpoints, config, generate, layout, remote, study
+from pipelines import checkpoints, config, generate, layout, remote, study, uris
 from pipelines.__main__ import main
 from pipelines.config import ConfigError
 from pipelines.layout import RunFiles, adapter_key
@@ -102,12 +102,10 @@ def elsewhere(storage, monkeypatch, tmp_path):
 
 
 def test_names_beneath_a_uri_come_before_its_query_and_are_parted_again():
-    uri = remote.joined("s3://bucket/prefix/?scheme=http&region=x", "a run")
+    uri = uris.joined("s3://bucket/prefix/?scheme=http&region=x", "a run")
     assert uri == "s3://bucket/prefix/a%20run?scheme=http&region=x"
-    assert remote.parted(uri) == ("s3://bucket/prefix?scheme=http&region=x", "a run")
-    assert (
-        remote.joined("hdfs:///", "run") == "hdfs:///run" and remote.joined("s3://bucket", "run") == "s3://bucket/run"
-    )
+    assert uris.parted(uri) == ("s3://bucket/prefix?scheme=http&region=x", "a run")
+    assert uris.joined("hdfs:///", "run") == "hdfs:///run" and uris.joined("s3://bucket", "run") == "s3://bucket/run"
 
 
 @pytest.mark.parametrize(
@@ -388,10 +386,10 @@ def test_a_run_knows_its_storage_by_the_uri_that_it_is_found_at(storage):
     made = config.load("smoke", None, [f"run.storage={storage}"])
     config.claim_directory(made)
     shutil.rmtree(made.directory)
-    found = config.of_run(remote.joined(storage, "smoke"))
+    found = config.of_run(uris.joined(storage, "smoke"))
     assert found == made and found.directory == made.directory
     with pytest.raises(ConfigError, match=r"s3://.*/none is no run \(it has no config.yaml\)"):
-        config.of_run(remote.joined(storage, "none"))
+        config.of_run(uris.joined(storage, "none"))
 
 
 def test_local_folders_are_left_alone(tmp_path):
@@ -491,7 +489,7 @@ def test_measures_fronts_and_comparisons_of_runs_in_a_store_are_those_of_local_o
     monkeypatch.setenv("AIG_CACHE", str(tmp_path / "another"))
     left = {}
     for place in (str(tmp_path / "runs"), storage):
-        one, other = (remote.joined(place, n) if remote.is_uri(place) else f"{place}/{n}" for n in ("one", "other"))
+        one, other = (uris.joined(place, n) if uris.is_uri(place) else f"{place}/{n}" for n in ("one", "other"))
         asked = ["--preset", "smoke", *measured_runs.given(place), "run.name=one"]
         assert main(["measure", one]) == main(["measure", other]) == 0
         assert main(["compare", one, other]) == 0
@@ -605,7 +603,7 @@ def test_a_killed_run_in_a_store_is_finished_from_another_machine_and_makes_noth
     assert {key: after[key] for key in before} == before
 
     monkeypatch.setenv("AIG_CACHE", str(tmp_path / "third"))
-    assert main(["status", remote.joined(storage, "smoke")]) == 0
+    assert main(["status", uris.joined(storage, "smoke")]) == 0
     said = capsys.readouterr().out
     assert "1 done" in said and "images     10 of 10 units" in said and "next: nothing is missing" in said
     ours, theirs = (config.load("smoke", None, each) for each in (given, local))
