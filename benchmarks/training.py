@@ -27,11 +27,12 @@ from pathlib import Path
 import torch
 
 from aig import adapters, draft, models, rewards
-from benchmarks.watching import Usage, watch
+from benchmarks.watching import SAMPLE_SECONDS, Usage, watch
 from pipelines import config, layout, study
 
 STEPS, EVERY, TURNS = 30, 5, 3
 SHARED_BATCH = 32
+UNWATCHED = 5.0  # seconds between samples where only the files' times count, and both cores are taken
 SAVED = "*/adapters/[!.]*/adapter.json"
 OVERRIDES = (
     "train.validate_every=100000", "train.validate_prompts=1", "train.validate_seeds=2", "sweep.kl_weights=[0]",
@@ -77,12 +78,14 @@ def images_a_second(storage: Path, found: config.Config) -> float:
     return (found.train.steps - first) * found.train.batch / (times[-1] - times[0])
 
 
-def once(workers: int, steps: int, every: int, more: Sequence[str] = ()) -> tuple[Usage, float]:
+def once(
+    workers: int, steps: int, every: int, more: Sequence[str] = (), pause: float = SAMPLE_SECONDS
+) -> tuple[Usage, float]:
     """What a training takes, with Ray Train or (0 workers) the bare loop, and its images a second."""
     with tempfile.TemporaryDirectory() as place:
         given = [*arguments(Path(place), steps, every, max(1, workers)), *more]
         program = ["pipelines", "train", "--preset", "demo"] if workers else ["benchmarks.training"]
-        usage = watch([sys.executable, "-m", *program, *given], Path(place), SAVED, steps, every)
+        usage = watch([sys.executable, "-m", *program, *given], Path(place), SAVED, steps, every, pause)
         return usage, images_a_second(Path(place), config.load("demo", None, given))
 
 
@@ -110,7 +113,7 @@ def side_by_side(steps: int, batch: int) -> float:
     """Images a second of two bare loops at once, each with half of the batch: what the two cores give."""
     half = [f"train.batch={batch // 2}", f"train.micro_batch={batch // 2}"]
     with ThreadPoolExecutor(2) as pool:
-        return sum(pool.map(lambda _: once(0, steps, steps // 2, half)[1], range(2)))
+        return sum(pool.map(lambda _: once(0, steps, steps // 2, half, UNWATCHED)[1], range(2)))
 
 
 def scaling(turns: int = TURNS, steps: int = 16, batch: int = SHARED_BATCH) -> None:
@@ -120,7 +123,7 @@ def scaling(turns: int = TURNS, steps: int = 16, batch: int = SHARED_BATCH) -> N
     more = [f"train.batch={batch}", f"train.micro_batch={batch}"]
     ratios: list[tuple[float, float]] = []
     for turn in range(turns):
-        one, two = (once(workers, steps, steps // 2, more)[1] for workers in (1, 2))
+        one, two = (once(workers, steps, steps // 2, more, UNWATCHED)[1] for workers in (1, 2))
         most = side_by_side(steps, batch)
         ratios.append((two / one, two / most))
         print(f"  turn {turn + 1:<11}{one:>10.2f}{two:>12.2f}{two / one:>8.3f}{most:>14.2f}{two / most:>8.3f}")
