@@ -43,7 +43,7 @@ def run(given):
     wait_until(lambda: parts() > 1, thread)
     seen["one node"] = sorted(generators().values())
     node = cluster.add_node(num_cpus=2, object_store_memory=200 * 2**20)
-    wait_until(lambda: len(generators()) == 2, thread)
+    wait_until(lambda: generators().total() == 3, thread)
     there = parts()
     wait_until(lambda: parts() > there + 3, thread)
     seen["two nodes"] = sorted(generators().values())

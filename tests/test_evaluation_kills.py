@@ -123,8 +123,10 @@ def test_a_pool_grows_onto_a_node_that_comes_and_loses_nothing_with_one_that_goe
     more = {"evaluate__prompts": 32, "evaluate__seeds": 8, "evaluate__group": 8, "model__steps": 12}
     whole = by_hand(config.load("smoke", None, arguments(*inputs, tmp_path / "whole", **more)[2:]))
     given = arguments(*inputs, tmp_path / "runs", **more, evaluate__generators="null")
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{HERE}"}
     script = subprocess.run(
-        [sys.executable, HERE / "growing.py", *given], cwd=ROOT, capture_output=True, text=True, timeout=540,
+        [sys.executable, HERE / "growing.py", *given], cwd=ROOT, env=environment, capture_output=True, text=True,
+        timeout=540,
     )  # fmt: skip
     assert script.returncode == 0, script.stderr[-3000:]
     seen = json.loads(script.stdout.splitlines()[-1])
