@@ -1,18 +1,19 @@
 """Ray Train against the bare loop of `aig.draft`, and two workers against one, on the embedded world.
 
-Both trainings make the same steps and save the same adapters; the loop is what one would write without Ray. They are
-commands of their own, watched from outside in the same way, in turns; ratios are medians over the turns. Figures:
+Both trainings make the same steps and save the same snapshots; the loop is what one would write without Ray. They are
+commands of their own, watched from outside in the same way, in turns; ratios are medians over the turns. What is
+counted lies between the first snapshot and the last: steps, saved adapters, reports and checkpoints. The last step is
+one more, for with it comes a validation, which the loop has not. Figures:
 
-    worker   CPU seconds of the process that trains, a step, between the first saved adapter and the last: the steps,
-             and what reports, checkpoints and Ray's threads cost in that process. The bar, at most 1.15 of the bare
-             loop's, is on this.
+    worker   CPU seconds of the process that trains, a step: with what reports, checkpoints and Ray's threads cost in
+             that process. The bar, at most 1.15 of the bare loop's, is on this.
     all      the same of all processes: with Ray's daemons, which cost so much a second, not a step.
     whole    CPU seconds of all processes from start to exit: with imports and loading, which the loop has too, the
              validations at both ends, which it has not, and what Ray takes to start and stop.
 
-The workers' rate is in images a second of wall time between the first and the last adapter, one thread a worker, with
-a batch that is large enough to share; the bar is 1.6 times one worker's rate for two. It needs two free cores. Two
-bare loops with half of the batch each, which share nothing, show what two cores give that share caches and memory.
+The workers' rate is in images a second of wall time, one thread a worker, with a batch that is large enough to share;
+the bar is 1.6 times one worker's rate for two. It needs two free cores. Two bare loops with half of the batch each,
+which share nothing, show what two cores give that share caches and memory.
 """
 
 from __future__ import annotations
@@ -30,20 +31,21 @@ from aig import adapters, draft, models, rewards
 from benchmarks.watching import SAMPLE_SECONDS, Usage, watch
 from pipelines import config, layout, study
 
-STEPS, EVERY, TURNS = 30, 5, 3
-SHARED_BATCH = 32
+STEPS, EVERY, TURNS = 30, 5, 3  # steps that are counted, and those between two snapshots
+SHARED_BATCH, SHARED_STEPS, SHARED_EVERY = 32, 24, 8
 UNWATCHED = 5.0  # seconds between samples where only the files' times count, and both cores are taken
-SAVED = "*/adapters/[!.]*/adapter.json"
+SNAPSHOTS = "adapters/[!.]*@*/adapter.json"
 OVERRIDES = (
     "train.validate_every=100000", "train.validate_prompts=1", "train.validate_seeds=2", "sweep.kl_weights=[0]",
 )  # fmt: skip
 
 
 def arguments(storage: Path, steps: int, every: int, workers: int = 1) -> list[str]:
-    """The configuration of a training with one thread a worker, and a checkpoint every ten steps."""
+    """A training with so many steps between its first and last snapshot, one thread a worker, and a checkpoint every
+    ten steps."""
     return [
-        f"run.storage={storage}", f"train.steps={steps}", f"train.snapshot_every={every}", "train.checkpoint_every=10",
-        f"train.num_workers={workers}", "train.threads=1", "ray.address=local", *OVERRIDES,
+        f"run.storage={storage}", f"train.steps={every + steps + 1}", f"train.snapshot_every={every}",
+        "train.checkpoint_every=10", f"train.num_workers={workers}", "train.threads=1", "ray.address=local", *OVERRIDES,
     ]  # fmt: skip
 
 
@@ -66,16 +68,14 @@ def bare_loop(found: config.Config) -> None:
         draft.train_step(model, reward, "tuned", *draft.draw(prompts, train.seed, step, train.batch), settings)
         torch.nn.utils.clip_grad_norm_(parameters, train.clip)
         optimizer.step()
-        if (step + 1) % train.snapshot_every == 0 or step + 1 == train.steps:
-            adapters.save(model.denoiser, "tuned", found.directory / "adapters" / f"step-{step + 1}", {})
+        if step + 1 in layout.snapshot_steps(found):
+            adapters.save(model.denoiser, "tuned", found.directory / "adapters" / f"loop@{step + 1}", {})
 
 
-def images_a_second(storage: Path, found: config.Config) -> float:
-    """By the times at which the first and the last adapter were saved."""
-    files = layout.RunFiles(storage / found.run.name)
-    times = sorted(path.stat().st_mtime for path in files.root.glob("adapters/[!.]*/adapter.json"))
-    first = min(found.train.snapshot_every, found.train.steps)
-    return (found.train.steps - first) * found.train.batch / (times[-1] - times[0])
+def images_a_second(found: config.Config) -> float:
+    """By the times at which the first and the last snapshot were saved."""
+    times = sorted(path.stat().st_mtime for path in found.directory.glob(SNAPSHOTS))
+    return (len(times) - 1) * found.train.snapshot_every * found.train.batch / (times[-1] - times[0])
 
 
 def once(
@@ -85,8 +85,10 @@ def once(
     with tempfile.TemporaryDirectory() as place:
         given = [*arguments(Path(place), steps, every, max(1, workers)), *more]
         program = ["pipelines", "train", "--preset", "demo"] if workers else ["benchmarks.training"]
-        usage = watch([sys.executable, "-m", *program, *given], Path(place), SAVED, steps, every, pause)
-        return usage, images_a_second(Path(place), config.load("demo", None, given))
+        usage = watch(
+            [sys.executable, "-m", *program, *given], Path(place), f"*/{SNAPSHOTS}", every + steps, every, pause
+        )
+        return usage, images_a_second(config.load("demo", None, given))
 
 
 def overhead(turns: int = TURNS, steps: int = STEPS, every: int = EVERY) -> None:
@@ -109,22 +111,24 @@ def overhead(turns: int = TURNS, steps: int = STEPS, every: int = EVERY) -> None
     print(f"  the last turn by process: {ours.costliest(5)}")
 
 
-def side_by_side(steps: int, batch: int) -> float:
+def side_by_side(steps: int, every: int, batch: int) -> float:
     """Images a second of two bare loops at once, each with half of the batch: what the two cores give."""
     half = [f"train.batch={batch // 2}", f"train.micro_batch={batch // 2}"]
     with ThreadPoolExecutor(2) as pool:
-        return sum(pool.map(lambda _: once(0, steps, steps // 2, half, UNWATCHED)[1], range(2)))
+        return sum(pool.map(lambda _: once(0, steps, every, half, UNWATCHED)[1], range(2)))
 
 
-def scaling(turns: int = TURNS, steps: int = 16, batch: int = SHARED_BATCH) -> None:
+def scaling(
+    turns: int = TURNS, steps: int = SHARED_STEPS, every: int = SHARED_EVERY, batch: int = SHARED_BATCH
+) -> None:
     """Prints the images a second of one worker, of two, and of two loops that share nothing; and medians of ratios."""
-    print(f"\ntraining with a batch of {batch}, one thread a worker: images a second of wall time")
+    print(f"\ntraining with a batch of {batch}, {steps} steps, one thread a worker: images a second of wall time")
     print(f"  {'':<16}{'1 worker':>10}{'2 workers':>12}{'ratio':>8}{'2 bare loops':>14}{'ratio':>8}")
     more = [f"train.batch={batch}", f"train.micro_batch={batch}"]
     ratios: list[tuple[float, float]] = []
     for turn in range(turns):
-        one, two = (once(workers, steps, steps // 2, more, UNWATCHED)[1] for workers in (1, 2))
-        most = side_by_side(steps, batch)
+        one, two = (once(workers, steps, every, more, UNWATCHED)[1] for workers in (1, 2))
+        most = side_by_side(steps, every, batch)
         ratios.append((two / one, two / most))
         print(f"  turn {turn + 1:<11}{one:>10.2f}{two:>12.2f}{two / one:>8.3f}{most:>14.2f}{two / most:>8.3f}")
     of_one, of_most = (statistics.median(column) for column in zip(*ratios, strict=True))

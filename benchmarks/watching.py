@@ -26,7 +26,7 @@ class Usage:
     """CPU seconds of all its processes."""
     steady: float
     """CPU seconds an item between the first and the last file; NaN where there is one file."""
-    by_kind: dict[str, float]
+    by_kind: Counter[str]
     """The same, by kind of process."""
     finished: float
     """CPU seconds of all processes until the last file."""
@@ -52,7 +52,7 @@ def watch(
     begun, own, resident = time.monotonic(), 0, 0
     kinds: dict[tuple[int, float], str] = {}
     seconds: dict[tuple[int, float], float] = {}
-    marks: dict[int, Counter[str]] = {}
+    marks: dict[int, dict[tuple[int, float], float]] = {}
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
         family, running = psutil.Process(process.pid), True
@@ -68,17 +68,16 @@ def watch(
             own = max(own, sum(info.rss - info.shared for info in held))
             resident = max(resident, sum(info.rss for info in held))
             done = min(most, each * len(list(place.glob(pattern))))
-            used: Counter[str] = Counter()
-            for key, amount in seconds.items():
-                used[kinds[key]] += amount
-            marks.setdefault(done, used)
+            marks.setdefault(done, dict(seconds))
             time.sleep(pause if running else 0)
         if process.returncode:
             said.seek(0)
             raise RuntimeError(f"{' '.join(command)} failed:\n{said.read()}")
     first, last = min(done for done in marks if done), max(marks)
     items = last - first or math.nan
-    by_kind = {kind: (marks[last][kind] - marks[first][kind]) / items for kind in marks[last]}
+    by_kind: Counter[str] = Counter()
+    for key, amount in marks[last].items():  # by what it is in the end: an idle worker of Ray's becomes an actor
+        by_kind[kinds[key]] += (amount - marks[first].get(key, 0.0)) / items
     finished = sum(marks[last].values())
     wall, whole, steady = time.monotonic() - begun, sum(seconds.values()), sum(by_kind.values())
     return Usage(wall, whole, steady, by_kind, finished, own / 1e6, resident / 1e6)
@@ -93,10 +92,10 @@ def members(family: psutil.Process) -> list[psutil.Process]:
 
 
 def kind_of(process: psutil.Process) -> str:
-    """What a process is to the command: itself, one of Ray's workers by what it does, or another by its program."""
+    """What a process is to the command: itself, one of Ray's by its task or actor, or another by its program."""
     title = " ".join(process.cmdline())
-    if title.startswith("ray::"):
-        return title.split("(")[0].split()[0].removeprefix("ray::")
+    if title.startswith("ray::"):  # an actor's title ends in the method that it is in
+        return title.split("(")[0].split()[0].removeprefix("ray::").split(".")[0]
     if "-m pipelines" in title or "-m benchmarks" in title:
         return "command"
     script = next((part for part in process.cmdline() if part.endswith(".py")), process.name())

@@ -101,14 +101,14 @@ def test_the_bare_loop_that_ray_train_is_measured_against_makes_the_same_adapter
     found = config.load("demo", None, given)
     training.bare_loop(found)
     ours = worker.Training(found, watched=False)
-    for step in (1, 2):
+    for step in (1, 2, 3):
         ours.advance(0, 1)
-        saved = load_file(found.directory / "adapters" / f"step-{step}" / adapters.WEIGHTS)
+        saved = load_file(found.directory / "adapters" / f"loop@{step}" / adapters.WEIGHTS)
     trained = sorted(parameter.detach().flatten()[:1].item() for parameter in ours.parameters)
     assert sorted(tensor.flatten()[:1].item() for tensor in saved.values()) == trained
-    # Two adapters of three images a step, between whose times one step was made.
+    # Three snapshots, between whose times two steps of three images were made.
     times = sorted(path.stat().st_mtime for path in found.directory.glob("adapters/*/adapter.json"))
-    assert training.images_a_second(tmp_path, found) == pytest.approx(3 / (times[1] - times[0]))
+    assert training.images_a_second(found) == pytest.approx(2 * 3 / (times[2] - times[0]))
 
 
 def test_the_naive_loop_makes_both_predictions_at_every_step_and_nearly_the_same_images(tmp_path):
