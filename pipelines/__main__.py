@@ -82,8 +82,8 @@ class Session:
         """The same for a command that works on what others left."""
         if not (self.config.directory / configuration.CONFIG_FILE).exists():
             raise ConfigError(
-                f"there is no run in {remote.shown(self.config.directory)}: run `python -m pipelines sweep`, then "
-                "evaluate, with the same configuration first"
+                f"there is no run in {remote.shown(self.config.directory)}: run `python -m pipelines sweep` "
+                "with the same configuration first"
             )
         self.claim()
 
@@ -150,12 +150,18 @@ def print_plan(config: Config) -> None:
 
 
 def run_sweep(session: Session) -> None:
+    given = session.arguments
     with stage("check", session.seconds):
         from pipelines import check
 
-        check.check_training(session.config, sweep=True)
+        model = check.check_training(session.config, sweep=True)
+        if not given.train_only:
+            check.check_evaluation(session.config, model, trained=False)
     session.claim()
-    do_sweep(session, session.arguments.retry_errored)
+    do_sweep(session, given.retry_errored)
+    if not given.train_only:
+        do_evaluate(session, model)
+        conclude(session)
 
 
 def normalize(session: Session) -> None:
@@ -181,12 +187,16 @@ def run_evaluate(session: Session) -> None:
 
         model = check.check_evaluation(session.config, trained=True)
     session.claim()
-    do_generate(session, model)
-    do_measure(session, model)
-    do_front(session)
+    do_evaluate(session, model)
     if session.arguments.adapter:
         do_report(session)
     conclude(session)
+
+
+def do_evaluate(session: Session, model: Model) -> None:
+    do_generate(session, model)
+    do_measure(session, model)
+    do_front(session)
 
 
 def do_generate(session: Session, model: Model) -> None:
@@ -296,10 +306,8 @@ def run_demo(session: Session) -> None:
         check.check_evaluation(session.config, model, trained=False)
     session.claim()
     do_sweep(session)
-    do_generate(session, model)
+    do_evaluate(session, model)
     session.disconnect()
-    do_measure(session, model)
-    do_front(session)
     do_report(session)
     conclude(session)
 
@@ -395,8 +403,9 @@ def adapter_option(sub: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def retry_option(sub: argparse.ArgumentParser) -> None:
+def sweep_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--retry-errored", action="store_true", help="train those alone that failed before")
+    sub.add_argument("--train-only", action="store_true", help="end with the trainings; evaluate does the rest")
 
 
 def shared_option(sub: argparse.ArgumentParser) -> None:
@@ -416,17 +425,20 @@ COMMANDS = {
         options=dry_run_option,
     ),
     "sweep": Command(
-        run_sweep, "train an adapter for every setting of sweep.*",
+        run_sweep, "train an adapter for every setting of sweep.*, and evaluate each as evaluate.* says",
         "Train an adapter for every reward, K, KL weight, learning rate, LoRA rank and training seed of sweep.*, or "
-        "for those that a search draws (sweep.search). What is finished is left alone, what was interrupted goes on. "
-        "Trials that fail are listed and stop no other; --retry-errored runs them again.", options=retry_option,
+        "for those that a search draws (sweep.search); then evaluate each under every LoRA scale and AIG schedule of "
+        "evaluate.*, all in one table. What is finished is left alone, what was interrupted goes on. Trials that fail "
+        "are listed and stop no other, but the evaluation waits for them: --retry-errored runs them again.",
+        options=sweep_options,
     ),
     "evaluate": Command(
         run_evaluate, "draw and score every arm's images, and measure them",
         "Draw every arm (base, tuned, early stops, KL weights, LoRA scales, AIG schedules) on the same prompts and "
         "noise, score the images, measure reward and diversity and find the Pareto fronts. Needs the sweep's adapters; "
         "or, with --adapter, nothing but a LoRA file of anyone's for model.name: its LoRA scales and schedules are the "
-        "arms then. evaluate.adapters=[NAME=PATH] puts such a file beside the sweep's adapters.",
+        "arms then. evaluate.adapters=[NAME=PATH] puts such a file beside the sweep's adapters. A sweep does the same "
+        "after its trainings, but for --train-only.",
         options=adapter_option,
     ),
     "measure": Command(
@@ -474,7 +486,7 @@ EXAMPLES = """examples:
   python -m pipelines train train.kl_weight=1 train.steps=100  one adapter
   python -m pipelines train --preset sd14 --dry-run            what that would take, without a download
   python -m pipelines sweep run.name=mine sweep.kl_weights='[0, 1, 10]'
-  python -m pipelines evaluate run.name=mine sweep.kl_weights='[0, 1, 10]'
+  python -m pipelines report run.name=mine sweep.kl_weights='[0, 1, 10]'
   python -m pipelines evaluate --adapter mine=lora.safetensors run.name=mine
   python -m pipelines status demo                              what that run has and lacks
   python -m pipelines search --preset demo search.trials=192   better schedules for the demo's adapter

@@ -306,10 +306,11 @@ def test_a_run_with_a_stopped_training_is_finished_to_the_commands_too(undisturb
     more = [f"train.stop_held_out={undisturbed.train.stop_held_out}", "train.stop_patience=2"]
     storage = undisturbed.directory.parent
     arguments = ["--preset", "smoke", *run_of(undisturbed.model.name, storage), *more]
-    assert main(["train", *arguments]) == main(["sweep", *arguments]) == 0
+    assert main(["train", *arguments]) == main(["sweep", "--train-only", *arguments]) == 0
     out = capsys.readouterr().out
     assert f"Finished already: {RunFiles(undisturbed.directory).adapters / KEY} (stopped at step" in out
     assert "1 of 1 adapters are there already" in out
+    assert not RunFiles(undisturbed.directory).images.exists()
 
 
 @pytest.mark.parametrize("until", [2, 6])

@@ -229,8 +229,7 @@ def test_a_training_on_a_sum_measures_its_terms_first_and_ascends_the_sum(ray_cl
 def test_an_evaluation_has_a_column_for_the_sum_and_for_each_term(ray_cluster, model, tmp_path):
     arguments = [*overrides(model, tmp_path), "rewards.define={mix: 'pipeline_toys:red + 2*pipeline_toys:bright'}"]
     arguments += ["sweep.rewards=[mix]", "evaluate.rewards=[mix]"]
-    for command in ("sweep", "evaluate", "front"):
-        assert main([command, "--preset", "smoke", *arguments]) == 0
+    assert main(["sweep", "--preset", "smoke", *arguments]) == 0
     found = config.load("smoke", None, arguments)
     table = generate.read(found, TinyModel.defaults).table
     (mean, std), (mean_2, std_2) = (normalization.read(found)[name] for name in (RED_COLUMN, BRIGHT_COLUMN))

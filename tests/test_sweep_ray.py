@@ -54,8 +54,9 @@ def test_a_trial_that_fails_stops_no_other_and_is_run_again_on_request_alone(ray
     arguments = ["--preset", "smoke", *overrides(model, tmp_path, **asked, model__eta=0.5, train__max_failures=0)]
     run = config.load("smoke", None, arguments[2:])
     files, key = RunFiles(run.directory), f"{layout.slug(broken)}-k1-kl0-s0"
+    command = ["sweep", "--train-only"]
 
-    assert main(["sweep", *arguments]) == 1
+    assert main([*command, *arguments]) == 1
     said = capsys.readouterr()
     assert f"failed: {key}: RuntimeError: ok is not there yet" in said.out and RED in said.out
     assert "1 of 2 trainings failed" in said.err and "--retry-errored" in said.err
@@ -63,13 +64,13 @@ def test_a_trial_that_fails_stops_no_other_and_is_run_again_on_request_alone(ray
     assert "errored" in status.report(run.directory)
 
     begun = list(files.ray.rglob("*"))
-    assert main(["sweep", *arguments]) == 1  # tells of it again, and runs nothing
+    assert main([*command, *arguments]) == 1  # tells of it again, and runs nothing
     assert "1 of 2 adapters are there already" in capsys.readouterr().out
     assert list(files.ray.rglob("*")) == begun
 
     fixed.touch()
     made = (files.adapters / RED / adapters.WEIGHTS).stat().st_mtime_ns
-    assert main(["sweep", "--retry-errored", *arguments]) == 0
+    assert main([*command, "--retry-errored", *arguments]) == 0
     assert "1 trainings that failed before are run again" in capsys.readouterr().out
     assert (files.adapters / RED / adapters.WEIGHTS).stat().st_mtime_ns == made
     assert trials.read(run).errored == {} and "2 done" in status.report(run.directory)
@@ -108,7 +109,7 @@ KILLED = {
 def whole(ray_cluster, model, tmp_path_factory):
     """The sweep of those that are killed, undisturbed."""
     given = overrides(model, tmp_path_factory.mktemp("whole"), **KILLED)
-    assert main(["sweep", "--preset", "smoke", *given]) == 0
+    assert main(["sweep", "--train-only", "--preset", "smoke", *given]) == 0
     return config.load("smoke", None, given)
 
 
@@ -159,7 +160,7 @@ def test_a_driver_killed_in_mid_sweep_leaves_no_process_and_the_same_command_end
 ):
     given = overrides(model, tmp_path, **KILLED, ray__address="local")
     mark = f"{os.getpid()}-{tmp_path.name}"
-    run, command = config.load("smoke", None, given), ["sweep", "--preset", "smoke", *given]
+    run, command = config.load("smoke", None, given), ["sweep", "--train-only", "--preset", "smoke", *given]
     with (tmp_path / "log").open("w+") as log:
         kill_in_mid_sweep(run, command, {**os.environ, "AIG_MARK": mark, "OMP_NUM_THREADS": "1"}, log)
     wait_for(lambda: not marked(f"AIG_MARK={mark}".encode()), seconds=180)
@@ -195,7 +196,7 @@ def test_a_driver_killed_on_a_running_cluster_leaves_no_actor_and_no_placement_g
 ):
     address, dashboard = head
     given = overrides(model, tmp_path, **KILLED)
-    run, command = config.load("smoke", None, given), ["sweep", "--preset", "smoke", *given]
+    run, command = config.load("smoke", None, given), ["sweep", "--train-only", "--preset", "smoke", *given]
     with (tmp_path / "log").open("w+") as log:
         kill_in_mid_sweep(run, command, {**os.environ, "RAY_ADDRESS": address, "OMP_NUM_THREADS": "1"}, log)
     wait_for(lambda: alive(dashboard) == [], seconds=120)

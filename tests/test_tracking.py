@@ -196,7 +196,7 @@ def test_a_sweep_tells_all_of_its_trainings(tmp_path):
     place = [str(STAND_INS), str(HERE), str(HERE.parent)]
     arguments = [f"run.storage={tmp_path}", "run.wandb=project", "ray.address=local", "sweep.kl_weights=[0, 1]"]
     subprocess.run(
-        [sys.executable, "-m", "pipelines", "sweep", "--preset", "smoke", *arguments],
+        [sys.executable, "-m", "pipelines", "sweep", "--train-only", "--preset", "smoke", *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(place), "STAND_IN_CALLS": str(calls)},
         check=True, timeout=240, cwd=HERE.parent,
     )  # fmt: skip
