@@ -128,7 +128,7 @@ def simulate(
     assert read.missing == read.duplicate == 0
     files = sorted((path.stat().st_mtime, path.stat().st_size) for path in folder.glob("part-*.parquet"))
     seconds = files[-1][0] - files[0][0]
-    share = (len(files) - 1) / seconds * generator.seconds / GENERATORS
+    share = (len(files) - 1) / seconds * generator.seconds / found.evaluate.generators
     at = [max(rss for done, rss in memory.items() if done <= max(1, total * tenths // 10)) for tenths in (1, 5, 10)]
     disk = sum(size for _, size in files)
     return Figures(read.found, len(files), share, seconds, used / len(files), (at[0], at[1], at[2]), disk)

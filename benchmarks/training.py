@@ -36,7 +36,7 @@ STEPS, EVERY, TURNS = 30, 5, 3  # steps that are counted, and those between two 
 BATCH, MICRO_BATCH = 64, 16  # of what is shared; the batch is that of arXiv 2409.06493 for SD 1.4
 SHARED_STEPS, SHARED_EVERY = 12, 4
 UNWATCHED = 5.0  # seconds between samples where only the files' times count, and both cores are taken
-SNAPSHOTS = "adapters/[!.]*@*/adapter.json"
+SNAPSHOTS = f"adapters/[!.]*@*/{adapters.RECORD}"
 OVERRIDES = (
     "train.validate_every=100000", "train.validate_prompts=1", "train.validate_seeds=2", "sweep.kl_weights=[0]",
 )  # fmt: skip
@@ -87,10 +87,9 @@ def once(
     with tempfile.TemporaryDirectory() as place:
         given = [*arguments(Path(place), steps, every, max(1, workers)), *more]
         program = ["pipelines", "train", "--preset", "demo"] if workers else ["benchmarks.training"]
-        usage = watch(
-            [sys.executable, "-m", *program, *given], Path(place), f"*/{SNAPSHOTS}", every + steps, every, pause
-        )
-        return usage, images_a_second(config.load("demo", None, given))
+        found, command = config.load("demo", None, given), [sys.executable, "-m", *program, *given]
+        usage = watch(command, found.directory, SNAPSHOTS, every + steps, every, pause)
+        return usage, images_a_second(found)
 
 
 def overhead(turns: int = TURNS, steps: int = STEPS, every: int = EVERY) -> None:

@@ -26,7 +26,7 @@ class Usage:
     """CPU seconds of all its processes."""
     steady: float
     """CPU seconds an item between the first and the last file; NaN where there is one file."""
-    by_kind: Counter[str]
+    by_kind: dict[str, float]
     """The same, by kind of process."""
     finished: float
     """CPU seconds of all processes until the last file."""
@@ -80,7 +80,7 @@ def watch(
         by_kind[kinds[key]] += (amount - marks[first].get(key, 0.0)) / items
     finished = sum(marks[last].values())
     wall, whole, steady = time.monotonic() - begun, sum(seconds.values()), sum(by_kind.values())
-    return Usage(wall, whole, steady, by_kind, finished, own / 1e6, resident / 1e6)
+    return Usage(wall, whole, steady, dict(by_kind), finished, own / 1e6, resident / 1e6)
 
 
 def members(family: psutil.Process) -> list[psutil.Process]:

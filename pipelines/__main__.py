@@ -40,7 +40,7 @@ class Session:
         if remote.is_mirror(config.directory):
             self.result += f", mirrored in {config.directory}"
         self.seconds: dict[str, float] = {}
-        self.held, self.ray = ExitStack(), ExitStack()
+        self.held = ExitStack()
         self.cluster: Cluster | None = None
         self.locked = False
 
@@ -48,7 +48,6 @@ class Session:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.disconnect()
         self.held.close()
 
     def bring(self) -> None:
@@ -82,8 +81,8 @@ class Session:
         """The same for a command that works on what others left."""
         if not (self.config.directory / configuration.CONFIG_FILE).exists():
             raise ConfigError(
-                f"there is no run in {remote.shown(self.config.directory)}: run `python -m pipelines sweep` "
-                "with the same configuration first"
+                f"there is no run in {remote.shown(self.config.directory)}: run `python -m pipelines sweep` with "
+                "the same configuration first"
             )
         self.claim()
 
@@ -96,17 +95,13 @@ class Session:
             settings = self.config.ray
             if self.config.sweep.scheduler != "none":
                 settings = replace(settings, dashboard=True)
-            self.cluster = cluster = self.ray.enter_context(connected(settings))
+            self.cluster = cluster = self.held.enter_context(connected(settings))
             dashboard = f", dashboard at {cluster.dashboard}" if cluster.dashboard else ""
             where = "started here" if cluster.started else "running already"
             sizes = [f"{cluster.resources.get(name, 0):g} logical {name}s" for name in ("CPU", "GPU")]
             found = [size for size in sizes if not size.startswith("0 ")] or ["a cluster without CPUs"]
             print(f"Ray: {', '.join(found)}, {where}{dashboard}")
         return self.cluster
-
-    def disconnect(self) -> None:
-        self.ray.close()
-        self.cluster = None
 
 
 # The commands import what they need themselves: --help and a misspelled key answer at once, without torch and Ray.
@@ -150,16 +145,14 @@ def print_plan(config: Config) -> None:
 
 
 def run_sweep(session: Session) -> None:
-    given = session.arguments
+    whole = not session.arguments.train_only
     with stage("check", session.seconds):
         from pipelines import check
 
-        model = check.check_training(session.config, sweep=True)
-        if not given.train_only:
-            check.check_evaluation(session.config, model, trained=False)
+        model = check.check_study(session.config) if whole else check.check_training(session.config, sweep=True)
     session.claim()
-    do_sweep(session, given.retry_errored)
-    if not given.train_only:
+    do_sweep(session, session.arguments.retry_errored)
+    if whole:
         do_evaluate(session, model)
         conclude(session)
 
@@ -302,12 +295,10 @@ def run_demo(session: Session) -> None:
     with stage("check", session.seconds):
         from pipelines import check
 
-        model = check.check_training(session.config, sweep=True)
-        check.check_evaluation(session.config, model, trained=False)
+        model = check.check_study(session.config)
     session.claim()
     do_sweep(session)
     do_evaluate(session, model)
-    session.disconnect()
     do_report(session)
     conclude(session)
 
@@ -318,8 +309,7 @@ def run_check(session: Session) -> None:
     with stage("check", session.seconds):
         from pipelines import check
 
-        model = check.check_training(config, sweep=True)
-        check.check_evaluation(config, model, trained=False)
+        model = check.check_study(config)
     if session.arguments.weights:
         with stage("weights", session.seconds):
             for line in check.check_weights(config, model):

@@ -116,6 +116,11 @@ def check_evaluation(config: Config, model: Model | None = None, *, trained: boo
     return model
 
 
+def check_study(config: Config) -> Model:
+    """Both, of a run whose adapters are still to be trained; returns the model."""
+    return check_evaluation(config, check_training(config, sweep=True), trained=False)
+
+
 def check_weights(config: Config, model: Model) -> Iterator[str]:
     """Load each reward of the run, downloading what is not here, and score an image of the model's size; a line each.
 

@@ -100,7 +100,7 @@ def test_rewards_stand_against_a_path_length_that_says_so_where_there_is_no_kl()
 def test_a_second_run_changes_nothing(run, arguments, capsys):
     before = contents(run.directory, "*")
     written = {path: path.stat().st_mtime_ns for path in run.directory.rglob("*.parquet") if "part-" in path.name}
-    assert main(["sweep", *arguments]) == main(["front", *arguments]) == 0
+    assert main(["sweep", *arguments]) == main(["evaluate", *arguments]) == main(["front", *arguments]) == 0
     out = capsys.readouterr().out
     assert "1 of 1 adapters are there already" in out and "2 of 2 groups of images are there already" in out
     assert {path: path.stat().st_mtime_ns for path in written} == written
