@@ -64,7 +64,7 @@ def bare_loop(found: config.Config) -> None:
     prompts = study.resolve_prompts(train.prompts, "train.prompts")
     adapters.attach(model.denoiser, "tuned", train.rank, train.alpha, train.targets, train.seed)
     parameters = draft.trainable(model, "tuned")
-    optimizer = torch.optim.Adam(parameters, lr=train.lr, weight_decay=train.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay)
     for step in range(train.steps):
         optimizer.zero_grad()
         draft.train_step(model, reward, "tuned", *draft.draw(prompts, train.seed, step, train.batch), settings)

@@ -48,6 +48,8 @@ def check_training(config: Config, *, sweep: bool) -> Model:
             f"train.method is full and model.dtype {config.model.dtype}, in which Adam's small steps are lost: take "
             "model.dtype=float32, and train.autocast=bfloat16 for speed"
         )
+    if config.train.ema is not None:
+        raise ConfigError(f"train.ema is {config.train.ema:g}: no training averages its weights yet; leave it null")
     for train in wanted:
         _check_parallel(replace(config, train=train))
     prompts = study.resolve_prompts(config.train.prompts, "train.prompts")
@@ -79,7 +81,7 @@ def _check_parallel(config: Config) -> None:
         return
     for key, bad, fix in (
         ("on_nan", "skip", "its workers have to make the same forwards: take stop"),
-        ("optimizer", "adam8bit", "bitsandbytes cannot hold sharded moments: take adam"),
+        ("optimizer", "adamw-8bit", "bitsandbytes cannot hold sharded moments: take adamw"),
         ("compile", True, "compiled blocks would be made anew around the sharded weights: leave it off"),
     ):
         if getattr(train, key) == bad:
@@ -226,14 +228,19 @@ def _check_readable(path: Path) -> None:
 
 
 def _difference(found: dict, wanted: dict, prefix: str = "") -> str:
-    """The first key that differs."""
-    for key, value in wanted.items():
-        if isinstance(value, dict):
-            inner = _difference(found.get(key) or {}, value, f"{prefix}{key}.")
+    """The first key that differs, in words; what a record holds beside the wanted keys does not count, but in its
+    sections it does."""
+    for key in dict.fromkeys([*wanted, *(found if prefix else ())]):
+        if isinstance(wanted.get(key), dict):
+            inner = _difference(found.get(key) or {}, wanted[key], f"{prefix}{key}.")
             if inner:
                 return inner
-        elif found.get(key) != value:
-            return f"{prefix}{key} = {found.get(key)!r}, not {value!r}"
+        elif key not in found:
+            return f"its record does not say {prefix}{key}, as those of earlier versions: wanted is {wanted[key]!r}"
+        elif key not in wanted:
+            return f"{prefix}{key} = {found[key]!r}, which is not set now"
+        elif found[key] != wanted[key]:
+            return f"{prefix}{key} = {found[key]!r}, not {wanted[key]!r}"
     return ""
 
 

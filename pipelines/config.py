@@ -181,11 +181,15 @@ class Train(Section):
     micro_batch: int = number(12, 1, **EXECUTION)
     """Images whose graph is held at once."""
     lr: float = number(1e-3, above=0)
-    """Adam's learning rate, constant."""
+    """The optimizer's learning rate, constant."""
     weight_decay: float = number(5e-4, 0)
-    """Adam's weight decay (L2)."""
-    optimizer: str = choice("adam", "adam", "adam-fused", "adam8bit")
-    """Adam; in one kernel; or with moments of 8 bits, which needs a GPU and bitsandbytes."""
+    """Weight decay; each step of AdamW takes lr * weight_decay of a weight off it."""
+    optimizer: str = choice("adamw", "adamw", "adamw-fused", "adamw-8bit", "adam-l2")
+    """AdamW, with decoupled weight decay as published; the same in one kernel; with moments of 8 bits, which needs a
+    GPU and bitsandbytes; or Adam with the decay added to the gradient, as L2 regularization."""
+    ema: float | None = number(None, above=0)
+    """Decay, under 1, of an exponential moving average of the tuned weights, which is then what is validated, kept and
+    evaluated; null keeps the weights themselves."""
     autocast: str | None = choice(None, None, "bfloat16")
     """Precision of the forward passes of a training step, where the weights are float32."""
     checkpointing: tuple[str, ...] = choice((), "denoiser", "vae", "reward", **EXECUTION)
@@ -196,7 +200,7 @@ class Train(Section):
     """Compile the denoiser's repeated blocks with torch.compile: worth its minute in long trainings on a GPU."""
     clip: float = number(1.0, above=0)
     """The gradient's largest norm."""
-    on_nan: str = choice("stop", "stop", "skip", **EXECUTION)
+    on_nan: str = choice("stop", "stop", "skip")
     """What happens where an image's score is NaN: stop, naming the image, or skip it and count it."""
     method: str = choice("lora", "lora", "full")
     """What is tuned: a LoRA, or every weight of the denoiser, as a second set beside the frozen base."""
@@ -240,7 +244,7 @@ class Train(Section):
     """Checkpoints that are kept; with two there is one before a last that a crash has spoiled."""
     keep_best: bool = field(default=False, metadata=EXECUTION)
     """Keep the adapter of the validation with the best held-out reward too, as KEY@best."""
-    explosion: float | None = number(1000.0, above=1, **EXECUTION)
+    explosion: float | None = number(1000.0, above=1)
     """A step whose gradient's norm, over clip, is so many times its median over the last steps, or whose loss lies
     above its median by so many of its usual deviations, has exploded: on_nan says what then, as where it is NaN. Null
     is never."""
@@ -259,7 +263,14 @@ class Train(Section):
     """A word in the adapter's name, before its seed; a sweep says there what else it varies, as in lr0.0003-r16."""
 
     def __post_init__(self) -> None:
+        if self.optimizer in ONCE_L2:
+            raise ConfigError(
+                f"train.optimizer is {self.optimizer!r}, which added the weight decay to the gradient (L2) and is no "
+                "longer there: take adamw, which decouples it as published and makes other adapters, or adam-l2"
+            )
         super().__post_init__()
+        if self.ema is not None and self.ema >= 1:
+            raise ConfigError(f"train.ema is {self.ema:g}: give a number below 1, as in 0.9999, or null for no average")
         _check_bounds("train.num_workers", self.num_workers)
         if not re.fullmatch(r"[A-Za-z0-9._-]*", self.label):
             raise ConfigError(f"train.label is {self.label!r}: give letters, digits, '.', '_' and '-' alone")
@@ -275,6 +286,9 @@ class Train(Section):
         bounds = {name: getattr(self, f"stop_{name}") for name in LIMITED}
         return {name: bound for name, bound in bounds.items() if bound is not None}
 
+
+# Names of optimizers in earlier runs' configurations, of which the first was the default.
+ONCE_L2 = ("adam", "adam-fused", "adam8bit")
 
 # What `train.stop_*` bounds; but for the patience, a key each.
 LIMITED = ("held_out", "diversity", "kl", "path")
@@ -680,7 +694,7 @@ def of_run(directory: str | Path, overrides: Sequence[str] = ()) -> Config:
             f"{remote.shown(path)} is no run (it has no {CONFIG_FILE}): give the directory of one, as ~/aig-runs/demo"
         )
     values: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
-    _merge(values, _read_yaml(path / CONFIG_FILE), str(path / CONFIG_FILE))
+    _merge(values, _read_kept(path / CONFIG_FILE), str(path / CONFIG_FILE))
     for text in overrides:
         _merge(values, _parse_override(text), text)
     values["run"] |= {"name": path.name, "storage": remote.storage_of(path)}
@@ -797,7 +811,7 @@ OWN_FILES = (f".{CONFIG_FILE}.part", LOCK_FILE)
 
 def _check_same_run(config: Config, made: Path) -> None:
     try:
-        existing = from_dict(_read_yaml(made))
+        existing = from_dict(_read_kept(made))
     except ConfigError as error:
         raise ConfigError(
             f"{remote.shown(made.parent)} belongs to another version or program ({error}): choose another run.name"
@@ -847,6 +861,15 @@ def _read_yaml(path: Path) -> Any:
         ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML ({_one_line(error)}): correct the file") from error
+
+
+def _read_kept(path: Path) -> Any:
+    """The configuration that a run keeps. A key that it lacks is younger than the run, and its default what was done
+    then; only the optimizer's has changed."""
+    values = _read_yaml(path)
+    if not isinstance(values, dict) or not isinstance(values.get("train", {}), dict):
+        return values
+    return {**values, "train": {"optimizer": ONCE_L2[0], **values.get("train", {})}}
 
 
 def _parse_override(text: str) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def make(config: Config) -> Plan:
     return Plan(
         config, model, here, trained, predictions * (1 if sampling.guidance == 1 else 2), predictions,
         weights=frozen * BYTES[config.model.dtype],
-        states=trained * (4 + 4 + (2 if train.optimizer == "adam8bit" else 8)),
+        states=trained * (4 + 4 + (2 if train.optimizer == "adamw-8bit" else 8)),
         activations=(saved * train.k + saved_decoding) * size // 4, operations=operations,
     )  # fmt: skip
 

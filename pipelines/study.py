@@ -330,7 +330,7 @@ def training_record(config: Config, train: Train, step: int) -> dict[str, Any]:
 # The settings of a training that make its adapter; the others decide how it is carried out and watched.
 RECORDED = (
     "reward", "kl_weight", "k", "seed", "kl", "lv", "batch", "lr", "weight_decay", "clip", "rank", "alpha", "targets",
-    "optimizer", "autocast", "vae_tiling", "compile",
+    "optimizer", "autocast", "vae_tiling", "compile", "on_nan", "explosion", "ema",
 )  # fmt: skip
 
 

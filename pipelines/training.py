@@ -42,7 +42,7 @@ from pipelines.stopping import Guard
 from pipelines.tracking import Tracker
 from pipelines.validation import ADAPTER, scores_of
 
-BETAS = (0.9, 0.999)  # Adam's, as published
+BETAS = (0.9, 0.999)  # AdamW's, as published
 EMPTY_STEPS = 10  # so many steps in a row without a gradient, and a training is stopped whatever train.on_nan says
 
 
@@ -172,7 +172,7 @@ class Training:
         if settings.on_nan == "stop" or self.empty >= EMPTY_STEPS:
             prompts, seeds = draw(self.prompts, settings.seed, self.step, settings.batch)
             before = f", and the {self.empty - 1} before it were no better" if self.empty > 1 else ""
-            skip = ", or leave such steps out with train.on_nan=skip" if settings.on_nan == "stop" else ""
+            skip = ", or leave such steps out in another run with train.on_nan=skip" if settings.on_nan == "stop" else ""
             raise FloatingPointError(
                 f"step {self.step} has {wrong}{before}; its first image: {prompts[0]!r} with noise seed {seeds[0]}, "
                 f"its prompts: {_some(prompts)}. Lower train.lr or raise the KL weight{skip}"

@@ -110,8 +110,8 @@ def _sound(
         lost = int((~sound).nonzero()[0])
         raise FloatingPointError(
             f"the validation of step {step} has {len(prompts) - len(kept)} images without a finite score, first that "
-            f"of {prompts[lost]!r} with seed {seeds[lost]}: lower train.lr, or leave such images out with "
-            "train.on_nan=skip"
+            f"of {prompts[lost]!r} with seed {seeds[lost]}: lower train.lr, or leave such images out in "
+            "another run with train.on_nan=skip"
         )
     if not kept:
         raise FloatingPointError(f"the validation of step {step} has no image with a finite score: lower train.lr")
