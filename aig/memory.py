@@ -89,9 +89,9 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019): p <- (1 - lr weight_decay) p, then Adam's step of the gradient alone.
 
-    `adamw` is torch's; `adamw-fused` the same in one kernel; `adamw-8bit` holds its moments in 8 bits. `adam-l2` is Adam
-    (Kingma and Ba 2015) with the decay in the gradient: Adam rescales the sum, so that where gradients are small the
-    decay becomes whole steps of size lr, which shrink LoRA's A to a fraction within tens of steps.
+    `adamw` is torch's, `adamw-fused` the same in one kernel, `adamw-8bit` the same with moments of 8 bits. `adam-l2` is
+    Adam (Kingma and Ba 2015) with the decay in the gradient: Adam rescales their sum, so that where gradients are small
+    the decay becomes whole steps of size lr, which shrink LoRA's A to a fraction within tens of steps.
 
     Raises ValueError for a name that is not in `OPTIMIZERS`, and where bitsandbytes is missing.
     """

@@ -172,7 +172,7 @@ class Training:
         if settings.on_nan == "stop" or self.empty >= EMPTY_STEPS:
             prompts, seeds = draw(self.prompts, settings.seed, self.step, settings.batch)
             before = f", and the {self.empty - 1} before it were no better" if self.empty > 1 else ""
-            skip = ", or leave such steps out in another run with train.on_nan=skip" if settings.on_nan == "stop" else ""
+            skip = ", or leave such steps out in another run with train.on_nan=skip" * (settings.on_nan == "stop")
             raise FloatingPointError(
                 f"step {self.step} has {wrong}{before}; its first image: {prompts[0]!r} with noise seed {seeds[0]}, "
                 f"its prompts: {_some(prompts)}. Lower train.lr or raise the KL weight{skip}"
