@@ -50,7 +50,7 @@ def check_training(config: Config, *, sweep: bool) -> Model:
         )
     for train in wanted:
         _check_parallel(replace(config, train=train))
-    prompts = study.resolve_prompts(config.train.prompts, "train.prompts")
+    prompts = study.resolve_prompts(config, "train.prompts")
     with _named("train.prompts"):
         model.encode(prompts)
     _check_scores(config)
@@ -103,7 +103,7 @@ def check_evaluation(config: Config, model: Model | None = None, *, trained: boo
     model = model or _model(config)
     external.check(config, model.denoiser)
     with _named("evaluate.prompts"):
-        model.encode(study.resolve_prompts(evaluate.prompts, "evaluate.prompts"))
+        model.encode(study.resolve_prompts(config, "evaluate.prompts"))
     _check_scores(config)
     if trained:
         trials.check_drawn(config)
