@@ -52,7 +52,7 @@ def check_training(config: Config, *, sweep: bool) -> Model:
         raise ConfigError(f"train.ema is {config.train.ema:g}: no training averages its weights yet; leave it null")
     for train in wanted:
         _check_parallel(replace(config, train=train))
-    prompts = study.resolve_prompts(config.train.prompts, "train.prompts")
+    prompts = study.resolve_prompts(config, "train.prompts")
     with _named("train.prompts"):
         model.encode(prompts)
     _check_scores(config)
@@ -105,7 +105,7 @@ def check_evaluation(config: Config, model: Model | None = None, *, trained: boo
     model = model or _model(config)
     external.check(config, model.denoiser)
     with _named("evaluate.prompts"):
-        model.encode(study.resolve_prompts(evaluate.prompts, "evaluate.prompts"))
+        model.encode(study.resolve_prompts(config, "evaluate.prompts"))
     _check_scores(config)
     if trained:
         trials.check_drawn(config)

@@ -71,6 +71,11 @@ def _check_value(key: str, value: Any, rule: Mapping[str, Any]) -> None:
     raise ConfigError(f"{key} is {value}: give a number {' and '.join(bounds) or 'that is finite'}")
 
 
+# Noise seed indices from which validations and searches count theirs; an evaluation counts from 0. None reaches the
+# next one's, so that what selects adapters and schedules never sees an image that judges them.
+VALIDATION_SEEDS, SEARCH_SEEDS = 1_000_000, 2_000_000
+
+
 @dataclass(frozen=True)
 class Run(Section):
     name: str = field(default="run", metadata=EXECUTION)
@@ -170,8 +175,9 @@ class Train(Section):
     """Which KL penalty: the published mean squared difference, or the path KL in nats."""
     lv: int = number(1, 1)
     """DRaFT-LV: how often the last step's noise is drawn anew; 1 is plain DRaFT."""
-    prompts: int | str | tuple[str, ...] = number(48, 1)
-    """How many of the embedded world's captions to train on, a list of prompts, or a text file with one a line."""
+    prompts: int | str | tuple[str, ...] = number(32, 1)
+    """How many of the embedded world's 32 training captions to train on, a list of prompts, or a text file with one a
+    line."""
     steps: int = number(100, 1)
     """Optimizer steps."""
     batch: int = number(12, 1)
@@ -218,8 +224,8 @@ class Train(Section):
     """Steps between validations: the points of the training curves."""
     validate_prompts: int = number(8, 1)
     """Prompts of a validation, the first of the training prompts."""
-    validate_seeds: int = number(4, 2)
-    """Images a prompt of a validation; diversity needs two."""
+    validate_seeds: int = number(4, 2, SEARCH_SEEDS - VALIDATION_SEEDS)
+    """Images a prompt of a validation, with noise that no evaluation has; diversity needs two."""
     checkpoint_every: int = number(20, 1, **EXECUTION)
     """Steps between checkpoints: what a crash costs at most."""
     max_failures: int = number(3, -1, **EXECUTION)
@@ -370,8 +376,9 @@ class Sweep(Section):
 @dataclass(frozen=True)
 class Evaluate(Section):
     prompts: int | str | tuple[str, ...] = number(16, 2)
-    """How many of the embedded world's captions to draw, a list of prompts, or a text file with one a line."""
-    seeds: int = number(8, 2)
+    """How many of the embedded world's 16 held-out captions to draw, a list of prompts, or a text file with one a
+    line."""
+    seeds: int = number(8, 2, VALIDATION_SEEDS)
     """Images a prompt and arm; every arm has the same noise."""
     rewards: tuple[str, ...] = ("fragile", "robust")
     """Rewards that score every image, and the terms of weighted sums; the first that was not trained on is the held-out
@@ -534,12 +541,12 @@ class Search(Section):
     """What to maximize, at least two: the adapter's reward, the held-out one, gold, front.diversity. Gold is reported
     in any case and steers the search only where it is named here."""
     prompts: int | str | tuple[str, ...] = number(8, 2, **EXECUTION)
-    """The search set: a list of prompts, a text file, or how many of the embedded world's captions."""
+    """The search set: a list of prompts, a text file, or how many of the embedded world's training captions."""
     held_out: int | str | tuple[str, ...] = number(16, 2, **EXECUTION)
-    """The held-out set, which validates what was found; a number takes captions that are not in the search set."""
-    seeds: int = number(4, 2, **EXECUTION)
-    """Images a prompt and candidate."""
-    held_out_seeds: int = number(8, 2, **EXECUTION)
+    """The held-out set, which validates what was found; a number takes so many of the world's held-out captions."""
+    seeds: int = number(4, 2, VALIDATION_SEEDS, **EXECUTION)
+    """Images a prompt and candidate, with noise that no evaluation and no validation has."""
+    held_out_seeds: int = number(8, 2, VALIDATION_SEEDS, **EXECUTION)
     """Images a held-out prompt and schedule."""
     keep: int = number(4, 1, **EXECUTION)
     """Schedules to validate and to keep, at most: those that add most hypervolume on the search set."""

@@ -110,7 +110,7 @@ class Training:
         sampling = study.resolve_sampling(config, self.model.defaults)
         self.sampling = replace(sampling, max_rows=settings.rollout_batch or sampling.max_rows)
         self.draft = draft_config(config, self.model)
-        self.prompts = study.resolve_prompts(settings.prompts, "train.prompts")
+        self.prompts = study.resolve_prompts(config, "train.prompts")
         memory.prepare(self.model, settings.checkpointing, settings.vae_tiling, settings.compile)
         statistics = normalization.of_sums(config)
         self.reward = rewarding.load_trained(config, self.model.device, statistics or {})

@@ -1,4 +1,8 @@
-"""Validations of a training: scores, diversity and distances to the base on fixed prompts and noise, and a picture."""
+"""Validations of a training: scores, diversity and distances to the base on fixed prompts and noise, and a picture.
+
+The prompts are training prompts, and no evaluation has their noise: guards, schedulers and searches select by
+validations, and what selects must not be what judges.
+"""
 
 from __future__ import annotations
 
@@ -62,9 +66,9 @@ def validate(config: Config, model: Model, scores: Scores, sampling: Sampling, s
     left out of every mean, and counted.
     """
     settings = config.train
-    chosen = study.resolve_prompts(settings.prompts, "train.prompts")[: settings.validate_prompts]
-    prompts = [prompt for prompt in chosen for _ in range(settings.validate_seeds)]
-    seeds = list(range(settings.validate_seeds)) * len(chosen)
+    chosen, indices = study.validation_prompts(config), study.validation_seeds(config)
+    prompts = [prompt for prompt in chosen for _ in indices]
+    seeds = indices * len(chosen)
     # At step 0 the adapter is still the base: its distance is 0 without being measured.
     samples = sample_arms(
         model, prompts, seeds, [Arm(ADAPTER, ADAPTER)], config.run.seed, sampling, measure_path=step > 0

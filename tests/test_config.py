@@ -42,6 +42,19 @@ def test_a_feature_extractor_is_named_or_described_by_a_mapping(tmp_path):
         config.load(None, None, ["evaluate.features=3"])
 
 
+def test_what_selects_and_what_judges_have_no_noise_in_common_whatever_the_number_of_seeds():
+    def most(section: type, key: str) -> int:
+        return next(item.metadata["high"] for item in dataclasses.fields(section) if item.name == key)
+
+    evaluated, validated = most(config.Evaluate, "seeds"), most(config.Train, "validate_seeds")
+    assert evaluated <= config.VALIDATION_SEEDS
+    assert config.VALIDATION_SEEDS + validated <= config.SEARCH_SEEDS
+    for key in ("seeds", "held_out_seeds"):  # seed indices are 32-bit integers in the images' files
+        assert config.SEARCH_SEEDS + most(config.Search, key) < 2**31
+    with pytest.raises(ConfigError, match=r"evaluate\.seeds is 1000001: give a number at least 2"):
+        config.load(None, None, ["evaluate.seeds=1000001"])
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
