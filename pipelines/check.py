@@ -209,9 +209,9 @@ def _check_adapters(config: Config, trainings: list) -> None:
             found, wanted = adapters.read_record(folder), study.training_record(single, train, step)
             if not study.same_record(found, wanted):
                 raise ConfigError(
-                    f"{remote.shown(folder)}: this adapter was made by another configuration or for other model "
-                    f"weights ({_difference(found, wanted)}): delete the folder to train it again, or choose another "
-                    "run.name"
+                    f"{remote.shown(folder)}: this adapter was made {study.difference(found, wanted)}: choose another "
+                    "run.name and keep it (--adapter NAME=FOLDER evaluates it there), or delete the folder to train it "
+                    "again"
                 )
 
 
@@ -223,18 +223,6 @@ def _check_readable(path: Path) -> None:
         raise ConfigError(
             f"{path}: the adapter's weights are corrupt ({error}): delete the folder and train it again"
         ) from error
-
-
-def _difference(found: dict, wanted: dict, prefix: str = "") -> str:
-    """The first key that differs."""
-    for key, value in wanted.items():
-        if isinstance(value, dict):
-            inner = _difference(found.get(key) or {}, value, f"{prefix}{key}.")
-            if inner:
-                return inner
-        elif found.get(key) != value:
-            return f"{prefix}{key} = {found.get(key)!r}, not {value!r}"
-    return ""
 
 
 @contextmanager
