@@ -211,9 +211,9 @@ def _check_adapters(config: Config, trainings: list) -> None:
             found, wanted = adapters.read_record(folder), study.training_record(single, train, step)
             if not study.same_record(found, wanted):
                 raise ConfigError(
-                    f"{remote.shown(folder)}: this adapter was made by another configuration or for other model "
-                    f"weights ({_difference(found, wanted)}): delete the folder to train it again, or choose another "
-                    "run.name"
+                    f"{remote.shown(folder)}: this adapter was made {study.difference(found, wanted)}: choose another "
+                    "run.name and keep it (--adapter NAME=FOLDER evaluates it there), or delete the folder to train it "
+                    "again"
                 )
 
 
@@ -225,23 +225,6 @@ def _check_readable(path: Path) -> None:
         raise ConfigError(
             f"{path}: the adapter's weights are corrupt ({error}): delete the folder and train it again"
         ) from error
-
-
-def _difference(found: dict, wanted: dict, prefix: str = "") -> str:
-    """The first key that differs, in words; what a record holds beside the wanted keys does not count, but in its
-    sections it does."""
-    for key in dict.fromkeys([*wanted, *(found if prefix else ())]):
-        if isinstance(wanted.get(key), dict):
-            inner = _difference(found.get(key) or {}, wanted[key], f"{prefix}{key}.")
-            if inner:
-                return inner
-        elif key not in found:
-            return f"its record does not say {prefix}{key}, as those of earlier versions: wanted is {wanted[key]!r}"
-        elif key not in wanted:
-            return f"{prefix}{key} = {found[key]!r}, which is not set now"
-        elif found[key] != wanted[key]:
-            return f"{prefix}{key} = {found[key]!r}, not {wanted[key]!r}"
-    return ""
 
 
 @contextmanager

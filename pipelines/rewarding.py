@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -137,6 +138,16 @@ def columns(config: Config, names: Sequence[str]) -> Columns:
             take(slug(name), weights, name)
             sums[slug(name)] = weights
     return Columns(parts, sums)
+
+
+def digests(specs: Iterable[RewardSpec]) -> dict[str, str]:
+    """`aig.rewards.digests` of these rewards, by column: hashes of what their scores come from."""
+    return {slug(spec.column): _digest(spec) for spec in specs}
+
+
+@lru_cache
+def _digest(spec: RewardSpec) -> str:
+    return rewards.digests(spec)[spec.column]
 
 
 def load_trained(config: Config, device: torch.device, statistics: Statistics) -> Any:

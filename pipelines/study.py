@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -344,10 +343,13 @@ def training_record(config: Config, train: Train, step: int) -> dict[str, Any]:
         settings["reward_dtype"] = config.rewards.dtype
     if config.rewards.rounding:
         settings["reward_rounding"] = True
+    settings["reward_digests"] = rewarding.digests(rewarding.terms(config, train.reward))
     model = {key: value for key, value in asdict(config.model).items() if key != "device"}
     model["fingerprint"] = fingerprint(config.model.name, config.model.revision, config.model.variant)
-    return json.loads(json.dumps({"step": step, "train": settings, "model": model}))
+    return json.loads(json.dumps({"format": RECORD_FORMAT, "step": step, "train": settings, "model": model}))
 
+
+RECORD_FORMAT = 2  # 1 had no such key, and a fingerprint of the ends of the model's files
 
 # The settings of a training that make its adapter; the others decide how it is carried out and watched.
 RECORDED = (
@@ -387,18 +389,30 @@ def same_record(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
     return all(found.get(key) == value for key, value in wanted.items())
 
 
+def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What made an adapter in another way than the wanted one, as it follows "was made": the first key that differs."""
+    if (made := found.get("format", 1)) != RECORD_FORMAT:
+        older = f"by an earlier version, whose records (format {made}, now {RECORD_FORMAT}) say less of the model's and"
+        newer = f"by a later version (its record has format {made}, this one reads {RECORD_FORMAT})"
+        return f"{older} the reward's weights" if made < RECORD_FORMAT else newer
+    key, was, now = next(_differing_keys(found, wanted))
+    if key == "model.fingerprint":
+        return f"for other weights than those of model.name={wanted['model']['name']} ({key} = {was!r}, not {now!r})"
+    if key.startswith("train.reward_digests."):
+        return f"by other weights, or other code, of the reward {key.rpartition('.')[2]} ({was!r}, not {now!r})"
+    return f"by another configuration ({key} = {was!r}, not {now!r})"
+
+
+def _differing_keys(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Keys whose values differ: those wanted and, inside a section, those found beside them."""
+    for key in dict.fromkeys([*wanted, *(found if prefix else ())]):
+        if isinstance(wanted.get(key), dict):
+            yield from _differing_keys(found.get(key) or {}, wanted[key], f"{prefix}{key}.")
+        elif found.get(key) != wanted.get(key) or (key in found) != (key in wanted):
+            yield f"{prefix}{key}", found.get(key), wanted.get(key)
+
+
 @lru_cache
 def fingerprint(model: str, revision: str | None = None, variant: str | None = None) -> str:
-    """A hash of a model's files by names, sizes and both ends of their content: other weights differ there, too."""
-    folder = models.resolve(model, revision, variant)
-    digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(ENDS)
-            file.seek(max(0, size - ENDS))
-            digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode() + head + file.read(ENDS))
-    return digest.hexdigest()
-
-
-ENDS = 2**20  # bytes
+    """`aig.models.fingerprint`, settled once in a process: of the files that are loaded."""
+    return models.fingerprint(model, revision, variant)
