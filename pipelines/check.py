@@ -35,7 +35,8 @@ def check_training(config: Config, *, sweep: bool) -> Model:
     model = _model(config)
     wanted = layout.trainings(config) if sweep else [config.train]
     if sweep and config.sweep.search != "grid":
-        wanted += [replace(train, kl_weight=1.0) for train in wanted if config.sweep.kl_range]
+        largest = 1.0 if config.sweep.kl_range else max(config.sweep.kl_weights)
+        wanted += [replace(train, kl_weight=largest) for train in wanted if largest > 0]
     for train in wanted:
         key = "sweep.rewards" if sweep else "train.reward"
         with _named(key):

@@ -172,7 +172,8 @@ class Train(Section):
     seed: int = number(0, 0, **IN_KEY)
     """Seed of this training: LoRA initialization, prompts and noise."""
     kl: str = choice("eps_mse", "eps_mse", "path")
-    """Which KL penalty: the published mean squared difference, or the path KL in nats."""
+    """Which KL penalty: the published mean squared difference, or the path KL in nats, which needs a sampler that adds
+    noise in each of the last K steps."""
     lv: int = number(1, 1)
     """DRaFT-LV: how often the last step's noise is drawn anew; 1 is plain DRaFT."""
     prompts: int | str | tuple[str, ...] = number(32, 1)
@@ -197,7 +198,8 @@ class Train(Section):
     """Decay, under 1, of an exponential moving average of the tuned weights, which is then what is validated, kept and
     evaluated; null keeps the weights themselves."""
     autocast: str | None = choice(None, None, "bfloat16")
-    """Precision of the forward passes of a training step, where the weights are float32."""
+    """Precision of the denoiser and the decoder in a training step, where the weights are float32; rewards compute in
+    rewards.dtype."""
     checkpointing: tuple[str, ...] = choice((), "denoiser", "vae", "reward", **EXECUTION)
     """Whose activations are computed again in the backward pass instead of being held."""
     vae_tiling: bool = False

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from aig import adapters, memory
 from aig.adapters import sharding
-from aig.draft import DraftConfig, draw, over_kept, train_step
+from aig.draft import DraftConfig, draw, grid_of, over_kept, train_step
 from aig.models import Model
 from pipelines import (
     checkpoints,
@@ -364,10 +364,12 @@ def draft_config(config: Config, model: Model) -> DraftConfig:
     sampling = study.resolve_sampling(config, model.defaults)
     sampling = replace(sampling, max_rows=settings.rollout_batch or sampling.max_rows)
     micro_batch = min(settings.micro_batch, settings.batch)
-    return DraftConfig(
+    objective = DraftConfig(
         sampling, settings.k, settings.lv, settings.kl_weight, settings.kl, micro_batch, settings.autocast,
         settings.on_nan,
     )  # fmt: skip
+    grid_of(model, objective)
+    return objective
 
 
 def write_curve(files: RunFiles, key: str, rows: Sequence[dict[str, Any]]) -> None:
