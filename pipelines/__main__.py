@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from aig import folders
 from pipelines import config as configuration
 from pipelines import remote
 from pipelines.config import Config, ConfigError
@@ -69,6 +70,8 @@ class Session:
         if not self.locked:
             self.held.enter_context(configuration.lock_directory(self.config))
             self.locked = True
+            for parent in (self.config.directory, self.config.directory / "adapters"):
+                folders.recover_all(parent)
 
     def claim_existing(self) -> None:
         """The same for a command that works on what others left."""

@@ -11,6 +11,7 @@ from evaluations import arguments, save_lora
 from measured_runs import build, given, settings
 from PIL import Image
 
+from aig import folders
 from pipelines import config, external, listing, locks, score
 from pipelines.__main__ import Session, main
 from pipelines.config import ConfigError
@@ -59,6 +60,17 @@ def test_an_evaluation_that_is_refused_for_the_lock_changes_no_file_of_the_run(t
         assert main(["evaluate", *asked, "evaluate.generators=7"]) == 2
         assert "another process is working in" in capsys.readouterr().err
         assert content(found.directory) == before
+
+
+def test_the_next_start_puts_back_what_a_killed_one_had_moved_aside(tmp_path):
+    found = build(settings(tmp_path))
+    name = next(path.name for path in (found.directory / "adapters").iterdir())
+    for folder in (found.directory / "adapters" / name, found.directory / "report"):
+        folder.mkdir(exist_ok=True)
+        folder.rename(folder.with_name(f".{folder.name}{folders.ASIDE}"))
+    with session(found) as one:
+        one.claim()
+        assert (found.directory / "adapters" / name).is_dir() and (found.directory / "report").is_dir()
 
 
 def test_of_two_configurations_that_passed_the_check_the_one_that_holds_the_lock_makes_the_run(tmp_path):
