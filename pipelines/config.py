@@ -11,13 +11,14 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
-from pipelines import remote, uris
+from pipelines import locks, remote, uris
 
 PRESETS = Path(__file__).parent / "presets"
 CONFIG_FILE = "config.yaml"
@@ -724,11 +725,21 @@ def find_run(directory: str | Path) -> Path:
 
 
 def _check_store(path: Path, writing: bool) -> None:
-    """Whether a run's store can be used; then its configuration is here, if it has one."""
+    """Whether a run's store can be used; then its configuration is here, if it has one.
+
+    The mirror of a run in which a process of this machine works is that one's, and is left as it is.
+    """
+    if not remote.is_mirror(path):
+        return
     try:
         remote.check(path, writing)
-        kept = remote.set_aside(path)
-        remote.pull(path / CONFIG_FILE)
+        path.mkdir(parents=True, exist_ok=True)
+        file = locks.take(path / LOCK_FILE)
+        if file is None:
+            return
+        with file:
+            kept = remote.set_aside(path)
+            remote.pull(path / CONFIG_FILE)
     except remote.StorageError as error:
         raise ConfigError(f"run.storage: {error}") from error
     if kept is not None:
@@ -797,20 +808,45 @@ def describe() -> dict[str, tuple[str, str]]:
     return described
 
 
+def lock_directory(config: Config) -> TextIO:
+    """Make the run's directory, and hold its lock on this machine until the file that is returned is closed.
+
+    ConfigError where another process holds it.
+    """
+    path = config.directory
+    with _writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        file = locks.take(path / LOCK_FILE)
+    if file is None:
+        raise ConfigError(
+            f"another process is working in {remote.shown(path)}: wait for it, or choose another run.name"
+        )
+    return file
+
+
 def claim_directory(config: Config) -> Path:
-    """Make the run's directory, after `check_directory`, and write its `config.yaml`."""
+    """Make the run's directory, after `check_directory`, and write its `config.yaml`.
+
+    Where other processes may do the same, hold its lock before: what was checked is still so when it is written.
+    """
     path = check_directory(config)
-    try:
+    with _writing(path):
         path.mkdir(parents=True, exist_ok=True)
         part = path / f".{CONFIG_FILE}.part"
         part.write_text(to_yaml(config))
         part.replace(path / CONFIG_FILE)
         remote.push(path / CONFIG_FILE)
+    return path
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot write the run directory ({error.strerror}): choose another run.storage"
         ) from error
-    return path
 
 
 LOCK_FILE = remote.LOCK_FILE

@@ -82,6 +82,7 @@ def resume(training: Training) -> None:
     storage = training.files.checkpoints(training.key)
     found, warnings = None, []
     if training.scores is not None:
+        checkpoints.clean_saves(training.files.adapters, training.key)  # first: every worker looks at what is saved
         found, warnings = checkpoints.newest(storage)
     name = broadcast_from_rank_zero(found.name if found else None)
     chosen = storage / name if name is not None else None
@@ -95,7 +96,6 @@ def resume(training: Training) -> None:
         reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED, timeout_s=10)
         listed = {Path(each.checkpoint.path).name for each in reported}
         checkpoints.clean(storage, chosen, listed, training.config.train.num_to_keep)
-        checkpoints.clean_saves(training.files.adapters, training.key)
 
 
 class Training:

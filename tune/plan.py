@@ -123,7 +123,7 @@ def scored(config: Config, reward: str) -> list[str]:
 def _digest(files: RunFiles, adapter: str) -> str:
     with suppress(ValueError):
         return layout.file_digest(adapters.weights_file(files.adapters / adapter))
-    there = sorted(path.parent.name for path in files.adapters.glob(f"*/{adapters.RECORD}"))
+    there = layout.saved_adapters(files)
     if not there:
         raise ConfigError(
             f"search.adapter: {files.root} has no adapters: run `python -m pipelines sweep` (or train) with the same "
