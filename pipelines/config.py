@@ -232,7 +232,8 @@ class Train(Section):
     checkpoint_every: int = number(20, 1, **EXECUTION)
     """Steps between checkpoints: what a crash costs at most."""
     max_failures: int = number(3, -1, **EXECUTION)
-    """How often a dead worker is replaced; -1 is without limit."""
+    """How often a dead worker is replaced; -1 is without limit. One that fails as any other would (a score that is NaN,
+    a setting that does not fit) ends the training at once."""
     num_workers: int | tuple[int, ...] = number(1, 1, **EXECUTION)
     """Data-parallel training workers; [least, most] takes as many as the cluster has room for, and goes on with fewer
     or more when nodes come and go. The adapter is the same to rounding."""
@@ -331,7 +332,8 @@ class Sweep(Section):
     kl_range: tuple[float, ...] | None = number(None, above=0)
     """[low, high]: a search draws KL weights between, uniformly in their logarithm; null draws among kl_weights."""
     objectives: tuple[str, ...] = choice(("reward", "diversity"), "reward", "held_out", "gold", "diversity")
-    """What Optuna maximizes, as the last validation of a trial has it."""
+    """What Optuna maximizes, as the validation of a trial's adapter has it: where a guard has stopped it, of the one
+    that was kept."""
     seed: int = number(0, 0)
     """Seed of a search: the same draws the same trials, where the same came of those before."""
     scheduler: str = choice("none", "none", "asha", **EXECUTION)

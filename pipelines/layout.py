@@ -222,6 +222,20 @@ def stopped(config: Config) -> dict[str, Any] | None:
     return record if found and found["step"] <= config.train.steps else None
 
 
+def curve(config: Config) -> list[dict[str, Any]]:
+    """The validations of `config.train`, from step 0 on; none where it has not begun."""
+    path = RunFiles(config.directory).curves / f"{adapter_key(config.train)}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def standings(config: Config) -> list[dict[str, Any]]:
+    """What the adapter of `config.train` was worth at each validation, the last being what the training came to: its
+    curve, but after the step of what a guard kept the values of that."""
+    rows, last = curve(config), last_step(config)
+    kept = next((row for row in reversed(rows) if row["step"] <= last), {})
+    return [row if row["step"] <= last else {**kept, "step": row["step"]} for row in rows]
+
+
 def best_folder(train: Train) -> str:
     """The name of the adapter of the validation with the best held-out reward, where train.keep_best asks for it."""
     return f"{adapter_key(train)}@best"

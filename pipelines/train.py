@@ -1,18 +1,19 @@
 """Training one adapter: a Ray Train `TorchTrainer` around the worker of `pipelines.training`.
 
 Everything random comes from (seed, step, index of the sample in the global batch), so a replayed step gives the same
-bits and any number of workers the same adapter. A worker that dies is replaced and goes on from the last checkpoint.
-The same command resumes what was interrupted.
+bits and any number of workers the same adapter. A worker that dies is replaced and goes on from the last checkpoint;
+one that would fail again in the same way ends the training. The same command resumes what was interrupted.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
 from pipelines import checkpoints, layout, remote
@@ -21,11 +22,36 @@ from pipelines.cluster import Cluster, needs, times
 from pipelines.config import Config, Train
 from pipelines.layout import RunFiles, adapter_key
 
+# What a worker's own code raises about its input and its numbers. Since a step can be replayed to the bit, so would
+# these be; what files, stores, devices and other processes do (OSError, RuntimeError) may be over the next time.
+REPEATABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+
+
+class EndAtOnce(UserCallback):
+    """Ends a training where a worker has raised what any other would raise again, without the retries that dead workers
+    are for.
+
+    Ray Train counts an error of its callbacks as one of the controller's, which it does not retry.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, BaseException]) -> None:
+        raised = list(worker_exceptions.values())
+        # Where another worker has died, what is left may fail in any way.
+        if all(isinstance(error, Exception) and not _of_ray(error) for error in raised):
+            for error in raised:
+                if isinstance(error, REPEATABLE):
+                    raise error
+
+
+def _of_ray(error: BaseException) -> bool:
+    return any(kind.__module__.startswith("ray.") for kind in type(error).__mro__)
+
 
 def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
     """Train the adapter of `config.train`, or finish what was begun; returns its folder. Ray must be connected.
 
-    `callbacks` are Ray Train's. Raises ray.train.TrainingFailedError where a worker fails more often than allowed.
+    `callbacks` are Ray Train's. Raises what a worker raised where it is one of `REPEATABLE`, and
+    ray.train.TrainingFailedError where workers fail more often than allowed in other ways.
     """
     files, key, settings = RunFiles(config.directory), adapter_key(config.train), config.train
     (least, most), storage = settings.workers, files.checkpoints(key)
@@ -44,10 +70,15 @@ def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
             storage_path=remote.storage_path(storage.parent),
             failure_config=FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=settings.num_to_keep),
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, EndAtOnce()],
         ),
     )
-    _interruptibly(trainer.fit)
+    try:
+        _interruptibly(trainer.fit)
+    except ControllerError as error:
+        if isinstance(error.controller_failure, REPEATABLE):
+            raise error.controller_failure from None
+        raise
     checkpoints.discard(storage)
     return files.adapters / key
 
@@ -96,4 +127,8 @@ def worker(loop_config: dict[str, Any]) -> None:
     # Imported here, so that the processes that only launch and watch a training do not load the model's libraries.
     from pipelines.training import run
 
-    run(configuration.from_dict(loop_config["config"]))
+    try:
+        run(configuration.from_dict(loop_config["config"]))
+    except REPEATABLE as error:
+        error.add_note(f"in a training worker:\n{traceback.format_exc()}")  # Ray would leave where it was raised behind
+        raise

@@ -285,8 +285,12 @@ class Training:
 
     def report(self, saving: bool) -> None:
         """Metrics to Ray Train and, with `saving`, a checkpoint; every worker has to call it."""
-        latest = validation.metrics(self.curve[-1]) if self.curve else {}
-        metrics = {**latest, "step": self.step, "loss": self.sums["loss"], "batch_reward": self.sums["reward"]}
+        metrics = {
+            **validation.metrics(self.standing()),
+            "step": self.step,
+            "loss": self.sums["loss"],
+            "batch_reward": self.sums["reward"],
+        }
         checkpoint = None
         state = self.state() if saving and (self.scores is not None or self.how == parallel.FSDP) else None
         if state is not None and self.scores is not None:
@@ -301,6 +305,13 @@ class Training:
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
         )
+
+    def standing(self) -> dict[str, Any]:
+        """The last validation of the adapter: where a guard has stopped, of the one that it held. Empty on all workers
+        but the first."""
+        held = self.guard.held if self.guard.stop is not None else None
+        last = self.step if held is None else held["step"]
+        return next((row for row in reversed(self.curve) if row["step"] <= last), {})
 
     def state(self) -> dict[str, Any]:
         """All that a training needs to go on, with any number of workers; sharded ones all have to call it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -50,17 +51,26 @@ def spoiled(images: Tensor, prompts: list[str]) -> Tensor:
 
 
 def __getattr__(name: str) -> Callable[[Tensor, list[str]], Tensor]:
-    """`until_HEX`: how red an image is, but no reward to train on until there is a file at the path in hexadecimal."""
-    if not name.startswith("until_"):
+    """`until_HEX`: how red an image is, but no reward to train on until there is a file at the path in hexadecimal;
+    `nan_HEX`: NaN where it is trained on, with each such process noted in that file."""
+    kind, _, path = name.partition("_")
+    if kind not in ("until", "nan"):
         raise AttributeError(name)
-    path = Path(bytes.fromhex(name.removeprefix("until_")).decode())
+    path = Path(bytes.fromhex(path).decode())
+
+    def nan(images: Tensor, prompts: list[str]) -> Tensor:
+        if not images.requires_grad:
+            return red(images, prompts)
+        with path.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return red(images, prompts) * float("nan")
 
     def until(images: Tensor, prompts: list[str]) -> Tensor:
         if images.requires_grad and not path.exists():
             raise RuntimeError(f"{path.name} is not there yet")
         return red(images, prompts)
 
-    return until
+    return until if kind == "until" else nan
 
 
 def constant(images: Tensor, prompts: list[str]) -> Tensor:

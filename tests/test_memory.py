@@ -8,7 +8,7 @@ import pytest
 import torch
 from models import tiny_with
 
-from aig import adapters, draft, memory
+from aig import adapters, draft, memory, rewards
 from aig.draft import DraftConfig
 from aig.models import Sampling, load
 
@@ -87,6 +87,22 @@ def test_autocast_computes_in_bfloat16_and_its_gradient_points_the_same_way():
     handle.remove()
     assert seen == {torch.bfloat16}
     assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.98
+
+
+@pytest.mark.parametrize("reward", ["fragile", "robust", "0.5*fragile + 2*robust"])
+def test_autocast_does_not_reach_the_reward(reward):
+    model, loaded, seen = tiny_with("a"), rewards.load(reward), []
+
+    def watched(images, prompts):
+        score = loaded(images, prompts)
+        seen.append((images.detach(), torch.is_autocast_enabled("cpu"), score.detach()))
+        return score
+
+    sums = draft.train_step(model, watched, "a", PROMPTS, SEEDS, replace(FEW, autocast="bfloat16"))
+    ((images, under_autocast, scores),) = seen
+    assert images.dtype == torch.float32 and not under_autocast
+    assert torch.equal(scores, loaded(images, PROMPTS))
+    assert sums["reward"] == pytest.approx(scores.mean().item(), rel=1e-6)
 
 
 LR, BETAS, DECAY = 2.5e-4, (0.9, 0.999), 5e-3  # the published ones, of SD 1.4

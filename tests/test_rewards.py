@@ -246,12 +246,49 @@ def test_a_prompt_first_seen_in_inference_mode_can_be_trained_on_later(specs):
     assert images.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+def matmul(images, prompts):
+    """A user's reward of an operation that autocast would cast."""
+    return images.flatten(1) @ torch.linspace(0, 1, images[0].numel())
+
+
+OTHERS = {
+    "fragile": "fragile", "robust": "robust", "gold": "gold", "gold_a": "gold_a", "sum": "0.3*fragile + 2*robust",
+    "own": "test_rewards:matmul",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *OTHERS])
 def test_autocast_around_a_reward_does_not_change_its_scores(name, specs):
-    images, reward = tiny.pictures(6, 64, 64), rewards.load(specs[name])
-    plain = reward(images, PROMPTS)
+    size, prompts = (32, WORLD * 3) if name in OTHERS else (64, PROMPTS)
+    images, reward = tiny.pictures(6, size, size), rewards.load(specs.get(name) or OTHERS[name])
+    plain = reward(images, prompts)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(reward(images, PROMPTS), plain)
+        assert torch.equal(reward(images, prompts), plain)
+        reports = rewards.report(reward, tiny.saved(images), prompts)
+    assert torch.equal(reports, rewards.report(reward, tiny.saved(images), prompts))
+
+
+def test_a_temperature_is_that_of_the_checkpoint_whatever_the_towers_compute_in(tmp_path):
+    folder, config = tiny.clip_folder(tmp_path / "clip", torch.float32), tmp_path / "tiny.json"
+    model = CLIPModel.from_pretrained(folder)
+    model.logit_scale.data.fill_(torch.log(torch.tensor(100.0)))
+    model.save_pretrained(folder)
+    assert rewards.load({"name": "pickscore", "weights": str(folder)}, dtype=torch.bfloat16).scale == pytest.approx(100)
+    _, checkpoint = tiny.open_clip_files(tmp_path, dtype=torch.float32)
+    state = torch.load(checkpoint, weights_only=True)
+    state["state_dict"]["logit_scale"].fill_(torch.log(torch.tensor(100.0)))
+    torch.save(state, checkpoint)
+    sources = clip.clip_sources(str(checkpoint), str(config))
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        loaded = clip.load_clip(str(config), sources, dtype=dtype)
+        assert loaded.logit_scale.item() == pytest.approx(100)
+        assert loaded.dtype == loaded.model.visual.conv1.weight.dtype == dtype
+
+
+def test_a_world_reward_computes_in_float32_at_least():
+    images = tiny.pictures(2, 32, 32)
+    short = rewards.WorldReward("fragile", dtype=torch.bfloat16)
+    assert torch.equal(short(images, WORLD), rewards.load("fragile")(images, WORLD))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -30,8 +30,7 @@ class AestheticReward(LibraryReward):
 
     def score(self, views: Views, prompts: list[str]) -> Tensor:
         embedding = self.clip.embed_images(views)  # (B, d)
-        with torch.autocast(embedding.device.type, enabled=False):
-            return self.head(embedding).squeeze(-1)
+        return self.head(embedding).squeeze(-1)
 
     def checkpoint(self) -> None:
         self.clip.checkpoint()

@@ -54,7 +54,7 @@ class LibraryReward:
     _rounding = False
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Scores (B,) of images (B, 3, H, W), floats in [0, 1], for as many prompts.
+        """Scores (B,) of images (B, 3, H, W), floats in [0, 1], for as many prompts; the same under autocast.
 
         Raises InputError (a ValueError) for images that are no such floats, that are NaN or out of range, and for empty
         prompts.
@@ -63,12 +63,13 @@ class LibraryReward:
         return self.checked(Views(images, self._rounding), prompts)
 
     def checked(self, views: Views, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) of checked images, with the prompts checked here."""
+        """Scores (B,) of checked images, with the prompts checked here; outside autocast, which would change them."""
         check_prompts(self.name, prompts, len(views.images), self.reads_prompts)
         texts = list(prompts)
-        if self._recompute and torch.is_grad_enabled():
-            return checkpoint(self.score, views, texts, use_reentrant=False)  # type: ignore[return-value]
-        return self.score(views, texts)
+        with torch.autocast(views.images.device.type, enabled=False):
+            if self._recompute and torch.is_grad_enabled():
+                return checkpoint(self.score, views, texts, use_reentrant=False)  # type: ignore[return-value]
+            return self.score(views, texts)
 
     def score(self, views: Views, prompts: list[str]) -> Tensor:
         """Scores (B,) of what was checked."""
