@@ -200,7 +200,13 @@ def test_the_clip_score_is_torchmetrics_without_its_clip_at_zero(files, specs):
     scores = rewards.report(reward, images, PROMPTS)
     processor = AutoProcessor.from_pretrained(files.folder)
     model = AutoModel.from_pretrained(files.folder, dtype=torch.float32).eval()
-    theirs = [clip_score(*pair, lambda: (model, processor)) for pair in zip(images, PROMPTS, strict=True)]
+    plain = SimpleNamespace(  # torchmetrics 1.9 wants tensors, transformers 5 gives objects that hold them
+        config=model.config,
+        to=lambda device: plain,
+        get_image_features=lambda pixels: model.get_image_features(pixels).pooler_output,
+        get_text_features=lambda ids, mask: model.get_text_features(ids, mask).pooler_output,
+    )
+    theirs = [clip_score(*pair, lambda: (plain, processor)) for pair in zip(images, PROMPTS, strict=True)]
     assert scores.min() < 0 < scores.max()
     assert torch.allclose(scores.clamp(min=0), torch.stack(theirs), rtol=1e-4, atol=1e-4)
 
