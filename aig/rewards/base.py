@@ -79,7 +79,7 @@ class LibraryReward:
         self._recompute = True
 
     def round_through(self) -> None:
-        """Round images to 8 bits before and after each pass of a resize, as saving and PIL do.
+        """Round images to 8 bits, as saving does, and after each pass of a resize where reports resize with PIL.
 
         Scores are then those of `report` but for a hundredth of their spread in the worst image; gradients pass the
         roundings as if they were not there, so they are not those of the rounded score, which is flat.
@@ -88,8 +88,8 @@ class LibraryReward:
 
 
 def report(reward: Any, images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Scores (B,) of images (B, 3, H, W) uint8, as they were saved: through the model's own processor where there is
-    one, else as `reward(images / 255, prompts)`. Without gradient.
+    """Scores (B,) of images (B, 3, H, W) uint8, as they were saved: preprocessed as the model's authors do where it
+    is a pretrained one, else as `reward(images / 255, prompts)`. Without gradient.
 
     Raises InputError for what is no batch of 8-bit images, and for empty prompts.
     """
