@@ -18,6 +18,7 @@ from aig.world.scenes import all_prompts
 from pipelines import guards, rewarding, trials
 from pipelines.config import Config, ConfigError, Train
 from pipelines.layout import (
+    RECORD_FORMAT,
     RunFiles,
     adapter_folders,
     adapter_key,
@@ -327,8 +328,6 @@ def training_record(config: Config, train: Train, step: int) -> dict[str, Any]:
     return json.loads(json.dumps({"format": RECORD_FORMAT, "step": step, "train": settings, "model": model}))
 
 
-RECORD_FORMAT = 2  # 1 had no such key, and a fingerprint of the ends of the model's files
-
 # The settings of a training that make its adapter; the others decide how it is carried out and watched.
 RECORDED = (
     "reward", "kl_weight", "k", "seed", "kl", "lv", "batch", "lr", "weight_decay", "clip", "rank", "alpha", "targets",
@@ -382,11 +381,13 @@ def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 def _differing_keys(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    for key, value in wanted.items():
-        if isinstance(value, dict):
-            yield from _differing_keys(found.get(key) or {}, value, f"{prefix}{key}.")
-        elif found.get(key) != value:
-            yield f"{prefix}{key}", found.get(key), value
+    """Of the top level those that are wanted, within them all."""
+    for key in wanted if not prefix else dict.fromkeys([*wanted, *found]):
+        was, now = found.get(key), wanted.get(key)
+        if isinstance(now, dict):
+            yield from _differing_keys(was or {}, now, f"{prefix}{key}.")
+        elif was != now:
+            yield f"{prefix}{key}", was, now
 
 
 @lru_cache
