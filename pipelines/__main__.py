@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import shlex
 import signal
@@ -16,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from aig import folders
 from pipelines import config as configuration
 from pipelines import remote
 from pipelines.config import Config, ConfigError
@@ -54,28 +54,24 @@ class Session:
         """Of a run that is kept elsewhere, before anything is read: make its mirror ours, and what the store has."""
         root = self.config.directory
         if remote.is_mirror(root):
-            root.mkdir(parents=True, exist_ok=True)
             self.lock()
             remote.pull(root, without=remote.APART)
 
     def claim(self) -> None:
-        """Make the run's directory ours until the end: no second process works in it meanwhile."""
-        configuration.claim_directory(self.config)
+        """Make the run's directory ours until the end: no second process works in it meanwhile.
+
+        What has been seen of it before is checked again, and nothing is written before.
+        """
         self.lock()
+        configuration.claim_directory(self.config)
 
     def lock(self) -> None:
         """Hold the run's lock, on this machine."""
-        if self.locked:
-            return
-        path = self.config.directory / configuration.LOCK_FILE
-        file = self.held.enter_context(path.open("w"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"another process is working in {remote.shown(path.parent)}: wait for it, or choose another run.name"
-            ) from None
-        self.locked = True
+        if not self.locked:
+            self.held.enter_context(configuration.lock_directory(self.config))
+            self.locked = True
+            for parent in (self.config.directory, self.config.directory / "adapters"):
+                folders.recover_all(parent)
 
     def claim_existing(self) -> None:
         """The same for a command that works on what others left."""

@@ -33,7 +33,8 @@ def check_training(config: Config, *, sweep: bool) -> Model:
     model = _model(config)
     wanted = layout.trainings(config) if sweep else [config.train]
     if sweep and config.sweep.search != "grid":
-        wanted += [replace(train, kl_weight=1.0) for train in wanted if config.sweep.kl_range]
+        largest = 1.0 if config.sweep.kl_range else max(config.sweep.kl_weights)
+        wanted += [replace(train, kl_weight=largest) for train in wanted if largest > 0]
     for train in wanted:
         key = "sweep.rewards" if sweep else "train.reward"
         with _named(key):
@@ -46,9 +47,11 @@ def check_training(config: Config, *, sweep: bool) -> Model:
             f"train.method is full and model.dtype {config.model.dtype}, in which Adam's small steps are lost: take "
             "model.dtype=float32, and train.autocast=bfloat16 for speed"
         )
+    if config.train.ema is not None:
+        raise ConfigError(f"train.ema is {config.train.ema:g}: no training averages its weights yet; leave it null")
     for train in wanted:
         _check_parallel(replace(config, train=train))
-    prompts = study.resolve_prompts(config.train.prompts, "train.prompts")
+    prompts = study.resolve_prompts(config, "train.prompts")
     with _named("train.prompts"):
         model.encode(prompts)
     _check_scores(config)
@@ -77,7 +80,7 @@ def _check_parallel(config: Config) -> None:
         return
     for key, bad, fix in (
         ("on_nan", "skip", "its workers have to make the same forwards: take stop"),
-        ("optimizer", "adam8bit", "bitsandbytes cannot hold sharded moments: take adam"),
+        ("optimizer", "adamw-8bit", "bitsandbytes cannot hold sharded moments: take adamw"),
         ("compile", True, "compiled blocks would be made anew around the sharded weights: leave it off"),
     ):
         if getattr(train, key) == bad:
@@ -101,7 +104,7 @@ def check_evaluation(config: Config, model: Model | None = None, *, trained: boo
     model = model or _model(config)
     external.check(config, model.denoiser)
     with _named("evaluate.prompts"):
-        model.encode(study.resolve_prompts(evaluate.prompts, "evaluate.prompts"))
+        model.encode(study.resolve_prompts(config, "evaluate.prompts"))
     _check_scores(config)
     if trained:
         trials.check_drawn(config)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tempfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
-from aig import adapters
+from aig import adapters, folders
 from pipelines import layout, remote
 from pipelines.config import Config, ConfigError
 from pipelines.layout import RunFiles
@@ -58,17 +57,11 @@ def bring(config: Config) -> None:
             continue
         weights = adapters.weights_file(source)
         known = weights.name if weights.name == adapters.FULL_WEIGHTS else adapters.WEIGHTS
-        folder.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
-        try:
+        with folders.whole(target) as part:
             shutil.copyfile(weights, part / known)
             record = weights.parent / adapters.RECORD
             if record.exists():
                 shutil.copyfile(record, part / adapters.RECORD)
-            part.chmod(0o755)
-            part.rename(target)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
         remote.push_whole(target)
         print(f"Copied {weights} to {target}: the run has all that it needs.")
 

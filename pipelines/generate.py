@@ -73,7 +73,7 @@ def units(config: Config, model_defaults: models.Sampling) -> list[Unit]:
         "digests": rewarding.scoring_digests(config, columns),
     }
     found = []
-    for prompt_id, prompt in enumerate(study.resolve_prompts(evaluate.prompts, "evaluate.prompts")):
+    for prompt_id, prompt in enumerate(study.resolve_prompts(config, "evaluate.prompts")):
         for first in range(0, evaluate.seeds, evaluate.group):
             seeds = tuple(range(first, min(first + evaluate.group, evaluate.seeds)))
             content = {**shared, "prompt_id": prompt_id, "path": has_path(config, prompt_id)}
@@ -424,7 +424,7 @@ OTHERWISE = "that an earlier version made, or whose model, adapters, rewards or 
 def _check_ours(config: Config, paths: Sequence[Path]) -> None:
     """ConfigError where a unit's file has an arm or a prompt that this run does not have."""
     arms = {arm.arm.name for arm in study.all_arms(config)}
-    prompts = set(study.resolve_prompts(config.evaluate.prompts, "evaluate.prompts"))
+    prompts = set(study.resolve_prompts(config, "evaluate.prompts"))
     for path in paths:
         try:
             found = pq.read_table(path, columns=["arm", "prompt"])

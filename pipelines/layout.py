@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from aig import folders
 from pipelines import remote
 from pipelines.config import Config, ConfigError, Train
 
@@ -150,6 +150,12 @@ def trainings(config: Config) -> list[Train]:
         training(config, reward=r, k=k, kl_weight=w, lr=lr, rank=rank, seed=s)
         for w, r, k, lr, rank, s in sorted(product(*varied), key=lambda point: point[0])
     ]
+
+
+def saved_adapters(files: RunFiles) -> list[str]:
+    """The names of the adapters that are there whole, in their order; the folders of killed writers are hidden."""
+    found = (path.parent.name for path in files.adapters.glob(f"*/{RECORD}"))
+    return sorted(name for name in found if not name.startswith("."))
 
 
 def external(config: Config) -> dict[str, Path]:
@@ -290,7 +296,7 @@ def whole(path: Path, by: str = "") -> Iterator[Path]:
 def forget(path: Path) -> None:
     """Remove a file or a folder of a run, wherever that is kept; nothing where there is none."""
     if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
+        folders.remove(path)
     else:
         path.unlink(missing_ok=True)
     remote.remove(path)

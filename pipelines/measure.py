@@ -99,7 +99,7 @@ def measure(config: Config, images: generate.Images, command: str, connect: Call
 
 def _prompts(config: Config) -> dict[int, str]:
     """Every prompt by its place in evaluate.prompts, the number of its images in the dataset."""
-    return dict(enumerate(study.resolve_prompts(config.evaluate.prompts, "evaluate.prompts")))
+    return dict(enumerate(study.resolve_prompts(config, "evaluate.prompts")))
 
 
 def _kept(config: Config, images: generate.Images) -> dict[int, str]:

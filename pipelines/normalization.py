@@ -1,4 +1,8 @@
-"""The base model's scores, by which the terms of a weighted sum are z-scored: measured once, and kept in the run."""
+"""The base model's scores, by which the terms of a weighted sum are z-scored: measured once, and kept in the run.
+
+They are those of the validations' prompts and noise: the scale of what is trained on owes nothing to the images that
+judge it.
+"""
 
 from __future__ import annotations
 
@@ -86,8 +90,8 @@ def measure(config: Config, names: Sequence[str]) -> dict[str, Any]:
     sampling = replace(sampling, max_rows=settings.rollout_batch or sampling.max_rows)
     scores = Scores(Columns({name: columns.parts[name] for name in names}, {}), device=model.device)
     found: dict[str, list[float]] = {name: [] for name in names}
-    seeds = list(range(settings.validate_seeds))
-    for prompt in _prompts(config):
+    seeds = study.validation_seeds(config)
+    for prompt in study.validation_prompts(config):
         texts = [prompt] * len(seeds)
         samples = sample_arms(model, texts, seeds, [Arm("base", None, 1.0, "base")], config.run.seed, sampling)
         images = model.decode(samples.latents["base"])
@@ -123,7 +127,7 @@ def _components(config: Config) -> dict[str, Any]:
 
 def _measured_on(config: Config) -> dict[str, Any]:
     model = study.fingerprint(config.model.name, config.model.revision, config.model.variant)
-    return {"model": model, "prompts": _prompts(config), "seeds": config.train.validate_seeds}
+    return {"model": model, "prompts": study.validation_prompts(config), "seeds": study.validation_seeds(config)}
 
 
 def _current(config: Config) -> dict[str, Any]:
@@ -142,12 +146,8 @@ def _digests(columns: Columns) -> dict[str, str]:
     return rewarding.digests(columns.parts[name] for name in columns.normalized)
 
 
-def _prompts(config: Config) -> list[str]:
-    return study.resolve_prompts(config.train.prompts, "train.prompts")[: config.train.validate_prompts]
-
-
 def _images(config: Config) -> int:
-    return len(_prompts(config)) * config.train.validate_seeds
+    return len(study.validation_prompts(config)) * config.train.validate_seeds
 
 
 def of_sums(config: Config) -> Statistics | None:

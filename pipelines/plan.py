@@ -7,6 +7,7 @@ with checkpointing, those of the one block that is being computed again.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from aig import adapters, memory
-from aig.grid import scheduler_for
+from aig.draft import DraftConfig
+from aig.grid import Grid
 from aig.models import LatentModel
 from aig.models.empty import empty, parameters
 from aig.models.protocol import Condition
@@ -74,9 +76,8 @@ def make(config: Config) -> Plan:
     train = config.train
     model, here = empty(config.model.name, config.model.revision)
     model = study.sized(model, config)
-    settings = draft_config(config, model)
+    settings, order = _objective(config, model)
     sampling = settings.sampling
-    scheduler_for(model, sampling)
     frozen = all_parameters(model)
     attach(train, model.denoiser)
     trained = sum(parameter.numel() for parameter in adapters.parameters(model.denoiser, ADAPTER))
@@ -88,6 +89,8 @@ def make(config: Config) -> Plan:
     decoded, saved_decoding = _count(model, lambda: model.decode(latents))
     with_gradient = train.k * train.lv
     extra = with_gradient if train.kl_weight > 0 else 0
+    if settings.by_path and train.lv == 1:  # the base's, of the steps that a multistep scheduler remembers
+        extra += min(order - 1, sampling.steps - train.k)
     steps = sampling.steps - train.k + (1 if train.lv > 1 else 0)
     predictions = train.batch * (steps + with_gradient + extra)
     # A backward pass through frozen weights costs about what the forward one does; with their gradients, twice.
@@ -96,9 +99,17 @@ def make(config: Config) -> Plan:
     return Plan(
         config, model, here, trained, predictions * (1 if sampling.guidance == 1 else 2), predictions,
         weights=frozen * BYTES[config.model.dtype],
-        states=trained * (4 + 4 + (2 if train.optimizer == "adam8bit" else 8)),
+        states=trained * (4 + 4 + (2 if train.optimizer == "adamw-8bit" else 8)),
         activations=(saved * train.k + saved_decoding) * size // 4, operations=operations,
     )  # fmt: skip
+
+
+def _objective(config: Config, model: LatentModel) -> tuple[DraftConfig, int]:
+    """The objective, and how many predictions a step of its scheduler reads."""
+    here = copy.copy(model)
+    here.device = torch.device("cpu")  # on the meta device times would have no values
+    settings = draft_config(config, here)
+    return settings, Grid(here, settings.sampling).order
 
 
 def _predict(model: LatentModel, batch: int, guidance: float) -> Tensor:
@@ -133,7 +144,7 @@ def _count(model: LatentModel, run: Callable[[], Tensor]) -> tuple[float, int]:
 def lines(plan: Plan) -> list[str]:
     """The plan as text, a fact a line."""
     config, model, train = plan.config, plan.model, plan.config.train
-    sampling = draft_config(config, model).sampling
+    sampling = study.resolve_sampling(config, model.defaults)
     height, width = model.image_size
     whole = train.method == "full"
     denoiser = parameters(model.denoiser) - plan.trained

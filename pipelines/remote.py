@@ -11,7 +11,6 @@ say that the two are the same. Of local folders nothing here knows: every functi
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from pipelines import locks
 from pipelines.uris import joined, parted
 
 T = TypeVar("T")
@@ -201,9 +201,10 @@ def refresh(root: Path) -> None:
     if not is_mirror(root):
         return
     root.mkdir(parents=True, exist_ok=True)
-    with (root / LOCK_FILE).open("w") as file, suppress(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        pull(root, without=APART)
+    file = locks.take(root / LOCK_FILE)
+    if file is not None:
+        with file:
+            pull(root, without=APART)
 
 
 def check(root: Path, writing: bool) -> None:

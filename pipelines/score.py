@@ -6,7 +6,6 @@ images that are scored, and have not changed since, are not scored again.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -21,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from aig import rewards
-from pipelines import listing, rewarding, uris
+from pipelines import listing, locks, rewarding, uris
 from pipelines.bar import Bar
 from pipelines.cluster import Cluster
 from pipelines.config import Config, ConfigError
@@ -119,14 +118,20 @@ def check(config: Config, request: Request) -> tuple[Listing, Columns, Files]:
         raise ConfigError(f"run.storage is {config.run.storage}, and scores go to a file: name a local one by --out")
     out = request.out or Path(config.run.storage).expanduser() / "scores" / default
     files = Files(out.absolute(), key)
-    if files.out.is_dir():
+    _check_out(files)
+    return found, columns, files
+
+
+def _check_out(files: Files) -> None:
+    """ConfigError where the scores' file is there and is none of these scores."""
+    out = files.out
+    if out.is_dir():
         raise ConfigError(f"--out {out} is a folder: give the path of a file, as in {out / 'scores.parquet'}")
-    if files.out.exists() and _key_of(files.out) != files.key:
+    if out.exists() and _key_of(out) != files.key:
         raise ConfigError(
             f"{out} is there already and holds something else, or what other rewards, other weights of them or an "
             "earlier version scored: give another --out, or remove it"
         )
-    return found, columns, files
 
 
 def score(
@@ -137,6 +142,8 @@ def score(
     `connect` connects to Ray, and is called where something is left to score.
     """
     with _locked(files):
+        _check_out(files)
+        files.parts.mkdir(exist_ok=True)
         done = _done(files, found)
         missing = [image for image in found.images if image.id not in done]
         if missing:
@@ -200,18 +207,20 @@ OPTIONAL = ("image_id", "group")  # left out where no image has one
 
 @contextmanager
 def _locked(files: Files) -> Iterator[None]:
-    """Make the units' folder ours: no second process scores into the same file meanwhile."""
+    """Make the scores' file ours: no second process scores into it meanwhile, by whatever rewards."""
+    path = files.out.with_name(f".{files.out.name}.lock")
     try:
-        files.parts.mkdir(parents=True, exist_ok=True)
-        lock = (files.parts / ".lock").open("w")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = locks.take(path)
     except OSError as error:
         raise ConfigError(f"{files.out}: cannot write there ({error.strerror}): choose another --out") from error
+    if lock is None:
+        raise ConfigError(f"another process is scoring into {files.out}: wait for it")
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another process is scoring into {files.out}: wait for it") from None
-        yield
+            yield
+        finally:
+            path.unlink()
 
 
 def _key(columns: Columns) -> str:

@@ -291,9 +291,9 @@ def _searches(files: RunFiles) -> Iterator[str]:
 def _more_adapters(config: Config, files: RunFiles, states: list[Training]) -> Iterator[str]:
     """Adapters that `train` made beside the sweep's."""
     ours = {state.key for state in states} | set(layout.external(config))
-    others = [p.parent.name for p in files.adapters.glob(f"*/{RECORD}") if p.parent.name.partition("@")[0] not in ours]
+    others = [name for name in layout.saved_adapters(files) if name.partition("@")[0] not in ours]
     if others:
-        yield f"adapters   besides: {', '.join(sorted(others))}"
+        yield f"adapters   besides: {', '.join(others)}"
 
 
 def _next(config: Config, folder: Path, states: Sequence[Training], draws: bool, units: tuple[int, int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,9 +14,9 @@ import torch
 from aig import adapters, models, schedules
 from aig.models import LatentModel
 from aig.sampler import Arm, Sampling
-from aig.world.scenes import all_prompts
+from aig.world.scenes import held_out_prompts, training_prompts
 from pipelines import guards, rewarding, trials
-from pipelines.config import Config, ConfigError, Train
+from pipelines.config import VALIDATION_SEEDS, Config, ConfigError, Train
 from pipelines.layout import (
     RECORD_FORMAT,
     RunFiles,
@@ -96,18 +96,40 @@ def early_stops(config: Config) -> list[int]:
     return list(wanted)
 
 
-def resolve_prompts(wanted: int | str | tuple[str, ...], key: str) -> list[str]:
-    """A list of prompts as given, a file's lines, or so many of the embedded world's captions."""
+# Which of the embedded world's captions a number takes; those that judge are none that were trained on.
+CAPTIONS: dict[str, tuple[str, Callable[[], list[str]]]] = {
+    "train.prompts": ("training", training_prompts),
+    "evaluate.prompts": ("held-out", held_out_prompts),
+    "search.prompts": ("training", training_prompts),
+    "search.held_out": ("held-out", held_out_prompts),
+}
+
+
+def resolve_prompts(config: Config, key: str) -> list[str]:
+    """The prompts of one of the keys of `CAPTIONS`: a list as given, a file's lines, or the first of the captions."""
+    section, _, name = key.partition(".")
+    wanted = getattr(getattr(config, section), name)
     if isinstance(wanted, str):
         return read_prompts(wanted, key)
     if not isinstance(wanted, int):
         return list(wanted)
-    known = all_prompts()
+    kind, captions = CAPTIONS[key]
+    known = captions()
     if wanted > len(known):
         raise ConfigError(
-            f"{key} is {wanted}: the embedded world has {len(known)} captions; give fewer, or a list of prompts"
+            f"{key} is {wanted}: the embedded world has {len(known)} {kind} captions; give fewer, or a list of prompts"
         )
     return known[:wanted]
+
+
+def validation_prompts(config: Config) -> list[str]:
+    """The prompts of a validation, which are training prompts."""
+    return resolve_prompts(config, "train.prompts")[: config.train.validate_prompts]
+
+
+def validation_seeds(config: Config) -> list[int]:
+    """The noise seed indices of each prompt of a validation, which no evaluation uses."""
+    return [VALIDATION_SEEDS + index for index in range(config.train.validate_seeds)]
 
 
 def scored_rewards(config: Config) -> list[str]:
@@ -309,7 +331,7 @@ def _guided(adapter: str, text: str) -> tuple[Arm, str]:
 def training_record(config: Config, train: Train, step: int) -> dict[str, Any]:
     """What made an adapter, as JSON holds it: it decides whether one that is there is the one that is wanted."""
     settings: dict[str, Any] = {key: getattr(train, key) for key in RECORDED}
-    settings["prompts"] = resolve_prompts(train.prompts, "train.prompts")
+    settings["prompts"] = resolve_prompts(replace(config, train=train), "train.prompts")
     if train.method != "lora":  # nor has a LoRA's record a method
         settings = {key: value for key, value in settings.items() if key not in OF_LORA} | {"method": train.method}
     # Only where they say more than the name does: records are compared, and older ones have no such keys.
@@ -331,7 +353,7 @@ def training_record(config: Config, train: Train, step: int) -> dict[str, Any]:
 # The settings of a training that make its adapter; the others decide how it is carried out and watched.
 RECORDED = (
     "reward", "kl_weight", "k", "seed", "kl", "lv", "batch", "lr", "weight_decay", "clip", "rank", "alpha", "targets",
-    "optimizer", "autocast", "vae_tiling", "compile",
+    "optimizer", "autocast", "vae_tiling", "compile", "on_nan", "explosion", "ema",
 )  # fmt: skip
 
 
@@ -381,13 +403,12 @@ def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 def _differing_keys(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Of the top level those that are wanted, within them all."""
-    for key in wanted if not prefix else dict.fromkeys([*wanted, *found]):
-        was, now = found.get(key), wanted.get(key)
-        if isinstance(now, dict):
-            yield from _differing_keys(was or {}, now, f"{prefix}{key}.")
-        elif was != now:
-            yield f"{prefix}{key}", was, now
+    """Keys whose values differ: those wanted and, inside a section, those found beside them."""
+    for key in dict.fromkeys([*wanted, *(found if prefix else ())]):
+        if isinstance(wanted.get(key), dict):
+            yield from _differing_keys(found.get(key) or {}, wanted[key], f"{prefix}{key}.")
+        elif found.get(key) != wanted.get(key) or (key in found) != (key in wanted):
+            yield f"{prefix}{key}", found.get(key), wanted.get(key)
 
 
 @lru_cache

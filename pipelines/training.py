@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from aig import adapters, memory
 from aig.adapters import sharding
-from aig.draft import DraftConfig, draw, over_kept, train_step
+from aig.draft import DraftConfig, draw, grid_of, over_kept, train_step
 from aig.models import Model
 from pipelines import (
     checkpoints,
@@ -42,7 +42,7 @@ from pipelines.stopping import Guard
 from pipelines.tracking import Tracker
 from pipelines.validation import ADAPTER, scores_of
 
-BETAS = (0.9, 0.999)  # Adam's, as published
+BETAS = (0.9, 0.999)  # AdamW's, as published
 EMPTY_STEPS = 10  # so many steps in a row without a gradient, and a training is stopped whatever train.on_nan says
 
 
@@ -82,6 +82,7 @@ def resume(training: Training) -> None:
     storage = training.files.checkpoints(training.key)
     found, warnings = None, []
     if training.scores is not None:
+        checkpoints.clean_saves(training.files.adapters, training.key)  # first: every worker looks at what is saved
         found, warnings = checkpoints.newest(storage)
     name = broadcast_from_rank_zero(found.name if found else None)
     chosen = storage / name if name is not None else None
@@ -95,7 +96,6 @@ def resume(training: Training) -> None:
         reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED, timeout_s=10)
         listed = {Path(each.checkpoint.path).name for each in reported}
         checkpoints.clean(storage, chosen, listed, training.config.train.num_to_keep)
-        checkpoints.clean_saves(training.files.adapters, training.key)
 
 
 class Training:
@@ -110,7 +110,7 @@ class Training:
         sampling = study.resolve_sampling(config, self.model.defaults)
         self.sampling = replace(sampling, max_rows=settings.rollout_batch or sampling.max_rows)
         self.draft = draft_config(config, self.model)
-        self.prompts = study.resolve_prompts(settings.prompts, "train.prompts")
+        self.prompts = study.resolve_prompts(config, "train.prompts")
         memory.prepare(self.model, settings.checkpointing, settings.vae_tiling, settings.compile)
         statistics = normalization.of_sums(config)
         self.reward = rewarding.load_trained(config, self.model.device, statistics or {})
@@ -172,7 +172,7 @@ class Training:
         if settings.on_nan == "stop" or self.empty >= EMPTY_STEPS:
             prompts, seeds = draw(self.prompts, settings.seed, self.step, settings.batch)
             before = f", and the {self.empty - 1} before it were no better" if self.empty > 1 else ""
-            skip = ", or leave such steps out with train.on_nan=skip" if settings.on_nan == "stop" else ""
+            skip = ", or leave such steps out in another run with train.on_nan=skip" * (settings.on_nan == "stop")
             raise FloatingPointError(
                 f"step {self.step} has {wrong}{before}; its first image: {prompts[0]!r} with noise seed {seeds[0]}, "
                 f"its prompts: {_some(prompts)}. Lower train.lr or raise the KL weight{skip}"
@@ -371,10 +371,12 @@ def draft_config(config: Config, model: Model) -> DraftConfig:
     sampling = study.resolve_sampling(config, model.defaults)
     sampling = replace(sampling, max_rows=settings.rollout_batch or sampling.max_rows)
     micro_batch = min(settings.micro_batch, settings.batch)
-    return DraftConfig(
+    objective = DraftConfig(
         sampling, settings.k, settings.lv, settings.kl_weight, settings.kl, micro_batch, settings.autocast,
         settings.on_nan,
     )  # fmt: skip
+    grid_of(model, objective)
+    return objective
 
 
 def write_curve(files: RunFiles, key: str, rows: Sequence[dict[str, Any]]) -> None:

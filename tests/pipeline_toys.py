@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor
+
+from aig.world.scenes import all_prompts
 
 HERE = Path(__file__).parent
 
@@ -85,7 +88,14 @@ pixels.dimension = 48  # type: ignore[attr-defined]
 
 
 def overrides(model: Path, storage: Path, **more: object) -> list[str]:
-    """A smoke run on an untrained model, with the toys for rewards; `more` are keys with two underscores for a dot."""
+    """A smoke run on an untrained model, with the toys for rewards; `more` are keys with two underscores for a dot.
+
+    A number of prompts is that of the embedded world's captions, as a list: only the embedded model takes a number.
+    """
+    given = {"train__prompts": 32, "evaluate__prompts": 2, **more}
+    for key in ("train__prompts", "evaluate__prompts"):
+        if isinstance(given[key], int):
+            given[key] = json.dumps(all_prompts()[: given[key]])
     return [
         f"model.name={model}",
         f"run.storage={storage}",
@@ -96,5 +106,5 @@ def overrides(model: Path, storage: Path, **more: object) -> list[str]:
         "evaluate.gold=pipeline_toys:bright",
         "evaluate.features=pipeline_toys:pixels",
         "evaluate.generators=1",
-        *(f"{key.replace('__', '.')}={value}" for key, value in more.items()),
+        *(f"{key.replace('__', '.')}={value}" for key, value in given.items()),
     ]

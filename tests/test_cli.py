@@ -65,9 +65,10 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, expected, tmp_path, ca
         ("model.name=nowhere", "model.name: "),
         ("sweep.ks=[99]", "train: draft.k = 99"),
         ("evaluate.prompts=[a red star, a beige dodecahedron]", "evaluate.prompts: "),
-        ("train.prompts=49", "train.prompts is 49: the embedded world has 48 captions"),
+        ("train.prompts=33", "train.prompts is 33: the embedded world has 32 training captions"),
+        ("evaluate.prompts=17", "evaluate.prompts is 17: the embedded world has 16 held-out captions"),
         ("evaluate.early_stops=[3]", "there is no snapshot of step 3"),
-        ("train.kl=path", "needs sampling.eta > 0"),
+        ("train.kl=path", "train: draft.kl = 'path' needs noise in each of the last 1 of"),
     ],
 )
 def test_what_only_the_libraries_can_know_is_found_before_ray_starts(wrong, expected, model, tmp_path, capsys):
@@ -76,6 +77,12 @@ def test_what_only_the_libraries_can_know_is_found_before_ray_starts(wrong, expe
     err = capsys.readouterr().err
     assert expected in err and err.startswith("error: ") and err.count("\n") == 1
     assert not (tmp_path / "storage").exists()
+
+
+def test_a_penalty_that_a_search_would_draw_is_tried_out_too(model, tmp_path, capsys):
+    asked = {"sweep__kl_weights": "[0, 1]", "sweep__search": "random", "train__kl": "path", "model__eta": 1}
+    assert main(["demo", "--preset", "smoke", *overrides(model, tmp_path / "storage", **asked)]) == 2
+    assert "(DDIMScheduler, eta = 1) adds none in step" in capsys.readouterr().err
 
 
 def test_full_fine_tuning_of_half_precision_weights_is_refused(tmp_path, capsys):

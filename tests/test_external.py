@@ -121,7 +121,8 @@ def test_the_names_of_a_run_without_external_adapters_are_what_they_were(monkeyp
     monkeypatch.setattr(study, "fingerprint", lambda *named: "f")
     monkeypatch.setattr(generate, "adapter_digest", lambda config, name: name and "d" + name)
     monkeypatch.setattr(rewarding, "scoring_digests", lambda config, columns: "s")
-    found = generate.units(config.load("smoke"), TinyModel.defaults)
+    asked = config.load("smoke", None, ["evaluate.prompts=[a red circle, an orange square]"])
+    found = generate.units(asked, TinyModel.defaults)
     assert [found[0].name, found[-1].name] == SMOKE_NAMES
 
 

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
 from aig import adapters, draft
 from aig.models import TinyModel
 from aig.models.empty import parameters
+from aig.world.tiny import build_pipeline
 from pipelines import config, plan, study, training
 from pipelines.__main__ import main
 
@@ -45,6 +47,27 @@ def test_the_plan_counts_what_a_training_step_does(overrides, monkeypatch):
     assert made.predictions == sum(rows)
     assert made.rows == 2 * sum(rows)
     assert made.operations == pytest.approx(counter.get_total_flops(), rel=0.15)
+
+
+def test_the_plan_counts_what_the_path_kl_asks_of_a_multistep_scheduler(tmp_path, monkeypatch):
+    pipe = build_pipeline(0)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, final_sigmas_type="sigma_min")
+    pipe.save_pretrained(tmp_path)
+    asked = ["train.batch=4", "model.steps=6", "model.scheduler=sde-dpm", "train.k=2", "train.kl_weight=1"]
+    asked = config.load(None, None, [f"model.name={tmp_path}", *asked, "train.kl=path"])
+    made, model, rows = plan.make(asked), study.load_model(asked), []
+    training.attach(asked.train, model.denoiser)
+    predict = TinyModel.predict
+    monkeypatch.setattr(TinyModel, "predict", lambda self, x, *rest: rows.append(len(x)) or predict(self, x, *rest))
+    draft.train_step(model, red, "tuned", ["a red star"] * 4, list(range(4)), training.draft_config(asked, model))
+    assert made.predictions == sum(rows) == 4 * (6 + 2 + 1)
+
+
+def test_a_dry_run_refuses_a_path_kl_without_noise(capsys):
+    more = ["model.eta=1", "train.kl=path", "train.kl_weight=1"]
+    assert main(["train", "--dry-run", "--preset", "sd3", *more[1:]]) == 2
+    assert "adds none in step" in capsys.readouterr().err
+    assert main(["train", "--dry-run", "--preset", "sd14", *more]) == 0
 
 
 @pytest.mark.parametrize("preset", SIZES)

@@ -282,6 +282,18 @@ def test_a_run_is_read_without_touching_what_a_process_here_works_on(run):
     assert (run / "sweep.json").read_text() == "pushed"
 
 
+def test_a_mirror_in_which_a_process_works_is_neither_brought_up_to_date_nor_set_aside_by_another(storage, capsys):
+    found = config.load("smoke", None, [f"run.storage={storage}"])
+    with config.lock_directory(found):
+        config.claim_directory(found)
+        write(found.directory / "adapters" / "red" / "weights", "about to be pushed")
+        remote.remove(found.directory)  # as if nothing had been pushed yet
+        before = {path: path.stat().st_mtime_ns for path in found.directory.rglob("*")}
+        assert main(["front", "--preset", "smoke", f"run.storage={storage}", "front.level=0.5"]) == 2
+        assert "another process is working in s3://" in capsys.readouterr().err
+        assert {path: path.stat().st_mtime_ns for path in found.directory.rglob("*")} == before
+
+
 def test_a_failing_store_is_tried_again_and_then_named(run, monkeypatch):
     monkeypatch.setattr(remote, "WAITS", (0.0, 0.0))
     tries = []

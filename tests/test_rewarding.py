@@ -128,11 +128,11 @@ def smoke(model, storage, *more, **keys):
 
 
 def base_images(found):
-    """The base model's images of the validation prompts, uint8, with their prompts."""
+    """The base model's images of the validations' prompts and noise, uint8, with their prompts."""
     loaded = study.load_model(found)
-    prompts = normalization._prompts(found)
-    texts = [prompt for prompt in prompts for _ in range(found.train.validate_seeds)]
-    seeds = list(range(found.train.validate_seeds)) * len(prompts)
+    prompts, indices = study.validation_prompts(found), [config.VALIDATION_SEEDS + i for i in range(2)]
+    texts = [prompt for prompt in prompts for _ in indices]
+    seeds = indices * len(prompts)
     sampling = study.resolve_sampling(found, loaded.defaults)
     latents = sample_arms(loaded, texts, seeds, [Arm("base", None, 1.0, "base")], found.run.seed, sampling).latents[
         "base"

@@ -180,11 +180,6 @@ def write_schedules(plan: Plan, result: dict[str, Any], earlier: Path) -> None:
     """A file for each found schedule, which `file:PATH` reads; those of an earlier result go."""
     folder = RunFiles(plan.config.directory).schedules
     found = [row for row in result["schedules"] if row["found"]]
-    names = {row["name"] for row in found}
-    if earlier.exists():
-        for row in json.loads(earlier.read_text())["schedules"]:
-            if row["found"] and row["name"] not in names:
-                layout.forget(folder / f"{row['name']}.json")
     for row in found:
         about = {
             "adapter": plan.adapter, "objectives": plan.objectives, "steps": len(plan.grid), HELD_OUT: row[HELD_OUT],
@@ -193,6 +188,11 @@ def write_schedules(plan: Plan, result: dict[str, Any], earlier: Path) -> None:
         schedule = replace(schedules.parse(row["schedule"]), label=row["name"])
         schedules.write(folder / f"{row['name']}.json", schedule, about)
         remote.push(folder / f"{row['name']}.json")
+    names = {row["name"] for row in found}
+    if earlier.exists():
+        for row in json.loads(earlier.read_text())["schedules"]:
+            if row["found"] and row["name"] not in names:
+                layout.forget(folder / f"{row['name']}.json")
 
 
 def write(result: dict[str, Any], path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ from typing import Any
 from aig import adapters
 from aig.grid import Grid
 from aig.models import Model, Sampling
-from aig.world.scenes import all_prompts
 from pipelines import layout, rewarding, study
-from pipelines.config import Config, ConfigError
+from pipelines.config import SEARCH_SEEDS, Config, ConfigError
 from pipelines.layout import RECORD_FORMAT, RunFiles
 from pipelines.scoring import GOLD
 
@@ -71,7 +69,7 @@ class Plan:
             # An even grid is spread over all its trials.
             "trials": search.trials if search.sampler == "grid" else None,
             "prompts": {name: list(prompts) for name, prompts in self.prompts.items()}, "seeds": self.seeds,
-            "prompts_at_once": search.prompts_at_once, "model": model, "steps": len(self.grid),
+            "noise": SEARCH_SEEDS, "prompts_at_once": search.prompts_at_once, "model": model, "steps": len(self.grid),
             "block": config.evaluate.block, "rewards": names, "gold": config.evaluate.gold,
             "features": config.evaluate.features, "columns": columns.to_json(),
             "digests": rewarding.scoring_digests(config, columns),
@@ -89,8 +87,9 @@ def make(config: Config, model: Model) -> Plan:
     record = _record(files.adapters / adapter)
     _check_model(config, record, files.adapters / adapter)
     reward = str(record.get("train", {}).get("reward", config.train.reward))
-    prompts = {SEARCH: study.resolve_prompts(search.prompts, "search.prompts")}
-    prompts[HELD_OUT] = _held_out(config, prompts[SEARCH])
+    prompts = {SEARCH: study.resolve_prompts(config, "search.prompts")}
+    prompts[HELD_OUT] = study.resolve_prompts(config, "search.held_out")
+    _check_disjoint(prompts)
     for key, name in (("search.prompts", SEARCH), ("search.held_out", HELD_OUT)):
         try:
             model.encode(prompts[name])
@@ -132,7 +131,7 @@ def _digest(files: RunFiles, adapter: str) -> str:
 
 
 def _unknown(files: RunFiles, adapter: str) -> ConfigError:
-    there = sorted(path.parent.name for path in files.adapters.glob(f"*/{adapters.RECORD}"))
+    there = layout.saved_adapters(files)
     if not there:
         return ConfigError(
             f"search.adapter: {files.root} has no adapters: run `python -m pipelines sweep` (or train) with the same "
@@ -162,25 +161,13 @@ def _check_model(config: Config, record: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _held_out(config: Config, searched: Sequence[str]) -> list[str]:
-    """A number takes the embedded world's captions that the search does not see."""
-    wanted = config.search.held_out
-    if not isinstance(wanted, int):
-        prompts = study.resolve_prompts(wanted, "search.held_out")
-        shared = [prompt for prompt in prompts if prompt in set(searched)]
-        if shared:
-            raise ConfigError(
-                f"search.prompts and search.held_out share {len(shared)} prompts ({shared[0]!r}, ...): what the search "
-                "has seen cannot validate it; give other prompts"
-            )
-        return prompts
-    free = [prompt for prompt in all_prompts() if prompt not in set(searched)]
-    if wanted > len(free):
+def _check_disjoint(prompts: dict[str, list[str]]) -> None:
+    shared = [prompt for prompt in prompts[HELD_OUT] if prompt in set(prompts[SEARCH])]
+    if shared:
         raise ConfigError(
-            f"search.held_out is {wanted}: beside search.prompts the embedded world has {len(free)} captions left; "
-            "give fewer, or a list of prompts"
+            f"search.prompts and search.held_out share {len(shared)} prompts ({shared[0]!r}, ...): what the search has "
+            "seen cannot validate it; give other prompts"
         )
-    return free[:wanted]
 
 
 def _objectives(config: Config, reward: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from aig.sampler import Arm, sample_arms, to_uint8
 from pipelines import config as configuration
 from pipelines import normalization, remote, rewarding, study
 from pipelines.cluster import Cluster, needs
-from pipelines.config import Config
+from pipelines.config import SEARCH_SEEDS, Config
 from pipelines.layout import RunFiles
 from pipelines.scoring import ACCURACIES, Scores
 from tune.plan import Plan, sampling_of, scored
@@ -59,7 +59,7 @@ class Evaluator:
         """Every curve on the unit's prompts and seeds, from common noise, scored as 8 bits hold the images."""
         seeds = self.seeds[unit.set]
         texts = [self.prompts[unit.set][p] for p in unit.prompt_ids for _ in range(seeds)]
-        indices = [seed for _ in unit.prompt_ids for seed in range(seeds)]
+        indices = [SEARCH_SEEDS + seed for _ in unit.prompt_ids for seed in range(seeds)]
         arms = [arm_of(text) for text in unit.schedules]
         samples = sample_arms(self.model, texts, indices, arms, self.config.run.seed, self.sampling)
         rows = [self._measure(samples.latents[arm.name], texts, len(unit.prompt_ids)) for arm in arms]

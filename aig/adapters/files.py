@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from aig import digests
+from aig import digests, folders
 from aig.adapters import foreign
 from aig.adapters.base import check_same_base, describe_base, tensors_of
 from aig.adapters.full import full
@@ -37,7 +33,7 @@ def save(denoiser: nn.Module, name: str, folder: str | os.PathLike[str], record:
     """
     check_known(denoiser, name)
     check_base(lora_layers(denoiser))
-    with _whole(Path(folder)) as part:
+    with folders.whole(Path(folder)) as part:
         if key(name) in getattr(denoiser, "peft_config", {}):
             _save_lora(denoiser, key(name), part / WEIGHTS)
         elif is_copy(denoiser, name):
@@ -100,6 +96,7 @@ def digest(folder: str | os.PathLike[str]) -> str:
 def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """`adapter.json` of a saved adapter; ValueError names the file and the reason where it cannot be read."""
     path = Path(folder) / RECORD
+    folders.put_back(Path(folder))
     try:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
@@ -138,6 +135,7 @@ def weights_file(folder: str | os.PathLike[str]) -> Path:
     path = Path(folder)
     if path.is_file():
         return path
+    folders.put_back(path)
     for name in (WEIGHTS, FULL_WEIGHTS):
         if (path / name).exists():
             return path / name
@@ -147,18 +145,3 @@ def weights_file(folder: str | os.PathLike[str]) -> Path:
     if found:
         raise ValueError(f"{path}: holds several weight files, {', '.join(f.name for f in found)}; name one of them")
     raise ValueError(f"{path / WEIGHTS}: no such adapter; train it first, or give the folder or file that holds it")
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A folder beside the wanted one, moved into its place when all is written."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield part
-        part.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
