@@ -9,13 +9,14 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 LARGE = 2**24  # bytes from which a digest is kept in the cache: what is smaller is hashed in milliseconds
+PIECE = 2**24  # bytes read at once
 SETTLED = 2 * 10**9  # ns since a file's last change: until then another change could bear the same time
 CACHE = "digests.json"
 # What diffusers and transformers read beside weights: of models, schedulers, processors and tokenizers.
@@ -39,12 +40,25 @@ def of_file(path: Path) -> str:
     named = _blob(path)
     if named is not None:
         return named
-    key, stamp = str(path.resolve()), _stamp(path)
+    return _remembered(path, "", _hashed)
+
+
+def of_tensors(path: Path) -> str:
+    """A hash, 64 hex digits, of a safetensors file's tensors and of what its header says beside, in whatever order they
+    were written: two adapters of one hash do the same, where the same tensors saved twice make two files.
+
+    ValueError where the file is cut off or is none.
+    """
+    return _remembered(path, "#tensors", _hashed_tensors)
+
+
+def _remembered(path: Path, what: str, hashed: Callable[[Path], str]) -> str:
+    key, stamp = f"{path.resolve()}{what}", _stamp(path)
     if stamp[0] >= LARGE and key not in _known:
         _known.update({other: entry for other, entry in _read().items() if other not in _known})
     if key in _known and _known[key][0] == stamp:
         return _known[key][1]
-    digest = _hashed(path)
+    digest = hashed(path)
     if stamp == _stamp(path) and time.time_ns() - max(stamp[1:3]) > SETTLED:
         _known[key] = stamp, digest
         if stamp[0] >= LARGE:
@@ -81,8 +95,32 @@ def of_callable(name: str) -> str:
 def _hashed(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(LARGE):
+        while piece := file.read(PIECE):
             digest.update(piece)
+    return digest.hexdigest()
+
+
+def _hashed_tensors(path: Path) -> str:
+    """A file is 8 bytes with the length of a JSON header, the header, and the tensors where it says."""
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= size - 8:
+            raise ValueError(f"{path}: it is no safetensors file, or cut off")
+        try:
+            header = json.loads(file.read(length))
+            about = header.pop("__metadata__", {})
+            places = {name: (at["dtype"], at["shape"], *at["data_offsets"]) for name, at in header.items()}
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: the header of this safetensors file cannot be read ({error})") from None
+        if max((end for *_, end in places.values()), default=0) != size - 8 - length:
+            raise ValueError(f"{path}: it is cut off, or has more than its tensors")
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+        for name, (dtype, shape, begin, end) in sorted(places.items()):
+            digest.update(f"\0{json.dumps([name, dtype, shape])}\0".encode())
+            file.seek(8 + length + begin)
+            for first in range(begin, end, PIECE):
+                digest.update(file.read(min(PIECE, end - first)))
     return digest.hexdigest()
 
 
@@ -127,7 +165,7 @@ def _is_entry(entry: Any) -> bool:
 def _write(new: dict[str, tuple[Stamp, str]]) -> None:
     """Add to the cache, whole or not at all, without files that are gone; where it cannot be written it is left."""
     path = _cache()
-    kept = {key: entry for key, entry in {**_read(), **new}.items() if Path(key).exists()}
+    kept = {key: entry for key, entry in {**_read(), **new}.items() if Path(key.removesuffix("#tensors")).exists()}
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{CACHE}.", delete=False) as part:

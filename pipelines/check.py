@@ -6,12 +6,10 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import diffusers
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 
 from aig import adapters, rewards, schedules
 from aig.metrics import features
@@ -114,7 +112,6 @@ def check_evaluation(config: Config, model: Model | None = None, *, trained: boo
             if name is None or name in layout.external(config):
                 continue
             adapter_digest(config, name)
-            _check_readable(adapters.weights_file(RunFiles(config.directory).adapters / name))
         _check_adapters(config, layout.trainings(config))
     return model
 
@@ -216,16 +213,6 @@ def _check_adapters(config: Config, trainings: list) -> None:
                     "run.name and keep it (--adapter NAME=FOLDER evaluates it there), or delete the folder to train it "
                     "again"
                 )
-
-
-def _check_readable(path: Path) -> None:
-    try:
-        with safe_open(path, "pt"):
-            return
-    except SafetensorError as error:
-        raise ConfigError(
-            f"{path}: the adapter's weights are corrupt ({error}): delete the folder and train it again"
-        ) from error
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def _where(config: Config, name: str, source: Path) -> Path:
         if not source.exists():
             raise ConfigError(f"{KEY}: {name}: {source} does not exist: give the path of a LoRA file or of its folder")
         return source
-    if source.exists() and len({layout.file_digest(adapters.weights_file(path)) for path in (copy, source)}) > 1:
+    if source.exists() and len({adapters.digest(path) for path in (copy, source)}) > 1:
         raise ConfigError(
             f"{KEY}: {copy} holds another adapter than {source}: give this one another name, or choose another run.name"
         )

@@ -30,12 +30,10 @@ from pipelines.bar import Bar
 from pipelines.breakdown import PIXEL_STD, pixel_std
 from pipelines.cluster import Cluster, actor
 from pipelines.config import Config, ConfigError
-from pipelines.layout import RunFiles
+from pipelines.layout import IMAGES_FORMAT, RunFiles
 from pipelines.scoring import PART, Pictures, Scores, scoring_device, to_png
 from pipelines.scoring import commit as commit  # for who writes tables beside the images
 from pipelines.study import StudyArm
-
-FORMAT = 2  # of the files; part of their names
 
 
 @dataclass(frozen=True)
@@ -46,32 +44,63 @@ class Unit:
     prompt_id: int
     prompt: str
     seeds: tuple[int, ...]
+    origins: tuple[str, ...]
+    """Of each arm: see `origins`."""
+
+    def row(self) -> dict[str, Any]:
+        """The unit as a row of the dataset."""
+        listed = {"seeds": list(self.seeds), "origins": list(self.origins)}
+        return {"unit": self.name, "prompt_id": self.prompt_id, "prompt": self.prompt, **listed}
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of its images, by arm and then by seed."""
+        return [image_id(origin, self.prompt, seed) for origin in self.origins for seed in self.seeds]
 
 
 def units(config: Config, model_defaults: models.Sampling) -> list[Unit]:
-    """Every unit of the evaluation; the adapters have to be there, since their content is part of the names."""
-    evaluate = config.evaluate
-    shared = {
-        "format": FORMAT,
-        "model": study.fingerprint(config.model.name, config.model.revision, config.model.variant),
-        "dtype": config.model.dtype,
-        "size": [config.model.height, config.model.width],
-        "sampling": asdict(replace(_sampling(config, model_defaults), max_rows=1)),
-        "run_seed": config.run.seed,
-        "arms": [(arm.arm.name, arm.arm.id, adapter_digest(config, arm.arm.adapter)) for arm in study.all_arms(config)],
-        "scores": [study.scored_rewards(config), evaluate.gold, evaluate.features],
-    }
+    """Every unit of the evaluation; the adapters have to be there, since their content is part of the names.
+
+    So is that of the rewards and of the feature extractor, whose weights are downloaded where they are not here yet.
+    """
+    evaluate, made = config.evaluate, origins(config, model_defaults)
     columns = rewarding.columns(config, study.scored_rewards(config))
-    if columns.sums or config.rewards.define:  # else the names say it all
-        shared["columns"] = [columns.to_json(), normalization.of_sums(config)]
+    shared = {
+        "format": IMAGES_FORMAT,
+        "arms": list(made.items()),
+        "scores": [study.scored_rewards(config), evaluate.gold, evaluate.features],
+        "columns": [columns.to_json(), normalization.of_sums(config) if columns.sums else None],
+        "digests": rewarding.scoring_digests(config, columns),
+    }
     found = []
     for prompt_id, prompt in enumerate(study.resolve_prompts(config, "evaluate.prompts")):
         for first in range(0, evaluate.seeds, evaluate.group):
             seeds = tuple(range(first, min(first + evaluate.group, evaluate.seeds)))
             content = {**shared, "prompt_id": prompt_id, "path": has_path(config, prompt_id)}
             name = _hash({**content, "prompt": prompt, "seeds": seeds})
-            found.append(Unit(name, prompt_id, prompt, seeds))
+            found.append(Unit(name, prompt_id, prompt, seeds, tuple(made.values())))
     return found
+
+
+def origins(config: Config, model_defaults: models.Sampling) -> dict[str, str]:
+    """By arm a hash of what its images come from beside their prompt and seed index: the content of the model and of
+    the adapter, dtype, size, sampling, run seed, and what the arm does."""
+    drawing = {
+        "model": study.fingerprint(config.model.name, config.model.revision, config.model.variant),
+        "dtype": config.model.dtype,
+        "size": [config.model.height, config.model.width],
+        "sampling": asdict(replace(_sampling(config, model_defaults), max_rows=1)),
+        "run_seed": config.run.seed,
+    }
+    arms = [arm.arm for arm in study.all_arms(config)]
+    adapter = {name: adapter_digest(config, name) for name in dict.fromkeys(arm.adapter for arm in arms)}
+    return {arm.name: _hash({**drawing, "arm": arm.id, "adapter": adapter[arm.adapter]}) for arm in arms}
+
+
+def image_id(origin: str, prompt: str, seed: int) -> str:
+    """An image's id, in this run and among those of all runs: 16 hex digits, of what its arm's images come from
+    (`origins`), its prompt and its seed index."""
+    return _hash([origin, prompt, seed])
 
 
 def has_path(config: Config, prompt_id: int) -> bool:
@@ -80,15 +109,17 @@ def has_path(config: Config, prompt_id: int) -> bool:
 
 
 def adapter_digest(config: Config, name: str | None) -> str | None:
-    """A hash of an adapter's weights; ConfigError where it was not trained."""
+    """`aig.adapters.digest` of an adapter of the run; ConfigError where it was not trained."""
     if name is None:
         return None
+    folder = RunFiles(config.directory).adapters / name
     try:
-        return layout.file_digest(adapters.weights_file(RunFiles(config.directory).adapters / name))
+        adapters.weights_file(folder)
     except ValueError:
         raise ConfigError(
             f"adapter {name!r} is not trained: run `python -m pipelines sweep` with the same configuration first"
         ) from None
+    return adapters.digest(folder)
 
 
 def generate(
@@ -128,7 +159,7 @@ def _plan(config: Config, missing: Sequence[Unit], pool: pools.Pool, generator: 
     evaluate = config.evaluate
     streaming.quiet_data()
     content = {"config": configuration.to_dict(config)}
-    rows = [{"unit": u.name, "prompt_id": u.prompt_id, "prompt": u.prompt, "seeds": list(u.seeds)} for u in missing]
+    rows = [unit.row() for unit in missing]
     drawn = streaming.rows(rows).map_batches(
         generator,
         fn_constructor_kwargs=content,
@@ -211,6 +242,7 @@ class Generator:
 
 UNIT_SCHEMA = pa.schema({
     "unit": pa.string(), "prompt_id": pa.int32(), "prompt": pa.string(), "seeds": pa.list_(pa.int32()),
+    "origins": pa.list_(pa.string()),
     "image": pa.list_(pa.binary()), PIXEL_STD: pa.list_(pa.float32()), "path": pa.list_(pa.float32()),
     "kl_to_base": pa.list_(pa.float32()),
     "cost": pa.string(), "predictions": pa.int64(), "error": pa.string(),
@@ -244,20 +276,21 @@ class Evaluation:
         return Scores(columns, statistics, rewarding.gold(self.config), evaluate.features, scoring_device())
 
     def pictures(self, row: Mapping[str, Any]) -> Pictures:
-        arms = [arm for arm in self.arms for _ in row["seeds"]]
-        columns = identity_columns(arms, row["prompt_id"], row["prompt"], [*row["seeds"]] * len(self.arms))
+        arms, made = ([each for each in by_arm for _ in row["seeds"]] for by_arm in (self.arms, row["origins"]))
+        columns = identity_columns(arms, made, row["prompt_id"], row["prompt"], [*row["seeds"]] * len(self.arms))
         columns |= {"image": pa.array(row["image"], pa.binary())}
         measured = [name for name in (PIXEL_STD, *DISTANCES) if row[name] is not None]
         columns |= {name: pa.array(row[name], pa.float32()) for name in measured}
         prompts = [row["prompt"]] * len(arms)
-        return Pictures(columns["id"].to_pylist(), row["image"], prompts, columns, {"cost": row["cost"]})
+        about = {"cost": row["cost"], "format": str(IMAGES_FORMAT)}
+        return Pictures(columns["id"].to_pylist(), row["image"], prompts, columns, about)
 
 
 def identity_columns(
-    arms: Sequence[StudyArm], prompt_id: int, prompt: str, seeds: Sequence[int]
+    arms: Sequence[StudyArm], origins: Sequence[str], prompt_id: int, prompt: str, seeds: Sequence[int]
 ) -> dict[str, pa.Array]:
-    """The columns that say which image a row is; `id` is a hash of (arm, prompt, seed index)."""
-    ids = [_hash([arm.arm.id, prompt, seed]) for arm, seed in zip(arms, seeds, strict=True)]
+    """The columns that say which image a row is: an arm, an origin and a seed index for each, and `image_id`."""
+    ids = [image_id(origin, prompt, seed) for origin, seed in zip(origins, seeds, strict=True)]
     return {
         "id": pa.array(ids),
         "arm": pa.array([arm.arm.name for arm in arms]),
@@ -286,13 +319,16 @@ class Images:
     failed: int = 0
     left_out: tuple[int, ...] = ()
     """Prompts of units that failed, by their places in evaluate.prompts."""
+    others: int = 0
+    """Units' files beside those that are asked for."""
 
     def require_complete(self) -> None:
         """ConfigError where images are missing."""
         if self.missing:
+            others = f", and there are {self.others} groups of them {OTHERWISE}" if self.others else ""
             raise ConfigError(
-                f"{self.missing} of {self.expected} images are missing: run `python -m pipelines evaluate` with the "
-                "same configuration"
+                f"{self.missing} of {self.expected} images are missing{others}: run `python -m pipelines evaluate` "
+                "with the same configuration"
             )
 
     def check(self) -> dict[str, int]:
@@ -317,7 +353,7 @@ def read(config: Config, model_defaults: models.Sampling, without: Sequence[str]
         if unit.prompt_id in left_out:
             continue
         path = folder / PART.format(unit=unit.name)
-        ids = {_hash([arm.arm.id, unit.prompt, seed]) for seed in unit.seeds for arm in arms}
+        ids = set(unit.ids)
         expected += len(ids)
         if path.exists():
             found, kept = _read_unit(path, ids, without)
@@ -325,7 +361,10 @@ def read(config: Config, model_defaults: models.Sampling, without: Sequence[str]
             tables.append(kept)
             paths.append(path)
     every = len(arms) * sum(len(unit.seeds) for unit in asked)
-    about: dict[str, Any] = {"expected": every, "failed": every - expected, "left_out": left_out}
+    others = {path.name for path in folder.glob(PART.format(unit="*"))} - {PART.format(unit=u.name) for u in asked}
+    about: dict[str, Any] = {
+        "expected": every, "failed": every - expected, "left_out": left_out, "others": len(others)
+    }  # fmt: skip
     if not paths:
         empty = pa.table({"id": pa.array([], pa.string())})
         return Images(empty, found=0, missing=expected, duplicate=0, cost={}, **about)
@@ -362,7 +401,8 @@ def _hash(content: Any) -> str:
 
 
 def _drop_others(config: Config, folder: Path, wanted: set[str]) -> None:
-    """Remove units of adapters that have been trained anew since, and what a killed writer left.
+    """Remove units of an earlier format, or of adapters, rewards or features that have changed since, and what a
+    killed writer left.
 
     ConfigError, before anything is removed, where the folder holds images of another run.
     """
@@ -371,11 +411,14 @@ def _drop_others(config: Config, folder: Path, wanted: set[str]) -> None:
     others = [path for path in folder.glob("part-*.parquet") if path.stem.removeprefix("part-") not in wanted]
     if others:
         _check_ours(config, others)
-        print(f"Removing {len(others)} groups of images whose adapters or format have changed since.")
+        print(f"Removing {len(others)} groups of images {OTHERWISE}: they are made anew.")
     for path in folder.glob(".part-*.part"):
         path.unlink()
     for path in others:
         layout.forget(path)
+
+
+OTHERWISE = "that an earlier version made, or whose model, adapters, rewards or features have changed since"
 
 
 def _check_ours(config: Config, paths: Sequence[Path]) -> None:

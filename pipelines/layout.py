@@ -19,6 +19,9 @@ from pipelines import remote
 from pipelines.config import Config, ConfigError, Train
 
 RECORD = "adapter.json"  # `aig.adapters.RECORD`, without its torch
+# What an earlier version has left is of an earlier format, is said to be, and is never read as if it were of this one.
+RECORD_FORMAT = 2  # of adapters' records; 1 had no such key, and a fingerprint of the ends of the model's files
+IMAGES_FORMAT = 3  # of the units' files and what is measured of them; 2 had ids of (arm, prompt, seed index) alone
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,15 @@ def read_sweep(config: Config) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): restore it, or choose another run.name") from error
+
+
+def other_format(files: RunFiles) -> int | None:
+    """The format of the images that another version has measured; None where this one has, or nothing was."""
+    try:
+        found = json.loads(files.arms.read_text()).get("format", 2)
+    except (OSError, ValueError, AttributeError):
+        return None
+    return None if found == IMAGES_FORMAT else found
 
 
 def snapshot_steps(config: Config) -> list[int]:

@@ -21,9 +21,9 @@ import torch
 from aig.pareto import Subsample, bootstrap
 from pipelines import failures, generate, layout, remote, study, tables
 from pipelines.breakdown import PIXEL_STD
-from pipelines.config import Config
+from pipelines.config import CONFIG_FILE, Config
 from pipelines.feature_file import gathered
-from pipelines.layout import RunFiles, slug
+from pipelines.layout import IMAGES_FORMAT, RunFiles, slug
 from pipelines.measuring import BY_PROMPT, Measured, measure_arms
 from pipelines.report.data import Estimate
 from pipelines.scoring import ACCURACIES, GOLD
@@ -84,7 +84,15 @@ def measure(config: Config, images: generate.Images, command: str, connect: Call
         check["prompts_left_out"] = [prompt for i, prompt in _prompts(config).items() if i not in kept]
     versions = {package: version(package) for package in ("torch", "diffusers", "peft", "ray")}
     layout.write_json(
-        files.arms, {"arms": listed, "cost": images.cost, "check": check, "command": command, "versions": versions}
+        files.arms,
+        {
+            "format": IMAGES_FORMAT,
+            "arms": listed,
+            "cost": images.cost,
+            "check": check,
+            "command": command,
+            "versions": versions,
+        },
     )
     return table
 
@@ -160,11 +168,16 @@ def read_table(config: Config) -> Table:
 
 
 def read_rows(config: Config) -> list[dict[str, Any]]:
-    """The rows of `metrics.parquet`; ValueError where it is missing or of an earlier version."""
-    path = RunFiles(config.directory).metrics
-    fix = f"run `{_again(config)}` first"
+    """The rows of `metrics.parquet`; ValueError where it is missing or another version measured."""
+    files = RunFiles(config.directory)
+    path, fix = files.metrics, f"run `{_again(config)}` first"
     if not path.exists():
         raise ValueError(f"{path} is missing: {fix}")
+    if (made := layout.other_format(files)) is not None:
+        raise ValueError(
+            f"{path} was measured by another version, on images of format {made} where this one makes {IMAGES_FORMAT}: "
+            f"run `python -m pipelines evaluate --config {files.root / CONFIG_FILE}` first, or use that version"
+        )
     table = pq.read_table(path)
     if table.schema.names != SCHEMA.names:
         raise ValueError(f"{path} has columns {table.schema.names}, not {SCHEMA.names}: {fix}")

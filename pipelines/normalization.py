@@ -43,31 +43,32 @@ def read(config: Config) -> dict[str, tuple[float, float]]:
 
 
 def ensure(config: Config, connect: Callable[[], Cluster]) -> None:
-    """Measure what `read` lacks, in a Ray task of a training worker's size.
+    """Measure what `read` lacks, or has of another model or of other weights of a reward, in a Ray task of a training
+    worker's size.
 
     `connect` connects to Ray, and is called where something is lacking.
     ValueError where a reward gives all the base model's images one score.
     """
-    columns, known = wanted(config), _components(config)
+    columns = wanted(config)
+    if not columns.normalized:
+        return
+    known, digests = _current(config), _digests(columns)
     lacking = [name for name in columns.normalized if name not in known]
     if not lacking:
         return
     connect()
     train = config.train
+    for name in set(lacking) & set(_components(config)):
+        print(f"{name} was measured by an earlier version, or of another model or other weights: it is measured anew.")
     print(f"Measuring {', '.join(lacking)} on {_images(config)} images of the base model, to z-score weighted sums.")
     resources = actor(needs(train.cpus_per_worker, train.gpus_per_worker, train.node))
     task = ray.remote(_task).options(max_retries=max(0, train.max_failures), **resources)
     found = ray.get(task.remote(configuration.to_dict(config), lacking))
     for name, row in found.items():
         print(f"  {name}: mean {row['mean']:.4g}, standard deviation {row['std']:.4g}")
+    found = {name: {**row, "digest": digests[name]} for name, row in found.items()}
     layout.write_json(
-        RunFiles(config.directory).reward_statistics,
-        {
-            "model": study.fingerprint(config.model.name, config.model.revision, config.model.variant),
-            "prompts": study.validation_prompts(config),
-            "seeds": study.validation_seeds(config),
-            "components": known | found,
-        },
+        RunFiles(config.directory).reward_statistics, {**_measured_on(config), "components": known | found}
     )
 
 
@@ -122,6 +123,27 @@ def _moments(name: str, values: Sequence[float]) -> dict[str, float]:
 def _components(config: Config) -> dict[str, Any]:
     path = RunFiles(config.directory).reward_statistics
     return json.loads(path.read_text())["components"] if path.exists() else {}
+
+
+def _measured_on(config: Config) -> dict[str, Any]:
+    model = study.fingerprint(config.model.name, config.model.revision, config.model.variant)
+    return {"model": model, "prompts": study.validation_prompts(config), "seeds": study.validation_seeds(config)}
+
+
+def _current(config: Config) -> dict[str, Any]:
+    """Of `_components` those that were measured on this model, and with the weights that the rewards have here."""
+    path = RunFiles(config.directory).reward_statistics
+    if not path.exists():
+        return {}
+    file, asked = json.loads(path.read_text()), _measured_on(config)
+    if any(file.get(key) != value for key, value in asked.items()):
+        return {}
+    digests = _digests(wanted(config))
+    return {name: row for name, row in file["components"].items() if row.get("digest") == digests.get(name, "")}
+
+
+def _digests(columns: Columns) -> dict[str, str]:
+    return rewarding.digests(columns.parts[name] for name in columns.normalized)
 
 
 def _images(config: Config) -> int:

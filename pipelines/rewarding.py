@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from aig import rewards
+from aig.metrics import features
 from aig.rewards import RewardSpec
 from pipelines.config import Config, ConfigError
 from pipelines.layout import slug
@@ -143,6 +144,21 @@ def columns(config: Config, names: Sequence[str]) -> Columns:
 def digests(specs: Iterable[RewardSpec]) -> dict[str, str]:
     """`aig.rewards.digests` of these rewards, by column: hashes of what their scores come from."""
     return {slug(spec.column): _digest(spec) for spec in specs}
+
+
+def scoring_digests(config: Config, columns: Columns) -> dict[str, Any]:
+    """Hashes of what an evaluation's scores and features come from: of the columns, of the judge, of the extractor."""
+    judge = gold(config)
+    return {
+        "rewards": digests(columns.parts.values()),
+        "gold": None if judge is None else _digest(judge),
+        "features": _features_digest(features.parse(config.evaluate.features)),
+    }
+
+
+@lru_cache
+def _features_digest(extractor: features.FeatureSpec) -> str:
+    return features.digest(extractor)
 
 
 @lru_cache

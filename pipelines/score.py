@@ -112,11 +112,12 @@ def check(config: Config, request: Request) -> tuple[Listing, Columns, Files]:
     needed = any(rewards.reads_prompts(spec) for spec in columns.parts.values())
     found = listing.read(request.source, request.metadata, request.names, prompts_needed=needed)
     source = request.source.absolute()
-    default = f"{source.stem}-{_hash([str(source), columns.to_json()])}.parquet"
+    key = _key(columns)
+    default = f"{source.stem}-{_hash([str(source), key])}.parquet"
     if request.out is None and uris.is_uri(config.run.storage):
         raise ConfigError(f"run.storage is {config.run.storage}, and scores go to a file: name a local one by --out")
     out = request.out or Path(config.run.storage).expanduser() / "scores" / default
-    files = Files(out.absolute(), _key(columns))
+    files = Files(out.absolute(), key)
     _check_out(files)
     return found, columns, files
 
@@ -127,7 +128,10 @@ def _check_out(files: Files) -> None:
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder: give the path of a file, as in {out / 'scores.parquet'}")
     if out.exists() and _key_of(out) != files.key:
-        raise ConfigError(f"{out} is there already and holds something else: give another --out, or remove it")
+        raise ConfigError(
+            f"{out} is there already and holds something else, or what other rewards, other weights of them or an "
+            "earlier version scored: give another --out, or remove it"
+        )
 
 
 def score(
@@ -220,10 +224,8 @@ def _locked(files: Files) -> Iterator[None]:
 
 
 def _key(columns: Columns) -> str:
-    """What the columns' scores depend on beside the images: the rewards, and the times of weights that are files."""
-    paths = [Path(term.weights).expanduser() for term in columns.parts.values() if term.weights]
-    times = [path.stat().st_mtime_ns for path in paths if path.is_file()]
-    return _hash([columns.to_json(), times])
+    """What the columns' scores depend on beside the images: the rewards, and the content of their weights and code."""
+    return _hash([columns.to_json(), rewarding.digests(columns.parts.values())])
 
 
 def _key_of(path: Path) -> str | None:

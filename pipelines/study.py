@@ -18,6 +18,7 @@ from aig.world.scenes import held_out_prompts, training_prompts
 from pipelines import guards, rewarding, trials
 from pipelines.config import VALIDATION_SEEDS, Config, ConfigError, Train
 from pipelines.layout import (
+    RECORD_FORMAT,
     RunFiles,
     adapter_folders,
     adapter_key,
@@ -348,8 +349,6 @@ def training_record(config: Config, train: Train, step: int) -> dict[str, Any]:
     model["fingerprint"] = fingerprint(config.model.name, config.model.revision, config.model.variant)
     return json.loads(json.dumps({"format": RECORD_FORMAT, "step": step, "train": settings, "model": model}))
 
-
-RECORD_FORMAT = 2  # 1 had no such key, and a fingerprint of the ends of the model's files
 
 # The settings of a training that make its adapter; the others decide how it is carried out and watched.
 RECORDED = (

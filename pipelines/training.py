@@ -35,7 +35,7 @@ from pipelines import (
     study,
     validation,
 )
-from pipelines.config import Config, Train
+from pipelines.config import Config, ConfigError, Train
 from pipelines.guards import Stop
 from pipelines.layout import RunFiles
 from pipelines.stopping import Guard
@@ -329,13 +329,20 @@ class Training:
         }
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint, unless another configuration made it or a snapshot from before it is gone."""
+        """Go on from a checkpoint, unless a snapshot from before it is gone.
+
+        ConfigError where another version, model or reward made it: that work is not ours to train over.
+        """
         state = torch.load(path, map_location="cpu", mmap=self.how == parallel.FSDP, weights_only=True)
         wanted = study.training_record(self.config, self.config.train, state["step"])
         earlier = [(n, s) for n, s in layout.adapter_folders(self.config) if s < state["step"]]
-        if json.loads(state["record"]) != wanted or not all(
-            study.is_saved(self.config, self.files.adapters / name, step) for name, step in earlier
-        ):
+        found = json.loads(state["record"])
+        if not study.same_record(found, wanted):
+            raise ConfigError(
+                f"the interrupted training {self.key} in {remote.shown(self.files.checkpoints(self.key))} was made "
+                f"{study.difference(found, wanted)}: choose another run.name, or delete the folder to train anew"
+            )
+        if not all(study.is_saved(self.config, self.files.adapters / name, step) for name, step in earlier):
             return
         curve = json.loads(state["curve"])
         if self.config.train.keep_best and len(curve) > 1 and not study.has_best(self.config):

@@ -116,7 +116,7 @@ def test_the_naive_loop_makes_both_predictions_at_every_step_and_nearly_the_same
     toys = [text for text in overrides(tmp_path / "untrained", tmp_path) if not text.startswith("run.storage")]
     found = pipeline.run_configuration(tmp_path, 1, [*toys, *pipeline.PUBLISHED, "model.steps=3"])
     unit = generate.units(found, TinyModel.defaults)[0]
-    row = {"unit": unit.name, "prompt_id": unit.prompt_id, "prompt": unit.prompt, "seeds": list(unit.seeds[:2])}
+    row = {**unit.row(), "seeds": list(unit.seeds[:2])}
     content = config.to_dict(found)
     shared, naive = (kind(content).draw([row], False)[0] for kind in (generate.Generator, pipeline.Naive))
     assert len(naive["image"]) == len(shared["image"]) == 6 * 2

@@ -215,8 +215,7 @@ def test_an_adapter_of_numbers_that_are_none_draws_images_that_are_told_apart(tm
     generator = generate.Generator(config.to_dict(found))
     scorer = scoring.Scorer(generate.Evaluation(config.to_dict(found)))
     unit = generate.units(found, model.defaults)[0]
-    row = {"unit": unit.name, "prompt_id": 0, "prompt": unit.prompt, "seeds": list(unit.seeds)}
-    scorer(generator(pa.Table.from_pylist([row])))
+    scorer(generator(pa.Table.from_pylist([unit.row()])))
     drawn = pq.read_table(files.images / scoring.PART.format(unit=unit.name)).to_pylist()
     by_arm = {row["arm"]: row for row in drawn}
     stopped = [name for name in by_arm if "@" in name]

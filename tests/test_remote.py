@@ -478,7 +478,7 @@ def test_workers_on_other_machines_bring_what_they_read_and_leave_what_they_make
     bare_training.run(single)
     wanted = generate.units(single, TinyModel.defaults)
     job = pickle.dumps(generate.Evaluation(config.to_dict(single)))
-    rows = [{"unit": u.name, "prompt_id": u.prompt_id, "prompt": u.prompt, "seeds": list(u.seeds)} for u in wanted]
+    rows = [unit.row() for unit in wanted]
     monkeypatch.setenv("AIG_CACHE", str(tmp_path / "generator"))
     drawn = generate.Generator(config.to_dict(single))(pa.Table.from_pylist(rows))
     for row, unit in enumerate(wanted):

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipelines.layout import IMAGES_FORMAT
 from pipelines.report import labels, planes, style, words, write_report
 from pipelines.report.data import Claim, Difference, Estimate, Plane, Study
 from pipelines.report.images import read_grid, select
@@ -192,6 +193,7 @@ def build_run(root: Path, train_seeds: int = 1, prompts: int = 4, seeds: int = 3
     (root / "config.yaml").write_text(yaml.safe_dump({"train": {"k": 1, "steps": 160}, "run": {"seed": 0}}))
     n = len(drawn) * prompts * seeds
     listing = {
+        "format": IMAGES_FORMAT,
         "arms": [{key: value for key, value in arm.items() if key != "d"} for arm in everything],
         "cost": {"predictions": 143, "naive": 224},
         "check": {"expected": n, "found": n, "missing": 0, "duplicate": 0},

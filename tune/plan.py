@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from aig.grid import Grid
 from aig.models import Model, Sampling
 from pipelines import layout, rewarding, study
 from pipelines.config import SEARCH_SEEDS, Config, ConfigError
-from pipelines.layout import RunFiles
+from pipelines.layout import RECORD_FORMAT, RunFiles
 from pipelines.scoring import GOLD
 
 SEARCH, HELD_OUT = "search", "held_out"
+FORMAT = 2  # of a search's settings; 1 had no such key, and said nothing of rewards' weights
 # What everyone has without a search: the ends, and the paper's schedules.
 ENDS = ("base", "tuned")
 PUBLISHED = ("linear", "power:2", "power:4", "step:0.6")
@@ -60,8 +60,8 @@ class Plan:
         model["fingerprint"] = study.fingerprint(config.model.name, config.model.revision, config.model.variant)
         names = scored(config, self.reward)
         columns = rewarding.columns(config, names)
-        defined = bool(columns.sums or config.rewards.define)  # else the names say it all
         return {
+            "format": FORMAT,
             "adapter": self.adapter, "weights": self.digest, "reward": self.reward, "run_seed": config.run.seed,
             "objectives": list(self.objectives), "families": list(search.families),
             "places": list(search.places) if search.places else None, "sampler": search.sampler,
@@ -71,7 +71,8 @@ class Plan:
             "prompts": {name: list(prompts) for name, prompts in self.prompts.items()}, "seeds": self.seeds,
             "noise": SEARCH_SEEDS, "prompts_at_once": search.prompts_at_once, "model": model, "steps": len(self.grid),
             "block": config.evaluate.block, "rewards": names, "gold": config.evaluate.gold,
-            "features": config.evaluate.features, "columns": columns.to_json() if defined else None,
+            "features": config.evaluate.features, "columns": columns.to_json(),
+            "digests": rewarding.scoring_digests(config, columns),
         }  # fmt: skip
 
 
@@ -121,16 +122,23 @@ def scored(config: Config, reward: str) -> list[str]:
 
 
 def _digest(files: RunFiles, adapter: str) -> str:
-    with suppress(ValueError):
-        return layout.file_digest(adapters.weights_file(files.adapters / adapter))
+    folder = files.adapters / adapter
+    try:
+        adapters.weights_file(folder)
+    except ValueError:
+        raise _unknown(files, adapter) from None
+    return adapters.digest(folder)
+
+
+def _unknown(files: RunFiles, adapter: str) -> ConfigError:
     there = layout.saved_adapters(files)
     if not there:
-        raise ConfigError(
+        return ConfigError(
             f"search.adapter: {files.root} has no adapters: run `python -m pipelines sweep` (or train) with the same "
             "configuration first"
         )
     close = difflib.get_close_matches(adapter, there, n=1, cutoff=0.0)[0]
-    raise ConfigError(
+    return ConfigError(
         f"search.adapter: there is no adapter {adapter!r} in {files.adapters}; did you mean {close!r}? "
         f"(there are {', '.join(there)})"
     )
@@ -142,12 +150,14 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _check_model(config: Config, record: dict[str, Any], folder: Path) -> None:
-    wanted = study.fingerprint(config.model.name, config.model.revision, config.model.variant)
-    found = record.get("model", {}).get("fingerprint", wanted)
-    if found != wanted:
+    if "fingerprint" not in record.get("model", {}):
+        return
+    own = study.fingerprint(config.model.name, config.model.revision, config.model.variant)
+    wanted = {"format": RECORD_FORMAT, "model": {"name": config.model.name, "fingerprint": own}}
+    if record.get("format", 1) != RECORD_FORMAT or record["model"]["fingerprint"] != own:
         raise ConfigError(
-            f"search.adapter: {folder} was made for other weights than those of model.name={config.model.name}: give "
-            "the model that it was trained with"
+            f"search.adapter: {folder} was made {study.difference(record, wanted)}: give the model that it was trained "
+            f"with, or, of another version, the adapter without the {adapters.RECORD} beside it"
         )
 
 

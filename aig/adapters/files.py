@@ -12,7 +12,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from aig import folders
+from aig import digests, folders
 from aig.adapters import foreign
 from aig.adapters.base import check_same_base, describe_base, tensors_of
 from aig.adapters.full import full
@@ -76,6 +76,21 @@ def load(denoiser: nn.Module, folder: str | os.PathLike[str], name: str) -> None
         raise ValueError(f"{path}: PEFT cannot build this LoRA ({reason}); save it again with diffusers") from None
     forget(denoiser)
     drop_with_gradient(denoiser, name)
+
+
+def digest(folder: str | os.PathLike[str]) -> str:
+    """A hash of what an adapter in a folder or file does: its tensors, and the rank and alpha that its header gives.
+
+    Saved twice it is the same. ValueError where there is no adapter, and where its file is corrupt.
+    """
+    path = weights_file(folder)
+    try:
+        return digests.of_tensors(path)
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ValueError(
+            f"{path}: the adapter's weights are corrupt ({reason}): delete the folder and train it again"
+        ) from None
 
 
 def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from pipelines.layout import IMAGES_FORMAT
 from pipelines.report.data import FAMILIES, Arm, Claim, Difference, Estimate, KLPoint, Plane, Run, Study
 
 _METRIC_COLUMNS = ("arm", "metric", "value", "low", "high", "n", "prompts", "seeds")
@@ -38,6 +39,11 @@ def read_run(directory: Path) -> Run:
         raise _wrong("config.yaml", "is not a mapping")
 
     listing = _Checked("arms.json", _json(directory / "arms.json"))
+    if listing.value.get("format") != IMAGES_FORMAT:
+        raise _wrong(
+            "arms.json",
+            f"was written by another version (format {listing.value.get('format', 2)}, not {IMAGES_FORMAT})",
+        )
     front = _Checked("front.json", _json(directory / "front.json"))
     arms = _arms(listing, _metrics(directory / "metrics.parquet"))
     studies = tuple(_study(study, front, arms) for study in front.items("studies"))
