@@ -112,6 +112,7 @@ def run_train(session: Session) -> None:
         from pipelines.train import room_for, train
 
         check.check_training(config, sweep=False)
+    tell_prompts(config)
     session.claim()
     files, key = RunFiles(config.directory), adapter_key(config.train)
     if study.is_finished(config):
@@ -124,6 +125,13 @@ def run_train(session: Session) -> None:
         folder = train(config)
     remote.pull(files.adapters, key, f"{key}@*")
     print(f"Adapter: {remote.shown(folder)}{stopped_line(config)}")
+
+
+def tell_prompts(config: Config) -> None:
+    """Which prompts train and which judge, and how many do both."""
+    from pipelines import prompts
+
+    print(prompts.told(prompts.prompt_lists(config)))
 
 
 def stopped_line(config: Config) -> str:
@@ -146,6 +154,7 @@ def run_sweep(session: Session) -> None:
         from pipelines import check
 
         model = check.check_study(session.config) if whole else check.check_training(session.config, sweep=True)
+    tell_prompts(session.config)
     session.claim()
     do_sweep(session, session.arguments.retry_errored)
     if whole:
@@ -175,6 +184,7 @@ def run_evaluate(session: Session) -> None:
         from pipelines import check
 
         model = check.check_evaluation(session.config, trained=True)
+    tell_prompts(session.config)
     session.claim()
     do_evaluate(session, model)
     if session.arguments.adapter:
@@ -223,7 +233,9 @@ def do_measure(session: Session, model: Model, everything: bool = False) -> None
 def run_measure(session: Session) -> None:
     with stage("check", session.seconds):
         from aig.models.empty import empty
+        from pipelines.prompts import EVALUATE, check_prompts
 
+        check_prompts(session.config, EVALUATE)
         # Its sampling is part of the names of the images' files; its weights are not needed.
         model, _ = empty(session.config.model.name, session.config.model.revision)
     session.claim_existing()
@@ -275,6 +287,7 @@ def run_search(session: Session) -> None:
         from pipelines import check
         from tune import plan
 
+        plan.check_given(session.config)
         made = plan.make(session.config, check.check_evaluation(session.config, trained=False))
     session.claim()
     with stage("search", session.seconds):
@@ -292,6 +305,7 @@ def run_demo(session: Session) -> None:
         from pipelines import check
 
         model = check.check_study(session.config)
+    tell_prompts(session.config)
     session.claim()
     do_sweep(session)
     do_evaluate(session, model)
@@ -306,6 +320,7 @@ def run_check(session: Session) -> None:
         from pipelines import check
 
         model = check.check_study(config)
+    tell_prompts(config)
     if session.arguments.weights:
         with stage("weights", session.seconds):
             for line in check.check_weights(config, model):

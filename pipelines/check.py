@@ -19,6 +19,7 @@ from pipelines import external, guards, layout, normalization, parallel, remote,
 from pipelines.config import Config, ConfigError
 from pipelines.generate import adapter_digest
 from pipelines.layout import RunFiles
+from pipelines.prompts import EVALUATE, TRAIN, check_prompts, resolve_prompts
 from pipelines.training import draft_config
 
 
@@ -30,6 +31,7 @@ def check_training(config: Config, *, sweep: bool) -> Model:
     if sweep and not layout.trainings(config):
         raise ConfigError("sweep.rewards is []: there is nothing to train; give the rewards to train on")
     tracking.check(config)
+    check_prompts(config, TRAIN, EVALUATE)
     model = _model(config)
     wanted = layout.trainings(config) if sweep else [config.train]
     if sweep and config.sweep.search != "grid":
@@ -51,9 +53,8 @@ def check_training(config: Config, *, sweep: bool) -> Model:
         raise ConfigError(f"train.ema is {config.train.ema:g}: no training averages its weights yet; leave it null")
     for train in wanted:
         _check_parallel(replace(config, train=train))
-    prompts = study.resolve_prompts(config, "train.prompts")
-    with _named("train.prompts"):
-        model.encode(prompts)
+    with _named(TRAIN):
+        model.encode(resolve_prompts(config, TRAIN))
     _check_scores(config)
     if sweep:
         _check_compared(config)
@@ -101,10 +102,11 @@ def check_evaluation(config: Config, model: Model | None = None, *, trained: boo
             with _named(f"evaluate.{key}"):
                 schedules.parse(text)
     study.check_arms(config)
+    check_prompts(config, *prompt_keys(config))
     model = model or _model(config)
     external.check(config, model.denoiser)
-    with _named("evaluate.prompts"):
-        model.encode(study.resolve_prompts(config, "evaluate.prompts"))
+    with _named(EVALUATE):
+        model.encode(resolve_prompts(config, EVALUATE))
     _check_scores(config)
     if trained:
         trials.check_drawn(config)
@@ -114,6 +116,14 @@ def check_evaluation(config: Config, model: Model | None = None, *, trained: boo
             adapter_digest(config, name)
         _check_adapters(config, layout.trainings(config))
     return model
+
+
+def prompt_keys(config: Config) -> tuple[str, ...]:
+    """The keys of prompts that an evaluation needs: what adapters from elsewhere were trained on is no matter of ours,
+    unless sums are z-scored by images of training prompts."""
+    with _named("evaluate.rewards"):
+        trained = bool(layout.trainings(config)) or bool(normalization.wanted(config).sums)
+    return (TRAIN, EVALUATE) if trained else (EVALUATE,)
 
 
 def check_study(config: Config) -> Model:

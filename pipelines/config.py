@@ -178,8 +178,9 @@ class Train(Section):
     lv: int = number(1, 1)
     """DRaFT-LV: how often the last step's noise is drawn anew; 1 is plain DRaFT."""
     prompts: int | str | tuple[str, ...] = number(32, 1)
-    """How many of the embedded world's 32 training captions to train on, a list of prompts, or a text file with one a
-    line."""
+    """A list of prompts, a file of them (text with one per line; .tsv, .csv, .jsonl or .parquet with a column prompt,
+    caption or text; .json), or how many of the embedded world's 32 training captions. A model of your own, or of the
+    hub, needs a list or a file."""
     steps: int = number(100, 1)
     """Optimizer steps."""
     batch: int = number(12, 1)
@@ -381,8 +382,9 @@ class Sweep(Section):
 @dataclass(frozen=True)
 class Evaluate(Section):
     prompts: int | str | tuple[str, ...] = number(16, 2)
-    """How many of the embedded world's 16 held-out captions to draw, a list of prompts, or a text file with one a
-    line."""
+    """A list of prompts or a file of them, as train.prompts, or how many of the embedded world's 16 held-out captions,
+    which no number of train.prompts has. Any other model needs a list or a file; how many of them were trained on is
+    told."""
     seeds: int = number(8, 2, VALIDATION_SEEDS)
     """Images a prompt and arm; every arm has the same noise."""
     rewards: tuple[str, ...] = ("fragile", "robust")
@@ -546,9 +548,9 @@ class Search(Section):
     """What to maximize, at least two: the adapter's reward, the held-out one, gold, front.diversity. Gold is reported
     in any case and steers the search only where it is named here."""
     prompts: int | str | tuple[str, ...] = number(8, 2, **EXECUTION)
-    """The search set: a list of prompts, a text file, or how many of the embedded world's training captions."""
+    """The search set: a list of prompts, a file of them, or how many of the embedded world's training captions."""
     held_out: int | str | tuple[str, ...] = number(16, 2, **EXECUTION)
-    """The held-out set, which validates what was found; a number takes so many of the world's held-out captions."""
+    """The held-out set, which validates what was found: likewise, a number counting the world's held-out captions."""
     seeds: int = number(4, 2, VALIDATION_SEEDS, **EXECUTION)
     """Images a prompt and candidate, with noise that no evaluation and no validation has."""
     held_out_seeds: int = number(8, 2, VALIDATION_SEEDS, **EXECUTION)

@@ -23,6 +23,7 @@ from pipelines import arm_table, layout, rewarding, study, trials
 from pipelines.config import Config, ConfigError, Front
 from pipelines.layout import RunFiles
 from pipelines.measure import Table, read_rows, read_table
+from pipelines.prompts import prompt_lists
 from pipelines.scoring import GOLD
 from pipelines.study import Study
 
@@ -49,6 +50,7 @@ def write_front(config: Config) -> Path:
         "seed": front.seed,
         "interval": front.interval,
         "prompts": len(table.prompts),
+        "prompt_lists": prompt_lists(config),
         "seeds": table.seeds,
         "reference": found[0]["reference"],
         "normalization": found[0]["normalization"],

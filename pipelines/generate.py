@@ -31,6 +31,7 @@ from pipelines.breakdown import PIXEL_STD, pixel_std
 from pipelines.cluster import Cluster, actor
 from pipelines.config import Config, ConfigError
 from pipelines.layout import IMAGES_FORMAT, RunFiles
+from pipelines.prompts import resolve_prompts
 from pipelines.scoring import PART, Pictures, Scores, scoring_device, to_png
 from pipelines.scoring import commit as commit  # for who writes tables beside the images
 from pipelines.study import StudyArm
@@ -73,7 +74,7 @@ def units(config: Config, model_defaults: models.Sampling) -> list[Unit]:
         "digests": rewarding.scoring_digests(config, columns),
     }
     found = []
-    for prompt_id, prompt in enumerate(study.resolve_prompts(config, "evaluate.prompts")):
+    for prompt_id, prompt in enumerate(resolve_prompts(config, "evaluate.prompts")):
         for first in range(0, evaluate.seeds, evaluate.group):
             seeds = tuple(range(first, min(first + evaluate.group, evaluate.seeds)))
             content = {**shared, "prompt_id": prompt_id, "path": has_path(config, prompt_id)}
@@ -424,7 +425,7 @@ OTHERWISE = "that an earlier version made, or whose model, adapters, rewards or 
 def _check_ours(config: Config, paths: Sequence[Path]) -> None:
     """ConfigError where a unit's file has an arm or a prompt that this run does not have."""
     arms = {arm.arm.name for arm in study.all_arms(config)}
-    prompts = set(study.resolve_prompts(config, "evaluate.prompts"))
+    prompts = set(resolve_prompts(config, "evaluate.prompts"))
     for path in paths:
         try:
             found = pq.read_table(path, columns=["arm", "prompt"])

@@ -253,21 +253,6 @@ def best_folder(train: Train) -> str:
     return f"{adapter_key(train)}@best"
 
 
-def read_prompts(path: str, key: str) -> list[str]:
-    """The distinct lines of a text file; ConfigError where it cannot be read or has fewer than two."""
-    try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{key}: {path} cannot be read ({getattr(error, 'strerror', None) or error}): give a text file with one "
-            "prompt a line, a list, or a number"
-        ) from error
-    prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if len(prompts) < 2:
-        raise ConfigError(f"{key}: {path} has {len(prompts)} prompts: give one a line, at least two")
-    return prompts
-
-
 def file_digest(path: Path) -> str:
     """A hash of a file's content."""
     with path.open("rb") as file:

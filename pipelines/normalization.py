@@ -20,6 +20,7 @@ from pipelines import layout, rewarding, study
 from pipelines.cluster import Cluster, actor, needs
 from pipelines.config import Config, ConfigError
 from pipelines.layout import RunFiles
+from pipelines.prompts import validation_prompts, validation_seeds
 from pipelines.rewarding import Columns, Statistics
 from pipelines.scoring import Scores
 
@@ -90,8 +91,8 @@ def measure(config: Config, names: Sequence[str]) -> dict[str, Any]:
     sampling = replace(sampling, max_rows=settings.rollout_batch or sampling.max_rows)
     scores = Scores(Columns({name: columns.parts[name] for name in names}, {}), device=model.device)
     found: dict[str, list[float]] = {name: [] for name in names}
-    seeds = study.validation_seeds(config)
-    for prompt in study.validation_prompts(config):
+    seeds = validation_seeds(config)
+    for prompt in validation_prompts(config):
         texts = [prompt] * len(seeds)
         samples = sample_arms(model, texts, seeds, [Arm("base", None, 1.0, "base")], config.run.seed, sampling)
         images = model.decode(samples.latents["base"])
@@ -127,7 +128,7 @@ def _components(config: Config) -> dict[str, Any]:
 
 def _measured_on(config: Config) -> dict[str, Any]:
     model = study.fingerprint(config.model.name, config.model.revision, config.model.variant)
-    return {"model": model, "prompts": study.validation_prompts(config), "seeds": study.validation_seeds(config)}
+    return {"model": model, "prompts": validation_prompts(config), "seeds": validation_seeds(config)}
 
 
 def _current(config: Config) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def _digests(columns: Columns) -> dict[str, str]:
 
 
 def _images(config: Config) -> int:
-    return len(study.validation_prompts(config)) * config.train.validate_seeds
+    return len(validation_prompts(config)) * config.train.validate_seeds
 
 
 def of_sums(config: Config) -> Statistics | None:

@@ -25,6 +25,7 @@ from aig.models.protocol import Condition
 from aig.models.published import PUBLISHED
 from pipelines import parallel, remote, study
 from pipelines.config import Config
+from pipelines.prompts import EVALUATE, TRAIN, missing, prompt_lists, told
 from pipelines.training import ADAPTER, attach, draft_config
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -166,6 +167,7 @@ def lines(plan: Plan) -> list[str]:
         "trained": f"{plan.trained / 1e6:.2f} M parameters ({how}) beside {denoiser / 1e6:,.0f} M frozen ones",
         "a step": f"{train.batch} images, {plan.predictions:,} predictions ({plan.rows:,} rows of the denoiser), "
         f"{plan.operations / 1e12:,.3g} TFLOP without the reward",
+        "prompts": _prompts(config),
         "all steps": f"{train.steps:,} steps, {train.steps * train.batch:,} images",
         "to end in a day": f"{train.steps * train.batch / DAY:.2f} images/s are needed",
         f"at {100 * SHARE:g} % of peak": times,
@@ -176,6 +178,15 @@ def lines(plan: Plan) -> list[str]:
         "run directory": remote.shown(config.directory),
     }
     return [f"{name:<20}{value}" for name, value in rows.items()]
+
+
+def _prompts(config: Config) -> str:
+    """Which prompts there are; those that are missing keep no plan from being made."""
+    absent = missing(config, TRAIN, EVALUATE)
+    if absent:
+        example = " ".join(f"{key}=FILE" for key in absent)
+        return f"missing: give {' and '.join(absent)}, each as a list or a file, as in {example}"
+    return told(prompt_lists(config))
 
 
 def _size(count: float) -> str:

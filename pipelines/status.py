@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipelines import config as configuration
-from pipelines import guards, layout, progress, remote, trials, uris
+from pipelines import guards, layout, progress, prompts, remote, trials, uris
 from pipelines.config import Config, ConfigError
 from pipelines.layout import IMAGES_FORMAT, RECORD, RECORD_FORMAT, RunFiles
 
@@ -241,7 +241,7 @@ def _images(config: Config) -> int:
 def _prompts(config: Config) -> int:
     wanted = config.evaluate.prompts
     if isinstance(wanted, str):
-        return len(layout.read_prompts(wanted, "evaluate.prompts"))
+        return len(prompts.read(wanted, "evaluate.prompts"))
     return wanted if isinstance(wanted, int) else len(wanted)
 
 

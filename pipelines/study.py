@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,9 +14,8 @@ import torch
 from aig import adapters, models, schedules
 from aig.models import LatentModel
 from aig.sampler import Arm, Sampling
-from aig.world.scenes import held_out_prompts, training_prompts
 from pipelines import guards, rewarding, trials
-from pipelines.config import VALIDATION_SEEDS, Config, ConfigError, Train
+from pipelines.config import Config, ConfigError, Train
 from pipelines.layout import (
     RECORD_FORMAT,
     RunFiles,
@@ -24,11 +23,11 @@ from pipelines.layout import (
     adapter_key,
     best_folder,
     external,
-    read_prompts,
     snapshot_steps,
     stopped,
     trainings,
 )
+from pipelines.prompts import resolve_prompts
 
 FAMILIES = ("base", "tuned", "kl", "trial", "lora", "aig", "early", "mix")
 
@@ -94,42 +93,6 @@ def early_stops(config: Config) -> list[int]:
         if step not in kept:
             raise ConfigError(f"evaluate.early_stops: there is no snapshot of step {step}: choose among {kept}")
     return list(wanted)
-
-
-# Which of the embedded world's captions a number takes; those that judge are none that were trained on.
-CAPTIONS: dict[str, tuple[str, Callable[[], list[str]]]] = {
-    "train.prompts": ("training", training_prompts),
-    "evaluate.prompts": ("held-out", held_out_prompts),
-    "search.prompts": ("training", training_prompts),
-    "search.held_out": ("held-out", held_out_prompts),
-}
-
-
-def resolve_prompts(config: Config, key: str) -> list[str]:
-    """The prompts of one of the keys of `CAPTIONS`: a list as given, a file's lines, or the first of the captions."""
-    section, _, name = key.partition(".")
-    wanted = getattr(getattr(config, section), name)
-    if isinstance(wanted, str):
-        return read_prompts(wanted, key)
-    if not isinstance(wanted, int):
-        return list(wanted)
-    kind, captions = CAPTIONS[key]
-    known = captions()
-    if wanted > len(known):
-        raise ConfigError(
-            f"{key} is {wanted}: the embedded world has {len(known)} {kind} captions; give fewer, or a list of prompts"
-        )
-    return known[:wanted]
-
-
-def validation_prompts(config: Config) -> list[str]:
-    """The prompts of a validation, which are training prompts."""
-    return resolve_prompts(config, "train.prompts")[: config.train.validate_prompts]
-
-
-def validation_seeds(config: Config) -> list[int]:
-    """The noise seed indices of each prompt of a validation, which no evaluation uses."""
-    return [VALIDATION_SEEDS + index for index in range(config.train.validate_seeds)]
 
 
 def scored_rewards(config: Config) -> list[str]:

@@ -1,6 +1,6 @@
 """Nearest neighbours of sets too large for one process: tiles of distances as Ray tasks, exact as in one process.
 
-The features lie in a file of this process' machine. Tasks run on any node, so they get the blocks that they need through
+The features lie in a file of this machine. Tasks run on any node, so they get the blocks that they need through
 Ray's object store, of which no more than a part is taken.
 """
 

@@ -38,6 +38,7 @@ from pipelines import (
 from pipelines.config import Config, ConfigError, Train
 from pipelines.guards import Stop
 from pipelines.layout import RunFiles
+from pipelines.prompts import resolve_prompts
 from pipelines.stopping import Guard
 from pipelines.tracking import Tracker
 from pipelines.validation import ADAPTER, scores_of
@@ -110,7 +111,7 @@ class Training:
         sampling = study.resolve_sampling(config, self.model.defaults)
         self.sampling = replace(sampling, max_rows=settings.rollout_batch or sampling.max_rows)
         self.draft = draft_config(config, self.model)
-        self.prompts = study.resolve_prompts(config, "train.prompts")
+        self.prompts = resolve_prompts(config, "train.prompts")
         memory.prepare(self.model, settings.checkpointing, settings.vae_tiling, settings.compile)
         statistics = normalization.of_sums(config)
         self.reward = rewarding.load_trained(config, self.model.device, statistics or {})

@@ -23,8 +23,9 @@ from torch import Tensor
 from aig.metrics import per_prompt, vendi_score
 from aig.models import Model, Sampling
 from aig.sampler import Arm, Grid, sample_arms, to_uint8
-from pipelines import layout, normalization, rewarding, study
+from pipelines import layout, normalization, rewarding
 from pipelines.config import Config
+from pipelines.prompts import validation_prompts, validation_seeds
 from pipelines.rewarding import Statistics
 from pipelines.scoring import ACCURACIES, GOLD, Scores
 
@@ -66,7 +67,7 @@ def validate(config: Config, model: Model, scores: Scores, sampling: Sampling, s
     left out of every mean, and counted.
     """
     settings = config.train
-    chosen, indices = study.validation_prompts(config), study.validation_seeds(config)
+    chosen, indices = validation_prompts(config), validation_seeds(config)
     prompts = [prompt for prompt in chosen for _ in indices]
     seeds = indices * len(chosen)
     # At step 0 the adapter is still the base: its distance is 0 without being measured.

@@ -30,6 +30,9 @@ from pipelines.report.reading import read_run
 
 COLOURS = ("red", "blue", "green", "yellow")
 SHAPES = ("star", "heart on a dark background", "circle", "cross")
+PROMPT_LISTS = {
+    "split": "given", "train": 200, "validate": 8, "evaluate": 16, "overlap": 3, "overlap_validate": 1, "elsewhere": 0,
+}  # fmt: skip
 UNITS = {"path": "mean squared difference of predictions (eps_mse)", "kl_to_base": "nats per image"}
 HALF = {
     "fragile": 0.8,
@@ -210,7 +213,13 @@ def build_run(root: Path, train_seeds: int = 1, prompts: int = 4, seeds: int = 3
     pq.write_table(pa.Table.from_pylist(rows), root / "metrics.parquet")
     front = {
         **{"reward": "fragile", "diversity": "vendi", "level": 0.95, "n_bootstrap": 1000, "seed": 0},
-        **{"prompts": prompts, "seeds": seeds, "reference": [12.0, 1.0], "normalization": [6.0, 4.0]},
+        **{
+            "prompts": prompts,
+            "prompt_lists": PROMPT_LISTS,
+            "seeds": seeds,
+            "reference": [12.0, 1.0],
+            "normalization": [6.0, 4.0],
+        },
         "studies": [front_study(name, of, arms, metrics) for name, (of, arms) in studies.items()],
     }
     (root / "front.json").write_text(json.dumps(front))
@@ -286,6 +295,18 @@ def test_the_page_loads_nothing_from_outside_itself(page: str) -> None:
     links = Links(page).links
     assert links and all(link.startswith(("data:", "#")) for link in links)
     assert not re.search(r"https?:|@import|url\((?!#)|<link (?!rel=\"icon\" href=\"data:,\")|<iframe", page)
+
+
+def test_the_page_says_how_many_of_the_prompts_that_judge_were_trained_on(copy: Path, page: str) -> None:
+    assert "Trained on 200 prompts, judged on 16, of which 3 were trained on too (1 of them in validations" in page
+    edit(copy / "front.json", lambda content: content["prompt_lists"].update(split="embedded", train=32, overlap=0))
+    said = "Trained on 32 captions of the embedded world, judged on 16 held-out ones: none is in both."
+    assert said in words.caveats(read_run(copy))
+    edit(copy / "front.json", lambda content: content.pop("prompt_lists"))  # of an older run
+    assert not any("rained on" in text for text in words.caveats(read_run(copy))[:1])
+    edit(copy / "front.json", lambda content: content.update(prompt_lists={"train": 3}))
+    with pytest.raises(ValueError, match=r"front\.json is wrong: 'prompt_lists' of it"):
+        read_run(copy)
 
 
 def test_ids_in_the_page_are_unique_and_every_reference_finds_one(page: str) -> None:

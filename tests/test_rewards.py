@@ -12,7 +12,7 @@ from open_clip.transform import image_transform
 from PIL import Image
 from torch import nn
 from torchmetrics.functional.multimodal import clip_score
-from transformers import AutoModel, AutoProcessor, BertTokenizer, CLIPImageProcessorPil
+from transformers import AutoModel, AutoProcessor, BertTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from aig import memory, rewards
 from aig.rewards import WeightedSum

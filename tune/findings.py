@@ -107,7 +107,7 @@ def conclude(
         "trials": len(trials), "distinct_curves": len({trial.curve for trial in trials}),
         "search_front": sorted({trial.candidate.schedule for trial, on in zip(trials, front, strict=True) if on}),
         "prompts": {which: len(prompts) for which, prompts in plan.prompts.items()}, "seeds": plan.seeds,
-        "held_out_prompts_trained_on": plan.trained_on,
+        "held_out_prompts_trained_on": plan.trained_on, "search_prompts_evaluated": plan.evaluated,
         "normalization": {
             which: {"reference": result.reference.tolist(), "scale": result.scale.tolist()}
             for which, result in sets.items()
@@ -226,5 +226,10 @@ def summary(path: Path) -> str:
     if trained:
         lines.append(
             f"Of the held-out prompts the adapter was trained on {trained}: they are held out from the search alone."
+        )
+    if result["search_prompts_evaluated"]:
+        lines.append(
+            f"Of evaluate.prompts {result['search_prompts_evaluated']} are in the search set: as arms, the schedules "
+            "are judged there by what chose them."
         )
     return "\n".join(lines)

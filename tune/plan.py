@@ -14,6 +14,7 @@ from aig.models import Model, Sampling
 from pipelines import layout, rewarding, study
 from pipelines.config import SEARCH_SEEDS, Config, ConfigError
 from pipelines.layout import RECORD_FORMAT, RunFiles
+from pipelines.prompts import EVALUATE, check_prompts, resolve_prompts, shared
 from pipelines.scoring import GOLD
 
 SEARCH, HELD_OUT = "search", "held_out"
@@ -40,6 +41,8 @@ class Plan:
     """Names of metrics, as they are measured."""
     trained_on: int
     """Held-out prompts that the adapter was trained on: held out from the search, not from the training."""
+    evaluated: int
+    """Prompts of evaluate.prompts that are in the search set: they judge what they have chosen."""
     sampling: Sampling
     grid: Grid
     digest: str
@@ -87,8 +90,8 @@ def make(config: Config, model: Model) -> Plan:
     record = _record(files.adapters / adapter)
     _check_model(config, record, files.adapters / adapter)
     reward = str(record.get("train", {}).get("reward", config.train.reward))
-    prompts = {SEARCH: study.resolve_prompts(config, "search.prompts")}
-    prompts[HELD_OUT] = study.resolve_prompts(config, "search.held_out")
+    prompts = {SEARCH: resolve_prompts(config, "search.prompts")}
+    prompts[HELD_OUT] = resolve_prompts(config, "search.held_out")
     _check_disjoint(prompts)
     for key, name in (("search.prompts", SEARCH), ("search.held_out", HELD_OUT)):
         try:
@@ -104,11 +107,17 @@ def make(config: Config, model: Model) -> Plan:
         prompts={name: tuple(texts) for name, texts in prompts.items()},
         seeds={SEARCH: search.seeds, HELD_OUT: search.held_out_seeds},
         objectives=_objectives(config, reward),
-        trained_on=len(set(prompts[HELD_OUT]) & set(record.get("train", {}).get("prompts", ()))),
+        trained_on=len(shared(prompts[HELD_OUT], record.get("train", {}).get("prompts", ()))),
+        evaluated=len(shared(resolve_prompts(config, EVALUATE), prompts[SEARCH])),
         sampling=sampling,
         grid=Grid(model, sampling),
         digest=digest,
     )
+
+
+def check_given(config: Config) -> None:
+    """ConfigError where the search's prompts are missing or cannot be read, before a model is loaded for them."""
+    check_prompts(config, "search.prompts", "search.held_out")
 
 
 def sampling_of(config: Config, defaults: Sampling) -> Sampling:
@@ -162,10 +171,10 @@ def _check_model(config: Config, record: dict[str, Any], folder: Path) -> None:
 
 
 def _check_disjoint(prompts: dict[str, list[str]]) -> None:
-    shared = [prompt for prompt in prompts[HELD_OUT] if prompt in set(prompts[SEARCH])]
-    if shared:
+    both = shared(prompts[HELD_OUT], prompts[SEARCH])
+    if both:
         raise ConfigError(
-            f"search.prompts and search.held_out share {len(shared)} prompts ({shared[0]!r}, ...): what the search has "
+            f"search.prompts and search.held_out share {len(both)} prompts ({both[0]!r}, ...): what the search has "
             "seen cannot validate it; give other prompts"
         )
 

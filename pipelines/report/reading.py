@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipelines.layout import IMAGES_FORMAT
+from pipelines.prompts import told
 from pipelines.report.data import FAMILIES, Arm, Claim, Difference, Estimate, KLPoint, Plane, Run, Study
 
 _METRIC_COLUMNS = ("arm", "metric", "value", "low", "high", "n", "prompts", "seeds")
@@ -67,10 +68,19 @@ def read_run(directory: Path) -> Run:
         n_bootstrap=int(front.number("n_bootstrap")),
         seed=int(front.number("seed")),
         prompts=int(front.number("prompts")),
+        prompts_told=_prompts_told(front),
         seeds=int(front.number("seeds")),
         studies=studies,
         curves={path.stem: _curve(path) for path in curves},
     )
+
+
+def _prompts_told(front: _Checked) -> str | None:
+    lists = front.value.get("prompt_lists")
+    try:
+        return None if lists is None else told(lists)
+    except (KeyError, TypeError):
+        raise front.wrong("prompt_lists", "counts of prompts") from None
 
 
 def _wrong(file: str, reason: str) -> ValueError:
