@@ -108,6 +108,15 @@ def _noisy(model: Model, sampling: Sampling, k: int) -> bool:
         return False
 
 
+def check_precision(model: Model) -> None:
+    """Raise ValueError for a model in float16, whose gradients need a loss scaler; there is none here."""
+    if model.dtype == torch.float16:
+        raise ValueError(
+            f"{model.name} is in float16, where small gradients vanish without a loss scaler, and there is none: train "
+            "it in bfloat16 or float32 (model.dtype)"
+        )
+
+
 def draw(prompts: Sequence[str], seed: int, step: int, batch: int) -> tuple[list[str], list[int]]:
     """The prompts and noise seed indices of one training step: sample j depends on (seed, step, j) alone."""
     chosen, seeds = [], []
@@ -160,9 +169,11 @@ def train_step(
     weighs 1/total, so that gradients and sums of several workers add up to the whole batch's; the last `padding` of
     them weigh nothing and are never counted. The caller owns the optimizer.
 
-    An image whose pixels, score or KL term are not finite raises FloatingPointError with its prompt and noise seed;
-    with `config.on_nan` = skip it weighs 0 and is counted in `skipped`, and `over_kept` makes means of the rest.
+    Raises ValueError for a model in float16, which would need a loss scaler. An image whose pixels, score or KL term
+    are not finite raises FloatingPointError with its prompt and noise seed; with `config.on_nan` = skip it weighs 0 and
+    is counted in `skipped`, and `over_kept` makes means of the rest.
     """
+    check_precision(model)
     if not prompts:
         return dict.fromkeys(SUMS, 0.0)
     total = total or len(prompts)

@@ -483,7 +483,7 @@ COMMANDS = {
 
 EXAMPLES = """examples:
   python -m pipelines demo                                     the whole path, in minutes on two CPU cores
-  python -m pipelines demo --preset demo-full                  the same thoroughly, in hours; run it again to resume
+  python -m pipelines demo --preset demo-full                  the same thoroughly, in some hours; rerun to resume
   python -m pipelines train train.kl_weight=1 train.steps=100  one adapter
   python -m pipelines train --preset sd14 --dry-run            what that would take, without a download
   python -m pipelines sweep run.name=mine sweep.kl_weights='[0, 1, 10]'

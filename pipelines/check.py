@@ -44,13 +44,6 @@ def check_training(config: Config, *, sweep: bool) -> Model:
         with _named("train"):
             sampling = draft_config(replace(config, train=train), model).sampling
         guards.check(train, Grid(model, sampling).has_path_kl, rewarding.held_out(config, train.reward))
-    if config.train.method == "full" and config.model.dtype != "float32":
-        raise ConfigError(
-            f"train.method is full and model.dtype {config.model.dtype}, in which Adam's small steps are lost: take "
-            "model.dtype=float32, and train.autocast=bfloat16 for speed"
-        )
-    if config.train.ema is not None:
-        raise ConfigError(f"train.ema is {config.train.ema:g}: no training averages its weights yet; leave it null")
     for train in wanted:
         _check_parallel(replace(config, train=train))
     with _named(TRAIN):

@@ -53,7 +53,7 @@ class Plan:
     predictions: int
     weights: int
     states: int
-    """The adapter's weights, gradients and optimizer moments."""
+    """The adapter's weights, their gradients, moments and, where it is on, their moving average, all in float32."""
     activations: int
     operations: float
     """Of one optimizer step, without the reward."""
@@ -75,7 +75,7 @@ def all_parameters(model: LatentModel) -> int:
 def make(config: Config) -> Plan:
     """The plan of `config.train`; ValueError where model, sizes and settings do not go together."""
     train = config.train
-    model, here = empty(config.model.name, config.model.revision)
+    model, here = empty(config.model.name, config.model.revision, study.DTYPES[config.model.dtype])
     model = study.sized(model, config)
     settings, order = _objective(config, model)
     sampling = settings.sampling
@@ -83,10 +83,11 @@ def make(config: Config) -> Plan:
     attach(train, model.denoiser)
     trained = sum(parameter.numel() for parameter in adapters.parameters(model.denoiser, ADAPTER))
     memory.prepare(model, [part for part in train.checkpointing if part != "reward"])
-    size = BYTES[config.model.dtype if train.autocast is None else train.autocast]
+    # On the meta device there is no autocast: what it halves is taken to be all that is held.
+    halved = train.autocast is not None and config.model.dtype == "float32"
     micro = min(train.micro_batch, train.batch)
     once, saved = _count(model, lambda: _predict(model, micro, sampling.guidance))
-    latents = torch.randn(micro, *model.latent_shape, device="meta", requires_grad=True)
+    latents = torch.randn(micro, *model.latent_shape, device="meta", dtype=model.dtype, requires_grad=True)
     decoded, saved_decoding = _count(model, lambda: model.decode(latents))
     with_gradient = train.k * train.lv
     extra = with_gradient if train.kl_weight > 0 else 0
@@ -100,8 +101,8 @@ def make(config: Config) -> Plan:
     return Plan(
         config, model, here, trained, predictions * (1 if sampling.guidance == 1 else 2), predictions,
         weights=frozen * BYTES[config.model.dtype],
-        states=trained * (4 + 4 + (2 if train.optimizer == "adamw-8bit" else 8)),
-        activations=(saved * train.k + saved_decoding) * size // 4, operations=operations,
+        states=trained * (4 + 4 + (2 if train.optimizer == "adamw-8bit" else 8) + (0 if train.ema is None else 4)),
+        activations=(saved * train.k + saved_decoding) // (2 if halved else 1), operations=operations,
     )  # fmt: skip
 
 
@@ -114,17 +115,18 @@ def _objective(config: Config, model: LatentModel) -> tuple[DraftConfig, int]:
 
 
 def _predict(model: LatentModel, batch: int, guidance: float) -> Tensor:
-    x = torch.randn(batch, *model.latent_shape, device="meta")
+    x = torch.randn(batch, *model.latent_shape, device="meta", dtype=model.dtype)
     shapes = model.input_shapes()
-    condition = Condition(
-        {name: torch.zeros(batch, *shape, device="meta") for name, shape in shapes.items()},
-        {name: torch.zeros(1, *shape, device="meta") for name, shape in shapes.items()},
+    rows, shared = (
+        {name: torch.zeros(count, *shape, device="meta", dtype=model.dtype) for name, shape in shapes.items()}
+        for count in (batch, 1)
     )
+    condition = Condition(rows, shared)
     return model.predict(x, torch.zeros((), device="meta"), condition, [adapters.key(ADAPTER)] * batch, guidance)
 
 
 def _count(model: LatentModel, run: Callable[[], Tensor]) -> tuple[float, int]:
-    """Floating-point operations of a forward, and bytes of the distinct float32 storage that autograd holds of it."""
+    """Floating-point operations of a forward, and bytes of the distinct storage that autograd holds of it."""
     parts = [part for part in model.pipe.components.values() if isinstance(part, torch.nn.Module)]
     weights = {tensor.untyped_storage()._cdata for part in parts for tensor in part.parameters()}
     held: dict[int, int] = {}
@@ -149,7 +151,7 @@ def lines(plan: Plan) -> list[str]:
     height, width = model.image_size
     whole = train.method == "full"
     denoiser = parameters(model.denoiser) - plan.trained
-    how = "every weight" if whole else f"LoRA rank {train.rank}, {train.targets}"
+    what = "every weight" if whole else f"LoRA rank {train.rank}, {train.targets}"
     scheduler = sampling.scheduler or type(model.scheduler).__name__
     download = "nothing: the weights are here" if plan.here else f"about {_size(plan.download)} from the hub"
     least, most = train.workers
@@ -164,11 +166,12 @@ def lines(plan: Plan) -> list[str]:
         "sampling": f"{scheduler}, {sampling.steps} steps, guidance {sampling.guidance:g}, eta {sampling.eta:g}",
         "objective": f"DRaFT-{train.k}, reward {train.reward}, KL weight {train.kl_weight:g}"
         + (f", {train.lv} draws of the last step" if train.lv > 1 else ""),
-        "trained": f"{plan.trained / 1e6:.2f} M parameters ({how}) beside {denoiser / 1e6:,.0f} M frozen ones",
+        "trained": f"{plan.trained / 1e6:.2f} M parameters ({what}) beside {denoiser / 1e6:,.0f} M frozen ones",
         "a step": f"{train.batch} images, {plan.predictions:,} predictions ({plan.rows:,} rows of the denoiser), "
         f"{plan.operations / 1e12:,.3g} TFLOP without the reward",
         "prompts": _prompts(config),
-        "all steps": f"{train.steps:,} steps, {train.steps * train.batch:,} images",
+        "all steps": f"{train.steps:,} steps, {train.steps * train.batch:,} images"
+        + ("" if train.ema is None else f"; averaged, with the start at {train.ema**train.steps:.2g} of the weight"),
         "to end in a day": f"{train.steps * train.batch / DAY:.2f} images/s are needed",
         f"at {100 * SHARE:g} % of peak": times,
         "workers": f"{least}" + (f" to {most}" if most > least else "") + (f", {HOW[how]}" if most > 1 else ""),

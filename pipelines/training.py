@@ -7,7 +7,8 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 
 from aig import adapters, memory
 from aig.adapters import sharding
-from aig.draft import DraftConfig, draw, grid_of, over_kept, train_step
+from aig.draft import DraftConfig, check_precision, draw, grid_of, over_kept, train_step
+from aig.ema import Ema
 from aig.models import Model
 from pipelines import (
     checkpoints,
@@ -123,6 +125,7 @@ class Training:
         self.optimizer = memory.make_optimizer(
             settings.optimizer, self.parameters, settings.lr, BETAS, settings.weight_decay
         )
+        self.ema = None if settings.ema is None else Ema(self.parameters, settings.ema)
         self.scores = scores_of(config, self.model.device, statistics) if watched else None
         self.step, self.seconds, self.skipped = 0, 0.0, 0.0
         self.sums: dict[str, float] = {}
@@ -131,7 +134,7 @@ class Training:
         self.status = progress.StatusFile(self.files.progress / f"{self.key}.json", **place)
         self.begun = time.monotonic()
         self.empty = 0
-        self.guard = Guard(settings, self.parameters)
+        self.guard = Guard(settings, self.parameters if self.ema is None else self.ema.means)
         self.tracker: Tracker | None = None
         self.pace = progress.Pace()
 
@@ -167,6 +170,8 @@ class Training:
         wrong = self.guard.explosions.found(self.sums["loss"], norm) if whole else "no finite gradient"
         if wrong is None:
             self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update()
             self.empty = 0
             return
         self.empty += 1
@@ -209,6 +214,14 @@ class Training:
             self.guard.hold(0)
         self.pace.stepped(self.step)
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Within the context the adapter is the one that is validated and saved, whole in every worker: the average
+        with train.ema. Every worker has to enter it."""
+        averaged = nullcontext() if self.ema is None else self.ema.in_place()
+        with averaged, sharding.whole(self.model.denoiser):
+            yield
+
     def keep(self) -> None:
         """Save the adapter where this step is a snapshot or the last; where a guard has stopped, that which it held.
 
@@ -220,13 +233,13 @@ class Training:
         names = [name for name, step in layout.adapter_folders(self.config) if step == self.step]
         if not names:
             return
-        with sharding.whole(self.model.denoiser):
+        with self.kept():
             for name in names:
                 if self.scores is not None and not study.is_saved(self.config, self.files.adapters / name, self.step):
                     self.save(name, self.step, {})
 
     def save(self, name: str, step: int, more: dict[str, Any]) -> None:
-        """Save the adapter as it is, as that of a step."""
+        """Save the adapter as it is, as that of a step; belongs inside of `kept`."""
         record = study.training_record(self.config, self.config.train, step)
         made_with: dict[str, Any] = {
             "versions": {package: version(package) for package in ("torch", "diffusers", "peft")},
@@ -240,7 +253,7 @@ class Training:
         """Make the adapter that the guard held the last one, and remove the snapshots of later steps; every worker has
         to call it."""
         step = self.guard.put_back()
-        with sharding.whole(self.model.denoiser):
+        with self.kept():
             if self.scores is None:
                 return
             if not study.is_finished(self.config):
@@ -257,7 +270,7 @@ class Training:
     def validate(self) -> None:
         """One more point of the training curves, from fixed prompts and noise, and a picture of it; every worker has to
         call it, and the first one makes it."""
-        with sharding.whole(self.model.denoiser):
+        with self.kept():
             if self.scores is None:
                 return
             found = validation.validate(self.config, self.model, self.scores, self.sampling, self.step)
@@ -320,6 +333,7 @@ class Training:
         return {
             "parameters": [sharding.full(parameter.detach()) for parameter in self.parameters],
             "optimizer": _map(self.optimizer.state_dict(), sharding.full),
+            "ema": [] if self.ema is None else [sharding.full(mean) for mean in self.ema.means],
             "step": self.step,
             "seconds": self.elapsed(),
             "skipped": self.skipped,
@@ -350,9 +364,11 @@ class Training:
             return
         if not self.guard.restore(state["guard"], curve):
             return
+        means = [] if self.ema is None else self.ema.means
         with torch.no_grad():
-            for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
-                parameter.copy_(sharding.like(saved, parameter))
+            for tensors, kept in ((self.parameters, state["parameters"]), (means, state["ema"])):
+                for tensor, saved in zip(tensors, kept, strict=True):
+                    tensor.copy_(sharding.like(saved, tensor))
         for index, moments in state["optimizer"]["state"].items():
             for name, saved in moments.items():
                 whole = isinstance(saved, Tensor) and saved.shape == self.parameters[index].shape
@@ -380,6 +396,7 @@ def attach(settings: Train, denoiser: nn.Module) -> None:
 def draft_config(config: Config, model: Model) -> DraftConfig:
     """The objective of `config.train` on this model; ValueError where the two do not go together."""
     settings = config.train
+    check_precision(model)
     sampling = study.resolve_sampling(config, model.defaults)
     sampling = replace(sampling, max_rows=settings.rollout_batch or sampling.max_rows)
     micro_batch = min(settings.micro_batch, settings.batch)

@@ -80,6 +80,7 @@ def test_published_presets_are_planned_without_a_download(preset, capsys):
     assert made.activations > 2**30
     assert made.download > 0
     text = "\n".join(plan.lines(made))
+    assert f"M parameters (LoRA rank {train.rank}, attention) beside" in text
     for part in ("to download", "images/s are needed", f"{train.batch} images", "GiB", made.config.model.name):
         assert part in text
 
@@ -116,6 +117,18 @@ def test_sharded_workers_hold_a_part_of_what_is_trained_each():
     ]
     first, second = (float(size.split()[0]) for size in sizes)
     assert second == pytest.approx(first / 4, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("override", "each"),
+    [("train.optimizer=adamw", 16), ("train.ema=0.999", 20), ("train.optimizer=adamw-8bit", 10),
+     ("model.dtype=bfloat16", 16), ("train.method=full", 16)],
+)  # fmt: skip
+def test_weights_gradients_moments_and_their_average_are_counted_in_float32(override, each):
+    made = plan.make(config.load(None, None, [override]))
+    assert made.states == made.trained * each
+    text = "\n".join(plan.lines(made))
+    assert ("; averaged, with the start at 0.9 of the weight" in text) == ("ema" in override)  # 0.999^100 = 0.905
 
 
 def test_a_dry_run_prints_and_leaves_nothing(tmp_path, capsys):
