@@ -1,7 +1,7 @@
 """Nearest neighbours of sets too large for one process: tiles of distances as Ray tasks, exact as in one process.
 
-The features lie in a file of this process' machine. Tasks run on any node, so they get the blocks that they need through
-Ray's object store, of which no more than a part is taken.
+The features lie in a file of this process' machine. Tasks run on any node, so they get the blocks that they need
+through Ray's object store, of which no more than a part is taken.
 """
 
 from __future__ import annotations
