@@ -119,8 +119,9 @@ def run_train(session: Session) -> None:
         checkpoints.discard(files.checkpoints(key))  # a kill just after the end leaves them
         print(f"Finished already: {remote.shown(files.adapters / key)}{stopped_line(config)}")
         return
-    room_for(config, session.connect())
-    normalize(session)
+    cluster = session.connect()
+    room_for(config, cluster)
+    normalize(session, lambda: cluster)
     with stage("train", session.seconds), trainings(files.progress, [key]):
         folder = train(config)
     remote.pull(files.adapters, key, f"{key}@*")
@@ -156,25 +157,33 @@ def run_sweep(session: Session) -> None:
         model = check.check_study(session.config) if whole else check.check_training(session.config, sweep=True)
     tell_prompts(session.config)
     session.claim()
-    do_sweep(session, session.arguments.retry_errored)
+    do_sweep(session, model if whole else None, session.arguments.retry_errored)
     if whole:
         do_evaluate(session, model)
         conclude(session)
 
 
-def normalize(session: Session) -> None:
+def normalize(session: Session, connect: Callable[[], Cluster]) -> None:
     """The statistics of weighted sums, measured where they are missing; most runs have no sum and need none."""
     from pipelines.normalization import ensure
 
-    ensure(session.config, session.connect)
+    ensure(session.config, connect)
 
 
-def do_sweep(session: Session, retry_errored: bool = False) -> None:
+def do_sweep(session: Session, model: Model | None, retry_errored: bool = False) -> None:
+    """Train what is left. With the model of an evaluation that follows, it needs room on the cluster, too."""
     with stage("sweep", session.seconds):
-        normalize(session)
-        from tune.sweep import ended, sweep, table
+        from tune.sweep import concurrency, ended, sweep, table
 
-        found = sweep(session.config, session.connect, retry_errored)
+        def connect() -> Cluster:
+            cluster = session.connect()
+            concurrency(session.config, cluster)
+            if model is not None:
+                evaluation_connect(session, model)()
+            normalize(session, lambda: cluster)
+            return cluster
+
+        found = sweep(session.config, connect, retry_errored)
         print("\n".join(filter(None, (table(found.rows), ended(found.record)))))
     found.check()
 
@@ -204,10 +213,23 @@ def do_generate(session: Session, model: Model) -> None:
         from pipelines.generate import generate
 
         external.bring(session.config)
-        normalize(session)
+        connect = evaluation_connect(session, model)
+        normalize(session, connect)
         for line in trials.left_out(session.config):
             print(line)
-        generate(session.config, session.connect, model.defaults, pools.host_memory(model))
+        generate(session.config, connect, model.defaults, pools.host_memory(model))
+
+
+def evaluation_connect(session: Session, model: Model) -> Callable[[], Cluster]:
+    """Connects, and refuses a cluster that has no room for the evaluation."""
+    from pipelines import pools
+
+    def connect() -> Cluster:
+        cluster = session.connect()
+        pools.check(session.config, cluster, pools.host_memory(model))
+        return cluster
+
+    return connect
 
 
 def conclude(session: Session) -> None:
@@ -307,7 +329,7 @@ def run_demo(session: Session) -> None:
         model = check.check_study(session.config)
     tell_prompts(session.config)
     session.claim()
-    do_sweep(session)
+    do_sweep(session, model)
     do_evaluate(session, model)
     do_report(session)
     conclude(session)

@@ -19,13 +19,11 @@ from typing import Any, TextIO
 import yaml
 
 from pipelines import locks, remote, uris
+from pipelines.errors import ConfigError as ConfigError
+from pipelines.errors import given
 
 PRESETS = Path(__file__).parent / "presets"
 CONFIG_FILE = "config.yaml"
-
-
-class ConfigError(ValueError):
-    """The configuration, or the run directory that it names, is wrong; the message is one line that names the fix."""
 
 
 def number(
@@ -567,6 +565,10 @@ class Search(Section):
     """Workers, each with the model and the scores; fewer where the cluster has less room."""
     worker_cpus: float = number(1.0, above=0, **EXECUTION)
     """Ray CPUs that a worker holds."""
+    worker_gpus: float = number(0.0, 0, **EXECUTION)
+    """Ray GPUs that a worker holds, or a share of one; without any it draws and scores on CPUs."""
+    node: str | None = field(default=None, metadata=EXECUTION)
+    """A custom resource of Ray (`spot` in cluster.yaml) that only the workers' nodes have; null is any node."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -675,10 +677,8 @@ def _without_file(key: str, text: str) -> str:
         return text
     from aig import schedules  # with torch, which most configurations need not wait for
 
-    try:
+    with given(f"evaluate.{key}"):
         found = schedules.parse(text)
-    except ValueError as error:
-        raise ConfigError(f"evaluate.{key}: {error}") from error
     return f"{found.label}={schedules.format_name(found)}" if found.label else schedules.format_name(found)
 
 

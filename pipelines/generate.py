@@ -24,7 +24,7 @@ import torch
 from aig import adapters, models
 from aig.sampler import Grid, sample_arms, to_uint8
 from pipelines import config as configuration
-from pipelines import failures, layout, normalization, pools, remote, rewarding, streaming, study
+from pipelines import demands, failures, layout, normalization, pools, remote, rewarding, streaming, study
 from pipelines.attempt import attempt
 from pipelines.bar import Bar
 from pipelines.breakdown import PIXEL_STD, pixel_std
@@ -165,7 +165,7 @@ def _plan(config: Config, missing: Sequence[Unit], pool: pools.Pool, generator: 
         generator,
         fn_constructor_kwargs=content,
         compute=pool.strategy(len(rows)),
-        **actor(pools.generator_needs(evaluate, pool.memory)),
+        **actor(demands.generator(evaluate, pool.memory).one),
         batch_size=min(evaluate.groups_at_once, -(-len(rows) // pool.start)),
         batch_format="pyarrow",
     )

@@ -21,6 +21,7 @@ import torch
 from aig.pareto import Subsample, bootstrap
 from pipelines import failures, generate, layout, remote, study, tables
 from pipelines.breakdown import PIXEL_STD
+from pipelines.cluster import Cluster
 from pipelines.config import CONFIG_FILE, Config
 from pipelines.feature_file import gathered
 from pipelines.layout import IMAGES_FORMAT, RunFiles, slug
@@ -57,7 +58,7 @@ class Table:
         return {metric: values[index] for metric, values in self.values.items()}
 
 
-def measure(config: Config, images: generate.Images, command: str, connect: Callable[[], object]) -> Table:
+def measure(config: Config, images: generate.Images, command: str, connect: Callable[[], Cluster]) -> Table:
     """Write `metrics.parquet`, the table prompt by prompt beside it, and `arms.json` with the command.
 
     `connect` connects to Ray, and is called where sets are too large for one process. ConfigError where the dataset is

@@ -16,8 +16,8 @@ import torch
 
 from aig.sampler import Arm, sample_arms, to_uint8
 from pipelines import config as configuration
-from pipelines import layout, rewarding, study
-from pipelines.cluster import Cluster, actor, needs
+from pipelines import demands, layout, rewarding, study
+from pipelines.cluster import Cluster, actor
 from pipelines.config import Config, ConfigError
 from pipelines.layout import RunFiles
 from pipelines.prompts import validation_prompts, validation_seeds
@@ -57,13 +57,13 @@ def ensure(config: Config, connect: Callable[[], Cluster]) -> None:
     lacking = [name for name in columns.normalized if name not in known]
     if not lacking:
         return
-    connect()
-    train = config.train
+    cluster, train = connect(), config.train
+    need = demands.statistics(config)
+    cluster.room(need)
     for name in set(lacking) & set(_components(config)):
         print(f"{name} was measured by an earlier version, or of another model or other weights: it is measured anew.")
     print(f"Measuring {', '.join(lacking)} on {_images(config)} images of the base model, to z-score weighted sums.")
-    resources = actor(needs(train.cpus_per_worker, train.gpus_per_worker, train.node))
-    task = ray.remote(_task).options(max_retries=max(0, train.max_failures), **resources)
+    task = ray.remote(_task).options(max_retries=max(0, train.max_failures), **actor(need.one))
     found = ray.get(task.remote(configuration.to_dict(config), lacking))
     for name, row in found.items():
         print(f"  {name}: mean {row['mean']:.4g}, standard deviation {row['std']:.4g}")

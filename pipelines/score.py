@@ -20,10 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from aig import rewards
-from pipelines import listing, locks, rewarding, uris
+from pipelines import demands, listing, locks, rewarding, uris
 from pipelines.bar import Bar
 from pipelines.cluster import Cluster
 from pipelines.config import Config, ConfigError
+from pipelines.errors import RunError, given
 from pipelines.listing import Listed, Listing
 from pipelines.rewarding import Columns
 from pipelines.scoring import PART, Pictures, Scores, commit, scoring_device
@@ -31,7 +32,7 @@ from pipelines.scoring import PART, Pictures, Scores, commit, scoring_device
 KEY = b"aig.scores"  # the metadata that says which rewards a file's columns are
 
 
-class ScoreError(RuntimeError):
+class ScoreError(RunError):
     """Some images have no score; the message names them."""
 
 
@@ -106,9 +107,10 @@ def _images(path: str, group: int) -> pa.ChunkedArray:
 
 def check(config: Config, request: Request) -> tuple[Listing, Columns, Files]:
     """What is there and wanted; ConfigError, before any worker starts, for all that is wrong with it."""
-    for name in request.rewards:
-        rewarding.check(config, name)
-    columns = rewarding.columns(config, request.rewards)
+    with given():
+        for name in request.rewards:
+            rewarding.check(config, name)
+        columns = rewarding.columns(config, request.rewards)
     needed = any(rewards.reads_prompts(spec) for spec in columns.parts.values())
     found = listing.read(request.source, request.metadata, request.names, prompts_needed=needed)
     source = request.source.absolute()
@@ -149,7 +151,7 @@ def score(
         if missing:
             if len(missing) < len(found.images):
                 print(f"{len(found.images) - len(missing)} of {len(found.images)} images are scored already.")
-            connect()
+            connect().room(demands.scorers(config.evaluate), demands.SPARE)
             _stream(config, columns, files, missing)
         table = _collect(files, columns, found)
         if not files.out.exists() or pq.read_table(files.out) != table:

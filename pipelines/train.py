@@ -16,10 +16,10 @@ from typing import Any
 from ray.train import CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
-from pipelines import checkpoints, layout, remote
+from pipelines import checkpoints, demands, layout, remote
 from pipelines import config as configuration
-from pipelines.cluster import Cluster, needs, times
-from pipelines.config import Config, Train
+from pipelines.cluster import Cluster
+from pipelines.config import Config
 from pipelines.layout import RunFiles, adapter_key
 
 # What a worker's own code raises about its input and its numbers. Since a step can be replayed to the bit, so would
@@ -63,7 +63,7 @@ def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
         scaling_config=ScalingConfig(
             num_workers=least if least == most else (least, most),
             use_gpu=settings.gpus_per_worker > 0,
-            resources_per_worker=worker_needs(settings),
+            resources_per_worker=dict(demands.training(config).one),
         ),
         run_config=RunConfig(
             name=key,
@@ -83,26 +83,9 @@ def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
     return files.adapters / key
 
 
-def worker_needs(settings: Train) -> dict[str, float]:
-    """Ray resources of one training worker."""
-    return needs(settings.cpus_per_worker, settings.gpus_per_worker, settings.node, settings.memory_per_worker)
-
-
 def room_for(config: Config, cluster: Cluster, driver_cpus: float = 0.0) -> int:
     """How many trainings the cluster has room for at once; ConfigError, at once, where it never could run one."""
-    settings = config.train
-    needed = worker_needs(settings)
-    cluster.check_node(
-        needed, "a training worker",
-        "lower train.cpus_per_worker, train.gpus_per_worker or train.memory_per_worker, or take larger nodes",
-    )  # fmt: skip
-    one = times(needed, settings.workers[0])
-    one["CPU"] += driver_cpus
-    fix = (
-        "lower train.num_workers, train.cpus_per_worker, train.gpus_per_worker or train.memory_per_worker, name "
-        "another train.node, or take a larger cluster (ray.num_cpus for one of this machine)"
-    )
-    return cluster.room(one, {}, "a training", fix)
+    return cluster.room(demands.training(config, driver_cpus))
 
 
 def _interruptibly(function: Callable[[], Any]) -> None:

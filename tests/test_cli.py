@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -12,7 +13,9 @@ from pipeline_toys import HERE, overrides
 from waiting import wait_for
 
 from aig.world.tiny import build_pipeline
+from pipelines import cluster
 from pipelines.__main__ import main
+from pipelines.cluster import Cluster
 
 ROOT = Path(__file__).parents[1]
 
@@ -149,6 +152,32 @@ def test_a_second_process_in_the_same_run_is_refused(model, tmp_path, capsys):
         fcntl.flock(file, fcntl.LOCK_EX)
         assert main(["report", "--preset", "smoke", *arguments]) == 2
     assert "another process is working in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "keys", "expected"),
+    [
+        ("sweep", {"evaluate__scorer_gpus": 1}, "a scorer needs 1 GPU (evaluate.scorer_gpus) on one node"),
+        ("sweep", {"evaluate__generator_cpus": 5}, "a generator needs 5 CPU (evaluate.generator_cpus) on one node"),
+        ("demo", {"evaluate__node": "spot"}, "a scorer needs the resource spot (evaluate.node) on one node"),
+        ("sweep", {"train__cpus_per_worker": 5}, "a training needs 5 CPU (train.cpus_per_worker) on one node"),
+        ("train", {"train__cpus_per_worker": 5}, "a training needs 5 CPU (train.cpus_per_worker) on one node"),
+    ],
+)
+def test_a_cluster_without_room_for_a_later_stage_is_refused_before_the_first(
+    command, keys, expected, model, tmp_path, monkeypatch, capsys
+):
+    nodes = ({"CPU": 4.0}, {"CPU": 4.0})
+
+    @contextmanager
+    def connected(settings):
+        yield Cluster({"CPU": 8.0}, False, None, nodes=nodes)
+
+    monkeypatch.setattr(cluster, "connected", connected)
+    assert main([command, "--preset", "smoke", *overrides(model, tmp_path, **keys)]) == 2
+    err = capsys.readouterr().err
+    assert expected in err and "the largest node has" in err and err.count("\n") == 1
+    assert not (tmp_path / "smoke" / "adapters").exists()
 
 
 @pytest.mark.kills

@@ -23,6 +23,7 @@ from aig.models import TinyModel
 from aig.pareto import bootstrap
 from pipelines import breakdown, compare, config, front, generate, measure, scoring, sets, study, tiles
 from pipelines.__main__ import main
+from pipelines.cluster import Cluster
 from pipelines.config import ConfigError
 from pipelines.feature_file import FeatureFile, gathered
 from pipelines.layout import RunFiles, slug
@@ -310,7 +311,12 @@ def test_neighbours_by_ray_in_small_tiles_equal_those_of_one_process_exactly(ray
     found, _, rows = run
     asked = []
     large = replace(found, measure=replace(found.measure, tiles_from=24, tile=7))
-    _, tiled = measured(large, lambda: asked.append("Ray"))
+
+    def connect():
+        asked.append("Ray")
+        return Cluster({"CPU": 4.0}, False, None)
+
+    _, tiled = measured(large, connect)
     assert asked == ["Ray"]
     for arm in ARMS:
         for metric in ("precision", "recall", "density", "coverage"):

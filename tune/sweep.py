@@ -18,6 +18,7 @@ from pipelines import checkpoints, guards, layout, progress, remote, trials
 from pipelines import config as configuration
 from pipelines.cluster import Cluster
 from pipelines.config import Config, ConfigError, Train
+from pipelines.errors import RunError
 from pipelines.layout import RunFiles, adapter_key
 from pipelines.train import room_for, train
 from pipelines.trials import Record
@@ -28,7 +29,7 @@ from tune.draw import Queue
 DRIVER_CPUS = 0.01
 
 
-class SweepError(RuntimeError):
+class SweepError(RunError):
     """Some trials failed; the message says how many and how to go on."""
 
 
