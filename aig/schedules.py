@@ -260,6 +260,12 @@ def _knots(given: Any) -> list[tuple[float, float]]:
     return [(u, w) for u, w in given]
 
 
+def level(schedule: Schedule) -> float | None:
+    """The weight of a schedule that has the same one all along, as a fixed mix; None of one that changes."""
+    weights = {schedule(i / 1000) for i in range(1001)}
+    return weights.pop() if len(weights) == 1 else None
+
+
 def format_name(schedule: Schedule) -> str:
     """The text that `parse` reads back into this schedule, without its label."""
     return schedule.name if schedule.domain == "step" else f"{schedule.name}@{schedule.domain}"

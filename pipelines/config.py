@@ -398,9 +398,10 @@ class Evaluate(Section):
     lora_scales: tuple[float, ...] = number((0.25, 0.5, 0.75), 0, 1)
     """LoRA scales of the unregularized adapter."""
     schedules: tuple[str, ...] = ("linear", "power:2", "power:4", "step:0.6", "constant:0.5")
-    """AIG schedules of the unregularized adapter."""
+    """Schedules of the unregularized adapter: AIG's, and fixed mixes (constant:W, DeRaDiff), a family of their own."""
     kl_schedules: tuple[str, ...] = ()
-    """AIG schedules of the sweep's other adapters too: KL-regularized ones, and those that a search drew."""
+    """Schedules of the sweep's other adapters too: KL-regularized ones (the published protocol sweeps AIG for every KL
+    weight), and those that a search drew."""
     early_stops: tuple[int, ...] | None = number(None, 1)
     """Training steps whose snapshots are arms; null takes every snapshot, [] none."""
     path_prompts: int | None = number(None, 0)

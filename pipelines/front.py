@@ -2,8 +2,8 @@
 
 Reward on x, diversity on y, both up. The unit is the prompt, resampled for all arms at once. Hypervolumes start at
 `front.reference` and are in units of `front.scale`, else at the least of the arms' means and in units of their range;
-both are written and printed beside them. Each family (KL, LoRA scale, AIG,
-early stops) has the base and the tuned model as its end points, since every one reaches both. `dominance` has in
+both are written and printed beside them. Each family (`pipelines.families`) has the base and the tuned model as its end
+points, since every one reaches both; `trainings` says how many trainings it pays for. `dominance` has in
 row a and column b the probability that arm a dominates arm b. Arms whose images left the data are listed with the
 reason, and are on no front and in no hypervolume.
 """
@@ -21,13 +21,20 @@ import numpy as np
 from aig.pareto import Bootstrap, bootstrap, optimal_mask
 from pipelines import arm_table, layout, rewarding, study, trials
 from pipelines.config import Config, ConfigError, Front
+from pipelines.families import FAMILIES, counted, family_name, members
 from pipelines.layout import RunFiles
 from pipelines.measure import Table, read_rows, read_table
 from pipelines.prompts import prompt_lists
 from pipelines.scoring import GOLD
 from pipelines.study import Study
 
-RIVALS = ("kl", "trial", "lora", "early")
+RIVALS = ("kl", "trial", "lora", "fixed", "early")
+# Hypervolumes that are compared where a study has both families: AIG on KL 0 alone, and on every training.
+COMPARISONS = (
+    *(("aig", rival) for rival in RIVALS),
+    *(("kl-aig", rival) for rival in (*RIVALS, "kl-lora", "kl-fixed")),
+    *(("trial-aig", rival) for rival in (*RIVALS, "trial-lora", "trial-fixed")),
+)
 # The KL where there is one: the path length of deterministic sampling is none.
 DISTANCE_UNITS = {"kl_to_base": "nats per image", "path": "mean squared difference of predictions (eps_mse)"}
 
@@ -76,19 +83,31 @@ def summary(path: Path) -> str:
         how = f"training seeds {single['train_seeds']}" if single["train_seeds"] else "an adapter from elsewhere"
         lines.append(f"{single['study']}: reward {single['reward']}, {how}")
         labels = {arm["arm"]: arm["label"] for arm in single["arms"]}
-        lines.append(f"  front: {', '.join(labels[name] for name in single['fronts']['all'])}")
+        planes, roles = {single["reward"]: single, **single["planes"]}, _roles(single)
+        for x, plane in planes.items():
+            lines.append(f"  front by {roles[x]}: {', '.join(labels[name] for name in plane['fronts']['all'])}")
         for arm in single["arms"]:
             if arm["broken"]:
                 lines.append(f"  broken, on no front: {arm['label']} ({arm['broken']})")
         for claim in single["claims"]:
             lines.append(f"  {claim['claim']}: {_interval(claim)}")
-        if single["differences"]:
-            lines.append(
-                f"  {box((single['reward'], found['diversity']), single['reference'], single['normalization'])}"
-            )
-        for row in single["differences"]:
-            lines.append(f"  hypervolume of {row['a']} less {row['b']}: {_interval(row)}")
+        called = {f: counted(family_name(f, single["trainings"]), n) for f, n in single["trainings"].items()}
+        for x, plane in planes.items():
+            if plane["differences"]:
+                where = box((x, found["diversity"]), plane["reference"], plane["normalization"])
+                lines.append(f"  by {roles[x]}, {where}")
+            for row in plane["differences"]:
+                lines.append(f"    {called[row['a']]} less {called[row['b']]}: {_interval(row)}")
     return "\n".join(lines)
+
+
+def _roles(single: dict[str, Any]) -> dict[str, str]:
+    """What the rewards on the x axes of a study's planes are to it, in words; an adapter from elsewhere has no
+    proxy."""
+    known = {single["held_out"]: "the held-out reward"}
+    if single["train_seeds"]:
+        known[single["reward"]] = "the proxy"
+    return {x: f"{known[x]} ({x})" if x in known else x for x in (single["reward"], *single["planes"])}
 
 
 def box(axes: Sequence[str], reference: Sequence[float], scale: Sequence[float]) -> str:
@@ -130,6 +149,7 @@ def _study(config: Config, single: Study, table: Table, measured: dict[str, dict
     return {
         "study": single.name, "reward": proxy, "held_out": held_out, "k": single.k, "train_seeds": single.train_seeds,
         "trained_with": trials.words(config, single.tuned) if single.tuned else "", "arms": arms,
+        "trainings": {family: single.trainings(members) for family, members in families(single).items()},
         "dominance": [[result.dominates(a, b) for b in range(len(names))] for a in range(len(names))],
         **_plane(result, names),
         "planes": {x: _plane(_bootstrap(config, single, table, x), names) for x in planes},
@@ -141,12 +161,13 @@ def _study(config: Config, single: Study, table: Table, measured: dict[str, dict
 def families(single: Study) -> dict[str, list[int]]:
     """Indices of each family's arms with the base and the tuned model; a family without arms of its own is left out."""
     ends = [a for a, arm in enumerate(single.arms) if arm.family in ("base", "tuned")]
-    own = {
-        f: [a for a, arm in enumerate(single.arms) if arm.family == f]
-        for f in study.FAMILIES
-        if f not in ("base", "tuned")
+    present = {arm.family for arm in single.arms} - {"base", "tuned"}
+    found = {
+        family: ends + [a for a, arm in enumerate(single.arms) if arm.family in members(family)]
+        for family in FAMILIES
+        if family in present
     }
-    return {f: ends + arms for f, arms in own.items() if arms} | {"all": list(range(len(single.arms)))}
+    return found | {"all": list(range(len(single.arms)))}
 
 
 def _bootstrap(config: Config, single: Study, table: Table, x: str) -> Bootstrap:
@@ -170,9 +191,9 @@ def _plane(result: Bootstrap, names: list[str]) -> dict[str, Any]:
         "fronts": fronts,
         "hypervolume": {family: list(result.hypervolume(family)) for family in result.families},
         "differences": [
-            {"a": "aig", "b": rival, **_estimate(result.hypervolume_difference("aig", rival))}
-            for rival in RIVALS
-            if "aig" in result.families and rival in result.families
+            {"a": a, "b": b, **_estimate(result.hypervolume_difference(a, b))}
+            for a, b in COMPARISONS
+            if a in result.families and b in result.families
         ],
         "reference": result.reference.tolist(),
         "normalization": result.scale.tolist(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -29,8 +29,6 @@ from pipelines.layout import (
 )
 from pipelines.prompts import resolve_prompts
 
-FAMILIES = ("base", "tuned", "kl", "trial", "lora", "aig", "early", "mix")
-
 
 @dataclass(frozen=True)
 class StudyArm:
@@ -38,6 +36,7 @@ class StudyArm:
 
     arm: Arm
     family: str
+    """One of `pipelines.families`."""
     label: str
     reward: str | None = None
     k: int | None = None
@@ -81,6 +80,11 @@ class Study:
     def one(self, family: str) -> StudyArm:
         """The only arm of its family: the base, or the tuned one."""
         return next(arm for arm in self.arms if arm.family == family)
+
+    def trainings(self, arms: Iterable[int]) -> int:
+        """How many trainings these arms take, a training seed: a snapshot comes with its training."""
+        adapters = (self.arms[a].arm.adapter for a in arms)
+        return len({adapter.partition("@")[0] for adapter in adapters if adapter is not None})
 
 
 def early_stops(config: Config) -> list[int]:
@@ -247,15 +251,15 @@ def _adapter_arms(config: Config, group: trials.Group, train: Train) -> Iterator
     common: dict[str, Any] = {"reward": train.reward, "k": train.k, "kl_weight": train.kl_weight, "lr": train.lr}
     common |= {"rank": train.rank if train.method == "lora" else None, "train_seed": train.seed, "stopped": told}
     family, label = ("tuned", "tuned") if tuned else _differing(train, group.tuned)
+    of, with_label = ("", "") if tuned else (f"{family}-", f"{label} + ")
     yield StudyArm(Arm(key, key), family, label, **common, step=steps)
     for text in evaluate.schedules if tuned else evaluate.kl_schedules:
-        arm, name = _guided(key, text)
-        mixed = f"AIG {name}" if tuned else f"{label} + AIG {name}"
-        yield StudyArm(arm, "aig" if tuned else "mix", mixed, **common, step=steps)
+        arm, way, said = _guided(key, text)
+        yield StudyArm(arm, of + way, with_label + said, **common, step=steps)
     scaled = "LoRA" if train.method == "lora" else "tuning"
     for scale in evaluate.lora_scales if tuned else evaluate.kl_lora_scales:
-        said = f"{scaled} ×{scale:g}" if tuned else f"{label} + {scaled} ×{scale:g}"
-        yield StudyArm(Arm(f"{key}x{scale:g}", key, scale), "lora" if tuned else "mix", said, **common, step=steps)
+        arm, said = Arm(f"{key}x{scale:g}", key, scale), f"{scaled} ×{scale:g}"
+        yield StudyArm(arm, f"{of}lora", with_label + said, **common, step=steps)
     if not tuned:
         return
     for step in early_stops(config):
@@ -275,8 +279,7 @@ def _external_arms(config: Config, name: str) -> Iterator[StudyArm]:
     yield BASE_ARM
     yield StudyArm(Arm(name, name), "tuned", "tuned")
     for text in config.evaluate.schedules:
-        arm, schedule = _guided(name, text)
-        yield StudyArm(arm, "aig", f"AIG {schedule}")
+        yield StudyArm(*_guided(name, text))
     for scale in config.evaluate.lora_scales:
         yield StudyArm(Arm(f"{name}x{scale:g}", name, scale), "lora", f"LoRA ×{scale:g}")
 
@@ -284,11 +287,14 @@ def _external_arms(config: Config, name: str) -> Iterator[StudyArm]:
 BASE_ARM = StudyArm(Arm("base", None, 1.0, "base"), "base", "base")
 
 
-def _guided(adapter: str, text: str) -> tuple[Arm, str]:
-    """The arm of a schedule, and the schedule's name."""
+def _guided(adapter: str, text: str) -> tuple[Arm, str, str]:
+    """The arm of a schedule, its family on the unregularized adapter, and its label."""
     schedule = schedules.parse(text)
-    name = schedule.label or schedules.format_name(schedule)
-    return Arm(f"{adapter}+{name}", adapter, 1.0, schedules.format_name(schedule)), name
+    name, level = schedule.label or schedules.format_name(schedule), schedules.level(schedule)
+    arm = Arm(f"{adapter}+{name}", adapter, 1.0, schedules.format_name(schedule))
+    if level is None:
+        return arm, "aig", f"AIG {name}"
+    return arm, "fixed", f"fixed mix {schedule.label or f'{level:g}'}"
 
 
 def training_record(config: Config, train: Train, step: int) -> dict[str, Any]:

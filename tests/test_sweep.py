@@ -150,9 +150,9 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path):
 
 def test_other_adapters_have_lora_scales_and_schedules_where_asked_for(tmp_path):
     found = sweep(tmp_path, "evaluate.kl_schedules=[linear]", "evaluate.kl_lora_scales=[0.5]")
-    mixed = [arm for arm in study.all_arms(found) if arm.family == "mix"]
-    assert [(arm.label, arm.arm.lora_scale, arm.arm.schedule) for arm in mixed] == [
-        ("KL 10 + AIG linear", 1.0, "linear"), ("KL 10 + LoRA ×0.5", 0.5, "tuned"),
+    mixed = [arm for arm in study.all_arms(found) if arm.family.startswith("kl-")]
+    assert [(arm.family, arm.label, arm.arm.lora_scale, arm.arm.schedule) for arm in mixed] == [
+        ("kl-aig", "KL 10 + AIG linear", 1.0, "linear"), ("kl-lora", "KL 10 + LoRA ×0.5", 0.5, "tuned"),
     ]  # fmt: skip
 
 
@@ -456,10 +456,10 @@ def test_one_table_has_every_arm_with_its_settings_and_its_measures(searched):
 def test_what_a_search_drew_is_a_family_of_the_front_beside_aig_and_shown_in_the_report(searched):
     single = json.loads(RunFiles(searched.directory).front.read_text())["studies"][0]
     assert sum(arm["family"] == "trial" for arm in single["arms"]) == 4
-    assert sum(arm["family"] == "mix" for arm in single["arms"]) == 4
-    assert {"a": "aig", "b": "trial"}.items() <= {
-        key: value for row in single["differences"] if row["b"] == "trial" for key, value in row.items()
-    }.items()
+    assert sum(arm["family"] == "trial-aig" for arm in single["arms"]) == 4
+    compared = [(row["a"], row["b"]) for row in single["differences"]]
+    assert {("aig", "trial"), ("trial-aig", "trial")} <= set(compared)
+    assert single["trainings"] == {"trial": 5, "lora": 1, "aig": 1, "early": 1, "trial-aig": 5, "all": 5}
     page = report_of(searched)
     assert "searched settings" in page and "learning rate" in page
     for train in layout.trainings(searched)[1:]:

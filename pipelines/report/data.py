@@ -10,17 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-FAMILIES = {
-    "base": "base",
-    "tuned": "tuned",
-    "kl": "KL",
-    "trial": "searched settings",
-    "lora": "LoRA scaling",
-    "aig": "AIG",
-    "early": "early stopping",
-    "mix": "combined",
-}
-"""Families of arms in the order in which they are shown, and their names in words."""
+from pipelines.families import FAMILIES, counted, family_name, members
 
 METRICS = {
     "fragile": "fragile reward",
@@ -56,11 +46,6 @@ METRICS = {
 
 ROLES = ("proxy", "held-out reward", "gold")
 """What a reward on the x axis of a plane is to a study."""
-
-
-def family_name(family: str) -> str:
-    """A family in words."""
-    return "all arms" if family == "all" else FAMILIES.get(family, family)
 
 
 def metric_name(metric: str) -> str:
@@ -185,6 +170,8 @@ class Study:
     claims: tuple[Claim, ...]
     trained_with: str = ""
     """Other settings of its trainings in words, where studies differ in them."""
+    trainings: Mapping[str, int] = field(default_factory=dict)
+    """How many trainings each family pays for."""
 
     @property
     def title(self) -> str:
@@ -233,8 +220,16 @@ class Study:
         return next((role for role in roles if self.metric_of(role) == metric), metric_name(metric))
 
     def size(self, family: str) -> int:
-        """How many arms a family has of its own, base, tuned and broken ones not counted; all sound arms for "all"."""
-        return sum(family in ("all", arm.family) and not arm.broken for arm in self.arms)
+        """How many arms count to a family, base, tuned and broken ones not counted; all sound arms for "all"."""
+        return sum((family == "all" or arm.family in members(family)) and not arm.broken for arm in self.arms)
+
+    def family(self, family: str) -> str:
+        """A family in words, as it stands beside the study's others."""
+        return family_name(family, self.families)
+
+    def counted(self, family: str) -> str:
+        """The same, with the number of trainings that it pays for."""
+        return counted(self.family(family), self.trainings.get(family))
 
     @property
     def families(self) -> list[str]:

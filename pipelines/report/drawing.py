@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pipelines.report import style
-from pipelines.report.data import Study, family_name, metric_name
+from pipelines.report.data import Study, metric_name
 from pipelines.report.style import MARK, MARKER, MUTED
 
 BROKEN = "x"  # over the mark of an arm
@@ -56,7 +56,7 @@ def legend(study: Study, fronts: bool = True) -> list[Line2D]:
         handle = Line2D(
             [], [], color=MARK[family], linestyle=line, linewidth=1.3, marker=MARKER[family], markersize=5.5
         )
-        handle.set_label(family_name(family))
+        handle.set_label(study.counted(family))
         handles.append(handle)
     if fronts:
         handles.append(Line2D([], [], color=MUTED, linestyle="", marker="o", markersize=5.5, label="optimal"))

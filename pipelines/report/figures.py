@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from pipelines.families import OURS
 from pipelines.report import labels, style
 from pipelines.report.data import (
     FAMILIES,
@@ -21,7 +22,6 @@ from pipelines.report.data import (
     KLPoint,
     Run,
     Study,
-    family_name,
     sample,
 )
 from pipelines.report.drawing import Drawing, cross_out, legend, reward_axis
@@ -44,49 +44,73 @@ _Row = tuple[str, Estimate | None, str, str, bool]  # name, estimate, colour, ma
 
 
 def hypervolume_panels(study: Study) -> list[Drawing]:
-    """Hypervolume of each family, and differences between families, with intervals: one figure each."""
-    rows = max(len(study.plane.hypervolume), len(study.plane.differences), 2)
+    """Hypervolume of each family, and differences between families, on each plane with intervals: one figure each."""
+    rows, (volumes, differences) = _rows(study), _margins(study)
     drawings = []
-    for draw, left in ((_volumes, 1.05), (_differences, 1.9)):
-        figure, ax = style.canvas(5.2, 0.75 + 0.3 * rows, left=left, top=0.35, bottom=0.3)
-        draw(ax, study, rows)
-        drawings.append(Drawing(figure))
+    for metric in study.planes:
+        for draw, left in ((_volumes, volumes), (_differences, differences)):
+            figure, ax = style.canvas(left + 3.3, 0.75 + 0.3 * rows, left=left, top=0.35, bottom=0.3)
+            draw(ax, study, metric, rows)
+            drawings.append(Drawing(figure))
     return drawings
 
 
 def hypervolumes(run: Run, study: Study) -> Drawing:
-    """Hypervolumes and their differences in one figure."""
-    rows = max(len(study.plane.hypervolume), len(study.plane.differences), 2)
-    figure, (left, right) = style.canvas(
-        9.6, 1.45 + 0.32 * rows, 1, 2, left=1.05, top=0.7, bottom=0.7, between=(1.9, 0)
-    )
+    """Hypervolumes and their differences on every plane in one figure."""
+    rows, count, (volumes, differences) = _rows(study), len(study.planes), _margins(study)
+    size = (volumes + differences + 6.6, 0.75 + (0.7 + 0.32 * rows) * count)
+    margins: dict[str, Any] = {"left": volumes, "top": 0.7, "bottom": 0.7, "between": (differences, 0.7)}
+    figure, axes = style.canvas(*size, count, 2, squeeze=False, **margins)
     note = f"{sample(study.arms)}; {run.percent} intervals over prompts, paired; {reference(study)}."
     style.annotate(figure, f"{study.title}: hypervolume", note, ())
-    _volumes(left, study, rows)
-    _differences(right, study, rows)
+    for metric, (left, right) in zip(study.planes, axes, strict=True):
+        _volumes(left, study, metric, rows)
+        _differences(right, study, metric, rows)
     return Drawing(figure)
 
 
+def _rows(study: Study) -> int:
+    return max(2, *(max(len(plane.hypervolume), len(plane.differences)) for plane in study.planes.values()))
+
+
+def _margins(study: Study) -> tuple[float, float]:
+    """Room in inches for the names of families, and of their differences."""
+    names = [study.family(family) for family in study.plane.hypervolume]
+    pairs = [_less(study, d.a, d.b) for plane in study.planes.values() for d in plane.differences]
+    names_room, pairs_room = (0.25 + 0.074 * max(map(len, found), default=0) for found in (names, pairs))
+    return names_room, pairs_room
+
+
+def _less(study: Study, a: str, b: str) -> str:
+    return f"{study.family(a)} − {study.family(b)}"
+
+
 def reference(study: Study) -> str:
-    """The hypervolumes' reference point and normalization in words."""
-    (x, y), (unit_x, unit_y) = study.plane.reference, study.plane.normalization
-    return f"from reference ({x:.4g}, {y:.4g}), in units of ({unit_x:.4g}, {unit_y:.4g})".replace("-", "−")
+    """The hypervolumes' reference points and normalizations in words."""
+    said = []
+    for metric, plane in study.planes.items():
+        (x, y), (unit_x, unit_y) = plane.reference, plane.normalization
+        on = f"on {study.role_of(metric)} " if len(study.planes) > 1 else ""
+        box = f"from reference ({x:.4g}, {y:.4g}), in units of ({unit_x:.4g}, {unit_y:.4g})"
+        said.append(on + box.replace("-", "−"))
+    return "; ".join(said)
 
 
 def overview(run: Run) -> Drawing | None:
-    """AIG less each other family in every study, by each reward in a column; None if nothing was compared."""
+    """AIG less each rival in every study, by each reward in a column; None if nothing was compared."""
     roles = [role for role in ROLES if any(study.metric_of(role) for study in run.studies)]
     columns: list[list[_Row]] = [[] for _ in roles]
     for study in run.studies:
-        others = [difference.b for difference in comparisons(study.plane.differences)]
+        pairs = [(d.a, d.b) for d in comparisons(study.plane.differences)]
         for role, rows in zip(roles, columns, strict=True):
             metric = study.metric_of(role)
-            found = {d.b: d.estimate for d in comparisons(study.planes[metric].differences)} if metric else {}
+            compared = comparisons(study.planes[metric].differences) if metric else []
+            found = {(d.a, d.b): d.estimate for d in compared}
             rows.append((study.title, None, INK, "", False))
-            for other in others:
-                estimate = found.get(other, UNKNOWN)
+            for ours, other in pairs:
+                estimate = found.get((ours, other), UNKNOWN)
                 color, marker = MARK.get(other, INK), MARKER.get(other, "o")
-                rows.append((f"AIG − {family_name(other)}", estimate, color, marker, estimate.sign != 0))
+                rows.append((_less(study, ours, other), estimate, color, marker, estimate.sign != 0))
     height = len(columns[0])
     if height == len(run.studies):
         return None
@@ -108,7 +132,7 @@ def overview(run: Run) -> Drawing | None:
 
 def ordered_differences(differences: Sequence[Difference]) -> list[Difference]:
     """AIG's first, always as AIG less the other, then the rest."""
-    return comparisons(differences) + [d for d in differences if "aig" not in (d.a, d.b)]
+    return comparisons(differences) + [d for d in differences if d.a not in OURS and d.b not in OURS]
 
 
 @dataclass(frozen=True)
@@ -170,24 +194,24 @@ def curves(study: Study, lines: Sequence[Line]) -> Drawing:
 
 
 def reward_vs_kl(run: Run, study: Study) -> tuple[Drawing, list[Drawing]] | None:
-    """Proxy reward, and gold where measured, against the distance to the base; None where that was not measured.
+    """The rewards of each plane against the distance to the base; None where that was not measured.
 
-    Both in one figure, and one figure each.
+    All in one figure, and one figure each.
     """
     points = {point.arm: point for point in study.reward_vs_kl if math.isfinite(point.distance.value)}
     if not points:
         return None
     values = {study.reward: {name: point.reward for name, point in points.items()}}
-    gold = {name: study.by_name[name].metric("gold") for name in points}
-    if sum(estimate.known for estimate in gold.values()) > 1:
-        values["gold"] = gold
+    for metric in filter(None, (study.held_out, "gold")):
+        others = {name: study.by_name[name].metric(metric) for name in points}
+        if metric != study.reward and sum(estimate.known for estimate in others.values()) > 1:
+            values[metric] = others
     note = f"{sample(study.arms)}; bars: {run.percent} intervals over prompts; lines join each family's arms."
     note = f"{note} {run.path_note}".rstrip()
-    margins: dict[str, Any] = {"top": style.HEAD, "bottom": style.FOOT, "squeeze": False}
-    whole, axes = style.canvas(5.8 * len(values), 5.0, 1, len(values), **margins)
-    apart = style.annotate(
-        whole, f"{study.title}: reward against {distance_name(study)}", note, legend(study, fronts=False)
-    )
+    width, handles = 5.8 * len(values), legend(study, fronts=False)
+    margins: dict[str, Any] = {"top": style.head(width, handles), "bottom": style.FOOT, "squeeze": False}
+    whole, axes = style.canvas(width, 5.0, 1, len(values), **margins)
+    apart = style.annotate(whole, f"{study.title}: reward against {distance_name(study)}", note, handles)
     unnamed: list[str] = []
     for ax, (metric, estimates) in zip(axes[0], values.items(), strict=True):
         unnamed += _against_kl(ax, study, metric, points, estimates)
@@ -204,20 +228,20 @@ def distance_name(study: Study) -> str:
     return "KL" if study.has_kl else "path length"
 
 
-def _volumes(ax: Axes, study: Study, height: int) -> None:
-    order = list(FAMILIES)
-    volumes = sorted(study.plane.hypervolume.items(), key=lambda item: order.index(item[0]) if item[0] in order else 99)
-    _dots(ax, [(family_name(f), v, MARK.get(f, INK), MARKER.get(f, "o"), True) for f, v in volumes], height)
-    ax.set_title("hypervolume of each family's front")
+def _volumes(ax: Axes, study: Study, metric: str, height: int) -> None:
+    order, found = list(FAMILIES), study.planes[metric].hypervolume
+    volumes = sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else 99)
+    _dots(ax, [(study.family(f), v, MARK.get(f, INK), MARKER.get(f, "o"), True) for f, v in volumes], height)
+    ax.set_title(f"hypervolume of each front by {study.role_of(metric)}")
 
 
-def _differences(ax: Axes, study: Study, height: int) -> None:
+def _differences(ax: Axes, study: Study, metric: str, height: int) -> None:
     rows = []
-    for a, b, estimate in ordered_differences(study.plane.differences):
-        rows.append((f"{family_name(a)} − {family_name(b)}", estimate, MARK.get(a, INK), "o", estimate.sign != 0))
+    for a, b, estimate in ordered_differences(study.planes[metric].differences):
+        rows.append((_less(study, a, b), estimate, MARK.get(a, INK), "o", estimate.sign != 0))
     _dots(ax, rows, height)
     ax.axvline(0, color=MUTED, linewidth=1)
-    ax.set_title("difference (filled: excludes zero)")
+    ax.set_title(f"difference by {study.role_of(metric)} (filled: excludes zero)")
 
 
 def _dots(ax: Axes, rows: Sequence[_Row], height: int) -> None:

@@ -16,7 +16,18 @@ from markupsafe import Markup
 from aig import folders
 from pipelines import remote
 from pipelines.report import drawing, figures, images, planes, style, words
-from pipelines.report.data import FAMILIES, Arm, Estimate, Run, Study, family_name, metric_name, sample, spread
+from pipelines.report.data import (
+    FAMILIES,
+    UNKNOWN,
+    Arm,
+    Estimate,
+    Run,
+    Study,
+    family_name,
+    metric_name,
+    sample,
+    spread,
+)
 from pipelines.report.reading import read_run
 
 _PACKAGES = ("aig", "torch", "diffusers", "transformers", "peft", "accelerate", "ray", "numpy", "matplotlib")
@@ -102,8 +113,9 @@ def _section(run: Run, study: Study, grid: images.Grid | None, folder: Path) -> 
             _svg(panel, f"{name}-hv-{i}", f"Hypervolumes and their differences: {study.title}")
             for i, panel in enumerate(figures.hypervolume_panels(study))
         ],
-        "volumes": [(family_name(f), study.size(f), v) for f, v in study.plane.hypervolume.items()],
-        "differences": figures.ordered_differences(study.plane.differences),
+        "planes": [study.role_of(metric) for metric in study.planes],
+        "volumes": _volumes(study),
+        "differences": _differences(study),
         "reference": figures.reference(study),
         "lines": lines,
         "curves": [
@@ -121,6 +133,25 @@ def _section(run: Run, study: Study, grid: images.Grid | None, folder: Path) -> 
     }
 
 
+def _volumes(study: Study) -> list[tuple[str, int, Any, list[Estimate]]]:
+    """Each family in words, how many arms count to it, how many trainings it pays for, its hypervolume by plane."""
+    rows = []
+    for family in study.plane.hypervolume:
+        volumes = [plane.hypervolume.get(family, UNKNOWN) for plane in study.planes.values()]
+        rows.append((study.family(family), study.size(family), study.trainings.get(family, "–"), volumes))
+    return rows
+
+
+def _differences(study: Study) -> list[tuple[str, list[Estimate]]]:
+    """The families of each difference in words, and the difference on each plane."""
+    ordered = [figures.ordered_differences(plane.differences) for plane in study.planes.values()]
+    found = [{(d.a, d.b): d.estimate for d in differences} for differences in ordered]
+    pairs = dict.fromkeys(pair for plane in found for pair in plane)
+    return [
+        (f"{study.family(a)} − {study.family(b)}", [plane.get((a, b), UNKNOWN) for plane in found]) for a, b in pairs
+    ]
+
+
 def _svg(figure: drawing.Drawing, name: str, title: str) -> Markup:
     return Markup(figure.svg(name, title))
 
@@ -134,7 +165,6 @@ def _render(run: Run, sections: list[dict[str, Any]], overview: str | None) -> s
         lstrip_blocks=True,
     )
     environment.filters["interval"] = words.interval
-    environment.filters["family"] = family_name
     environment.filters["metric"] = metric_name
     columns, rows = _table(run)
     leading = [study for study in run.studies if not run.mean_of(study)]
@@ -157,6 +187,7 @@ def _render(run: Run, sections: list[dict[str, Any]], overview: str | None) -> s
         versions_recorded=bool(run.versions),
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         marks={family: Markup(style.mark(family)) for family in FAMILIES},
+        coloured=style.COLOURED,
         light=style.variables("light"),
         dark=style.variables("dark"),
     )
@@ -187,7 +218,8 @@ def _table(run: Run) -> tuple[list[tuple[str, bool]], list[dict[str, Any]]]:
     rows = []
     for study, arm in pairs:
         cells = [_cell(arm.label, arm.label), *([_cell(study.name if study else "–")] if several else [])]
-        cells.append(_cell(family_name(arm.family), list(FAMILIES).index(arm.family)))
+        family = study.family(arm.family) if study else family_name(arm.family)
+        cells.append(_cell(family, list(FAMILIES).index(arm.family)))
         cells += [_estimate(arm.metric(metric)) for metric in metrics]
         optimal = "broken" if arm.broken else "yes" if arm.on_front else "no"
         cells.append(_cell(optimal if study else "–"))

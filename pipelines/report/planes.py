@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from aig.pareto import optimal_mask
 from pipelines.report import labels, style
-from pipelines.report.data import Arm, Estimate, Run, Study, family_name, metric_name, sample
+from pipelines.report.data import Arm, Estimate, Run, Study, metric_name, sample
 from pipelines.report.drawing import Drawing, cross_out, legend, reward_axis
 from pipelines.report.style import INK, MARK, MARKER, MUTED, TEXT
 from pipelines.report.words import interval
@@ -27,10 +27,10 @@ def plane_metrics(study: Study) -> list[str]:
 
 def tradeoff(run: Run, study: Study) -> Drawing:
     """The reward–diversity plane of a study with all its arms named."""
-    height = 6.4 if len(study.arms) <= 30 else 8.0
-    figure, ax = style.canvas(9.6, height, top=style.HEAD, bottom=style.FOOT)
+    height, handles = 6.4 if len(study.arms) <= 30 else 8.0, legend(study)
+    figure, ax = style.canvas(9.6, height, top=style.head(9.6, handles), bottom=style.FOOT)
     note = f"{sample(study.arms)}; bars: {run.percent} intervals over prompts; lines: fronts of the families."
-    apart = style.annotate(figure, f"{study.title}: reward against diversity", note, legend(study))
+    apart = style.annotate(figure, f"{study.title}: reward against diversity", note, handles)
     names = _plane(ax, study, study.reward, study.arms)
     left_out = names.place()
     style.mention(apart, left_out)
@@ -50,11 +50,12 @@ def panels(run: Run, study: Study) -> dict[str, Drawing]:
 
 def row(run: Run, study: Study) -> Drawing:
     """The small planes in one row."""
-    metrics = plane_metrics(study)
-    size = {"top": style.HEAD, "bottom": style.FOOT, "between": (0.25, 0.0)}
-    figure, axes = style.canvas(4.4 * len(metrics), 4.9, 1, len(metrics), squeeze=False, sharey=True, **size)
+    metrics, handles = plane_metrics(study), legend(study)
+    width = 4.4 * len(metrics)
+    size = {"top": style.head(width, handles), "bottom": style.FOOT, "between": (0.25, 0.0)}
+    figure, axes = style.canvas(width, 4.9, 1, len(metrics), squeeze=False, sharey=True, **size)
     note = f"{sample(study.arms)}; bars: {run.percent} intervals over prompts; filled: optimal on that plane."
-    style.annotate(figure, f"{study.title}: the plane by each reward", note, legend(study))
+    style.annotate(figure, f"{study.title}: the plane by each reward", note, handles)
     names = [_plane(ax, study, metric, _noteworthy(study, metric)) for ax, metric in zip(axes[0], metrics, strict=True)]
     for ax in axes[0][1:]:
         ax.set_ylabel("")
@@ -175,5 +176,5 @@ def _tips(run: Run, study: Study, metric: str) -> dict[str, str]:
         x = arm.x if metric == study.reward else arm.metric(metric)
         shown = f"{metric_name(metric)} {interval(x)}, {metric_name(study.diversity)} {interval(arm.y)}"
         why = f", {arm.broken}" if arm.broken else ""
-        tips[f"arm{i}"] = f"{arm.label} ({family_name(arm.family)}): {shown}, n = {arm.n}{why}"
+        tips[f"arm{i}"] = f"{arm.label} ({study.family(arm.family)}): {shown}, n = {arm.n}{why}"
     return tips

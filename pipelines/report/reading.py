@@ -215,6 +215,7 @@ def _study(study: _Checked, front: _Checked, arms: Mapping[str, Arm]) -> Study:
     for metric, plane in study.object("planes", required=False).value.items():
         checked = _Checked("front.json", plane, f"planes[{metric!r}] of study {name!r}")
         planes.setdefault(metric, _plane(metric, checked, study, front, known))
+    trainings = study.object("trainings", required=False)
     return Study(
         name=name,
         reward=reward,
@@ -240,6 +241,7 @@ def _study(study: _Checked, front: _Checked, arms: Mapping[str, Arm]) -> Study:
             for row in study.items("claims", required=False)
         ),
         trained_with=study.value.get("trained_with") or "",
+        trainings={family: int(trainings.number(family)) for family in trainings.value},
     )
 
 

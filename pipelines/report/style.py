@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,9 +30,16 @@ MARK = {
     "kl": "#0072b2",
     "trial": "#d55e00",
     "lora": "#e69f00",
+    "fixed": "#56b4e9",
     "aig": "#009e73",
     "early": "#cc79a7",
-    "mix": "#56b4e9",
+    # The same ways on other adapters: lighter on KL-regularized ones, others on those that a search drew.
+    "kl-lora": "#f2c45a",
+    "kl-fixed": "#9cd3f3",
+    "kl-aig": "#5fd3ac",
+    "trial-lora": "#b8860b",
+    "trial-fixed": "#4f7fb5",
+    "trial-aig": "#6a9f2b",
 }
 TEXT = {
     "base": INK,
@@ -39,9 +47,15 @@ TEXT = {
     "kl": "#005a8c",
     "trial": "#9a4400",
     "lora": "#8a5f00",
+    "fixed": "#1f6f9f",
     "aig": "#00694d",
     "early": "#94406e",
-    "mix": "#1f6f9f",
+    "kl-lora": "#7a5a10",
+    "kl-fixed": "#2b6385",
+    "kl-aig": "#1a7a5e",
+    "trial-lora": "#705206",
+    "trial-fixed": "#345a86",
+    "trial-aig": "#4a7216",
 }
 # The same markers in SVG, around the origin, for legends and tables in the page.
 SHAPES = {
@@ -53,8 +67,17 @@ SHAPES = {
     "D": '<path d="M0,-5.5L5.5,0L0,5.5L-5.5,0Z"/>',
     "p": '<path d="M0,-5L4.8,-1.5L2.9,4H-2.9L-4.8,-1.5Z"/>',
     "P": '<path d="M0,-5V5M-5,0H5" stroke="currentColor" stroke-width="3.8"/>',
+    "d": '<path d="M0,-5.5L3.3,0L0,5.5L-3.3,0Z"/>',
+    "<": '<path d="M-5,0L4,5V-5Z"/>',
+    "h": '<path d="M0,-5L4.3,-2.5V2.5L0,5L-4.3,2.5V-2.5Z"/>',
 }
-MARKER = {"base": "o", "tuned": "X", "kl": "s", "trial": "p", "lora": "^", "aig": "D", "early": "v", "mix": "P"}
+_WAYS = {"lora": "<", "fixed": "h", "aig": "d"}
+MARKER = {
+    **{"base": "o", "tuned": "X", "kl": "s", "trial": "p", "lora": "^", "fixed": "P", "aig": "D", "early": "v"},
+    **{f"{adapter}-{way}": marker for adapter in ("kl", "trial") for way, marker in _WAYS.items()},
+}
+COLOURED = tuple(family for family, color in MARK.items() if color != INK)
+"""Families that a page needs a colour for."""
 
 # In an SVG each of these colours becomes a variable of the page, which has a light and a dark value for it.
 _VARIABLES = {
@@ -62,8 +85,8 @@ _VARIABLES = {
     MUTED: "muted",
     GRID: "grid",
     CARD: "card",
-    **{color: family for family, color in MARK.items() if color != INK},
-    **{color: f"{family}-text" for family, color in TEXT.items() if color != INK},
+    **{MARK[family]: family for family in COLOURED},
+    **{TEXT[family]: f"{family}-text" for family in COLOURED},
 }
 _RC: Any = {
     "font.family": "DejaVu Sans",
@@ -134,10 +157,27 @@ def canvas(
 
 
 HEAD, FOOT = 0.68, 0.78
-"""Room in inches for a title and a legend above the axes, and for a note below them."""
+"""Room in inches for a title and a legend of one row above the axes, and for a note below them."""
 
 
-def annotate(figure: Figure, title: str, note: str, handles: Sequence[Artist], columns: int = 10) -> tuple[Text, Text]:
+def head(width: float, handles: Sequence[Artist]) -> float:
+    """Room in inches for a title and a legend above the axes of a figure of this width."""
+    return HEAD + 0.2 * (math.ceil(len(handles) / _columns(width, handles)) - 1)
+
+
+def _columns(width: float, handles: Sequence[Artist]) -> int:
+    """Columns of a legend, as many as fit the width in inches."""
+    sizes = [0.5 + 0.068 * len(str(handle.get_label())) for handle in handles]
+    for columns in range(len(sizes), 1, -1):
+        rows = math.ceil(len(sizes) / columns)
+        if sum(max(sizes[i : i + rows]) for i in range(0, len(sizes), rows)) <= width:
+            return columns
+    return 1
+
+
+def annotate(
+    figure: Figure, title: str, note: str, handles: Sequence[Artist], columns: int | None = None
+) -> tuple[Text, Text]:
     """Title and legend above the axes, a note below them; returns what a page says in text: title and note."""
     height = figure.get_figheight()
     head = figure.text(0.008, 1 - 0.09 / height, title, va="top", fontsize=11, weight="bold", parse_math=False)
@@ -148,7 +188,7 @@ def annotate(figure: Figure, title: str, note: str, handles: Sequence[Artist], c
         handles=list(handles),
         loc="upper left",
         bbox_to_anchor=place,
-        ncols=max(1, min(columns, len(handles))),
+        ncols=columns or _columns(figure.get_figwidth(), handles),
         **spacing,
     )
     return head, foot
@@ -214,9 +254,15 @@ _DARK = {
     "kl": "#4ba3e3",
     "trial": "#f08b52",
     "lora": "#e69f00",
+    "fixed": "#9bd2f2",
     "aig": "#1fc08f",
     "early": "#e08fbd",
-    "mix": "#9bd2f2",
+    "kl-lora": "#f5d68a",
+    "kl-fixed": "#c3e4f7",
+    "kl-aig": "#8fe6cb",
+    "trial-lora": "#d9b24c",
+    "trial-fixed": "#8fb8e6",
+    "trial-aig": "#a6d667",
 }
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipelines.families import OURS
 from pipelines.report.data import ROLES, Arm, Claim, Difference, Estimate, Run, Study, family_name
 
 _VERBS = {
@@ -85,17 +86,21 @@ def broken_sentence(arm: Arm) -> Sentence:
     return Sentence(f"{arm.label}: {arm.broken}. It is shown, on no front and in no hypervolume.", "no", "broken")
 
 
-def comparisons(differences: Sequence[Difference], family: str = "aig") -> list[Difference]:
-    """The differences in which a family takes part, each as that family less the other."""
-    mine = [d for d in differences if d.a == family]
-    return mine + [Difference(family, d.a, -d.estimate) for d in differences if d.b == family]
+def comparisons(differences: Sequence[Difference], families: Sequence[str] = OURS) -> list[Difference]:
+    """The differences in which one of the families takes part, each as that family less the other."""
+    found = []
+    for family in families:
+        found += [d for d in differences if d.a == family]
+        found += [Difference(family, d.a, -d.estimate) for d in differences if d.b == family]
+    return found
 
 
 def verdict(study: Study, metric: str) -> list[Sentence]:
-    """Where AIG's front has more hypervolume than another family's on a metric's plane, where less, where neither."""
+    """Where AIG's fronts have more hypervolume than another family's on a metric's plane, where less, where neither."""
     sentences = []
     for difference in comparisons(study.planes[metric].differences):
-        other, where = family_name(difference.b), f"On {study.role_of(metric)} × diversity AIG"
+        other = study.counted(difference.b)
+        where = f"On {study.role_of(metric)} × diversity {study.counted(difference.a)}"
         sizes = f"{study.size(difference.a)} arms against {study.size(difference.b)}"
         shown = f"{interval(difference.estimate, plus=True)} in hypervolume, {sizes}"
         if not difference.estimate.known:
@@ -113,7 +118,7 @@ def verdict(study: Study, metric: str) -> list[Sentence]:
 def best_arms(study: Study, metric: str) -> Sentence | None:
     """Which arm has the highest mean of a metric that was not trained on, and how AIG's best stands beside it."""
     measured = [arm for arm in study.arms if arm.metric(metric).known and not arm.broken]
-    guided = [arm for arm in measured if arm.family == "aig"]
+    guided = [arm for arm in measured if arm.family in OURS]
     if not measured or not guided:
         return None
     best = max(measured, key=lambda arm: arm.metric(metric).value)
@@ -149,11 +154,18 @@ def study_sentences(study: Study) -> list[Sentence]:
 
 
 def headline(study: Study, metric: str | None = None) -> str:
-    """What AIG beats, does not clearly beat and loses to, on a metric's plane (the proxy's by default)."""
+    """What AIG on KL 0, and on every training, beats, does not clearly beat and loses to, on a metric's plane (the
+    proxy's by default)."""
+    said = [_outcome(study, metric or study.reward, ours) for ours in OURS]
+    return "; ".join(filter(None, said)) or "AIG was not compared with another family"
+
+
+def _outcome(study: Study, metric: str, ours: str) -> str:
+    """Of one of AIG's families; empty where it was not compared."""
     outcomes: dict[int, list[str]] = {1: [], 0: [], -1: []}
-    for difference in comparisons(study.planes[metric or study.reward].differences):
+    for difference in comparisons(study.planes[metric].differences, [ours]):
         if difference.estimate.known:
-            outcomes[difference.estimate.sign].append(family_name(difference.b))
+            outcomes[difference.estimate.sign].append(study.family(difference.b))
     parts = []
     if outcomes[1]:
         parts.append(f"beats {_list(outcomes[1], 'and')}")
@@ -161,7 +173,7 @@ def headline(study: Study, metric: str | None = None) -> str:
         parts.append(f"does not clearly beat {_list(outcomes[0], 'or')}")
     if outcomes[-1]:
         parts.append(f"loses to {_list(outcomes[-1], 'and')}")
-    return f"AIG {_list(parts, 'and')}" if parts else "AIG was not compared with another family"
+    return f"{study.counted(ours)} {_list(parts, 'and')}" if parts else ""
 
 
 def headline_elsewhere(study: Study) -> list[str]:
@@ -172,16 +184,23 @@ def headline_elsewhere(study: Study) -> list[str]:
 
 def summary(studies: Sequence[Study], role: str = "proxy") -> str:
     """In how many studies AIG clearly beats each other family by a reward, and in how many it clearly loses to it."""
-    signs: dict[str, list[int]] = {}
+    said = [_tally(studies, role, ours) for ours in OURS]
+    return ". ".join(filter(None, said)) or "AIG was not compared with another family"
+
+
+def _tally(studies: Sequence[Study], role: str, ours: str) -> str:
+    """Of one of AIG's families; empty where it was not compared."""
+    names, signs = set(), dict[str, list[int]]()
     for study in studies:
         metric = study.metric_of(role)
-        for difference in comparisons(study.planes[metric].differences) if metric else ():
-            signs.setdefault(family_name(difference.b), []).append(difference.estimate.sign)
+        for difference in comparisons(study.planes[metric].differences, [ours]) if metric else ():
+            names.add(study.family(ours))
+            signs.setdefault(study.family(difference.b), []).append(difference.estimate.sign)
     if not signs:
-        return "AIG was not compared with another family"
+        return ""
     beats = _list([f"{name} in {found.count(1)} of {len(found)}" for name, found in signs.items()], "and")
     loses = _list([f"{name} in {found.count(-1)}" for name, found in signs.items()], "and")
-    return f"AIG clearly beats {beats} settings; it clearly loses to {loses}"
+    return f"{max(names, key=len)} clearly beats {beats} settings; it clearly loses to {loses}"
 
 
 def summaries_elsewhere(studies: Sequence[Study]) -> list[str]:
@@ -211,6 +230,13 @@ def tuning_headline(study: Study) -> str:
     return text[:1].upper() + text[1:]
 
 
+_EVERY_WEIGHT = (
+    "AIG on every KL weight has the schedules on the adapter of each KL weight, 0 included, as the published protocol "
+    "sweeps them, and pays for all of these trainings. The KL-tuned models themselves are not in it but are its rival: "
+    "a family that contains another cannot fall behind it."
+)
+
+
 def caveats(run: Run) -> list[str]:
     """What the intervals cover and what they do not."""
     seeds = sorted({seed for study in run.studies for seed in study.train_seeds})
@@ -227,6 +253,9 @@ def caveats(run: Run) -> list[str]:
         "subsets of the prompts instead, since a bootstrap would hold images twice, and those are each other's nearest "
         "neighbours. Arms share the base's noise: their distances to it start under those of independent images (a KID "
         "under zero), and compare with one another, not with those of other studies.",
+        "AIG's schedules are those of its published sweep, ImageReFL's combined generation (step:f) among them; one "
+        "weight at every step is DeRaDiff's fixed mix, a family of its own.",
+        *(_EVERY_WEIGHT for _ in range(any(arm.family == "kl-aig" for arm in run.arms))),
         "A hypervolume gains from every further arm of its family, so families with more arms have an advantage. "
         "No correction is made for the number of comparisons.",
         *(f"{label}: the training was {told}." for label, told in run.stopped.items()),

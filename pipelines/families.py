@@ -1,0 +1,60 @@
+"""Families of arms: what each is called, and which arms a comparison counts to it.
+
+An arm is of one family, by what made its adapter and how it samples:
+
+    kl      KL-regularized trainings, sampled as they are
+    lora    the adapter scaled down
+    fixed   one weight at every step: DeRaDiff (arXiv 2601.20198)
+    aig     a weight that changes along sampling (arXiv 2409.06493); the published sweep has `step:f` among AIG's
+            schedules, so it is counted here, though it is ImageReFL's combined generation (arXiv 2505.22569)
+    early   snapshots of the training
+
+`lora`, `fixed` and `aig` are of the unregularized adapter; `kl-aig` and its like are the same on KL-regularized ones,
+and `trial-aig` on those that a search drew. The published protocol sweeps AIG for every KL weight, so where families
+are compared `kl-aig` has the arms of `aig` too. It does not have the KL-tuned models themselves, which that sweep holds
+as well (weight 1): they are its rival, and a family that contains its rival cannot fall behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+WAYS = {"lora": "LoRA scaling", "fixed": "fixed mix (DeRaDiff)", "aig": "AIG"}
+"""Ways to sample an adapter between the base and the tuned model."""
+FAMILIES = {
+    "base": "base",
+    "tuned": "tuned",
+    "kl": "KL",
+    "trial": "searched settings",
+    **WAYS,
+    "early": "early stopping",
+    **{f"kl-{way}": f"{name} on every KL weight" for way, name in WAYS.items()},
+    **{f"trial-{way}": f"{name} on every searched setting" for way, name in WAYS.items()},
+}
+"""Families in the order in which they are shown, and their names in words."""
+OURS = ("aig", "kl-aig", "trial-aig")
+"""The families whose place among the others a report tells."""
+
+
+def members(family: str) -> tuple[str, ...]:
+    """The families whose arms a comparison counts to this one."""
+    adapter, _, way = family.partition("-")
+    if not way:
+        return (family,)
+    return (way, f"kl-{way}") if adapter == "kl" else (way, f"kl-{way}", f"trial-{way}")
+
+
+def family_name(family: str, present: Collection[str] = ()) -> str:
+    """A family in words, told apart from the same on every KL weight where that is present beside it."""
+    if family == "all":
+        return "all arms"
+    words = FAMILIES.get(family, family)
+    return f"{words} on KL 0" if any(f"{adapter}-{family}" in present for adapter in ("kl", "trial")) else words
+
+
+def counted(name: str, trainings: int | None) -> str:
+    """A family's name with the number of trainings that it pays for, where that is known."""
+    if trainings is None:
+        return name
+    said = f"{trainings} training{'s' * (trainings != 1)}"
+    return f"{name[:-1]}, {said})" if name.endswith(")") else f"{name} ({said})"
