@@ -113,5 +113,6 @@ def worker(loop_config: dict[str, Any]) -> None:
     try:
         run(configuration.from_dict(loop_config["config"]))
     except REPEATABLE as error:
-        error.add_note(f"in a training worker:\n{traceback.format_exc()}")  # Ray would leave where it was raised behind
+        # Ray would leave behind where it was raised. As add_note does, which Python 3.10 has not.
+        vars(error).setdefault("__notes__", []).append(f"in a training worker:\n{traceback.format_exc()}")
         raise
