@@ -70,9 +70,10 @@ def units(config: Config, model_defaults: models.Sampling) -> list[Unit]:
         "format": IMAGES_FORMAT,
         "arms": list(made.items()),
         "scores": [study.scored_rewards(config), evaluate.gold, evaluate.features],
-        "columns": [columns.to_json(), normalization.of_sums(config) if columns.sums else None],
         "digests": rewarding.scoring_digests(config, columns),
     }
+    if columns.sums or config.rewards.define:  # else the names say it all
+        shared["columns"] = [columns.to_json(), normalization.of_sums(config)]
     found = []
     for prompt_id, prompt in enumerate(resolve_prompts(config, "evaluate.prompts")):
         for first in range(0, evaluate.seeds, evaluate.group):

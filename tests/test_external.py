@@ -126,7 +126,7 @@ def test_the_names_of_a_run_without_external_adapters_are_what_they_were(monkeyp
     assert [found[0].name, found[-1].name] == SMOKE_NAMES
 
 
-SMOKE_NAMES = ["bb9388c0059af67d", "807136bcee6a6763"]
+SMOKE_NAMES = ["010b1e1ca473d018", "34cbecea2785108a"]
 
 
 def evaluate(model, storage, *arguments, capsys, **more):

@@ -63,6 +63,7 @@ class Plan:
         model["fingerprint"] = study.fingerprint(config.model.name, config.model.revision, config.model.variant)
         names = scored(config, self.reward)
         columns = rewarding.columns(config, names)
+        defined = bool(columns.sums or config.rewards.define)  # else the names say it all
         return {
             "format": FORMAT,
             "adapter": self.adapter, "weights": self.digest, "reward": self.reward, "run_seed": config.run.seed,
@@ -74,7 +75,7 @@ class Plan:
             "prompts": {name: list(prompts) for name, prompts in self.prompts.items()}, "seeds": self.seeds,
             "noise": SEARCH_SEEDS, "prompts_at_once": search.prompts_at_once, "model": model, "steps": len(self.grid),
             "block": config.evaluate.block, "rewards": names, "gold": config.evaluate.gold,
-            "features": config.evaluate.features, "columns": columns.to_json(),
+            "features": config.evaluate.features, "columns": columns.to_json() if defined else None,
             "digests": rewarding.scoring_digests(config, columns),
         }  # fmt: skip
 
