@@ -138,7 +138,7 @@ def lines(plan: Plan) -> list[str]:
     sampling = draft_config(config, model).sampling
     height, width = model.image_size
     whole = train.method == "full"
-    denoiser = parameters(model.denoiser) - plan.trained
+    denoiser = plan.trained if whole else parameters(model.denoiser) - plan.trained
     what = "every weight" if whole else f"LoRA rank {train.rank}, {train.targets}"
     scheduler = sampling.scheduler or type(model.scheduler).__name__
     download = "nothing: the weights are here" if plan.here else f"about {_size(plan.download)} from the hub"

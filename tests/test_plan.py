@@ -93,6 +93,8 @@ def test_sharded_workers_hold_a_part_of_what_is_trained_each():
         for lines in (alone, sharded)
     ]
     first, second = (float(size.split()[0]) for size in sizes)
+    millions = f"{plan.make(config.load(None, None, ['train.method=full'])).trained / 1e6:,.0f} M"
+    assert f"M parameters (every weight) beside {millions} frozen ones" in "\n".join(alone)
     assert second == pytest.approx(first / 4, rel=0.01)
 
 
