@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from aig import adapters, memory
@@ -125,11 +127,27 @@ def _count(model: LatentModel, run: Callable[[], Tensor]) -> tuple[float, int]:
             held[storage._cdata] = storage.nbytes()
         return tensor
 
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with (
+        FlopCounterMode(display=False) as counter,
+        _FusedAttention(),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+    ):
         out = run()
     total = sum(held.values())
     del out
     return counter.get_total_flops(), total
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as every device has it, which holds no matrix of all pairs; on the meta device torch would hold one, in
+    float32."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {**dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)), **(kwargs or {})}
+        if func is not F.scaled_dot_product_attention or given.get("attn_mask") is not None:
+            return func(*args, **(kwargs or {}))
+        fused = torch.ops.aten._scaled_dot_product_efficient_attention
+        return fused(given["query"], given["key"], given["value"], None, True, scale=given.get("scale"))[0]
 
 
 def lines(plan: Plan) -> list[str]:

@@ -62,8 +62,9 @@ def test_published_presets_are_planned_without_a_download(preset, capsys):
         assert part in text
 
 
-def test_held_activations_are_about_what_autograd_holds():
-    asked = config.load(None, None, ["train.batch=4", "train.micro_batch=4", "model.steps=2"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_held_activations_are_about_what_autograd_holds(dtype):
+    asked = config.load(None, None, ["train.batch=4", "train.micro_batch=4", "model.steps=2", f"model.dtype={dtype}"])
     model = study.load_model(asked)
     adapters.attach(model.denoiser, "tuned", asked.train.rank, asked.train.alpha, asked.train.targets)
     tensors = adapters.parameters(model.denoiser, "tuned")
@@ -80,6 +81,11 @@ def test_held_activations_are_about_what_autograd_holds():
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         draft.train_step(model, red, "tuned", ["a red star"] * 4, list(range(4)), settings)
     assert plan.make(asked).activations == pytest.approx(sum(held.values()), rel=0.2)
+
+
+def test_sd14_fits_the_24_gib_that_its_preset_is_made_for():
+    made = plan.make(config.load("sd14"))
+    assert 4 * 2**30 < made.weights + made.states + made.activations < 24 * 2**30
 
 
 def test_sharded_workers_hold_a_part_of_what_is_trained_each():
