@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from aig import adapters, memory
@@ -137,11 +139,27 @@ def _count(model: LatentModel, run: Callable[[], Tensor]) -> tuple[float, int]:
             held[storage._cdata] = storage.nbytes()
         return tensor
 
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with (
+        FlopCounterMode(display=False) as counter,
+        _FusedAttention(),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+    ):
         out = run()
     total = sum(held.values())
     del out
     return counter.get_total_flops(), total
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as every device has it, which holds no matrix of all pairs; on the meta device torch would hold one, in
+    float32."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {**dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)), **(kwargs or {})}
+        if func is not F.scaled_dot_product_attention or given.get("attn_mask") is not None:
+            return func(*args, **(kwargs or {}))
+        fused = torch.ops.aten._scaled_dot_product_efficient_attention
+        return fused(given["query"], given["key"], given["value"], None, True, scale=given.get("scale"))[0]
 
 
 def lines(plan: Plan) -> list[str]:
@@ -150,7 +168,7 @@ def lines(plan: Plan) -> list[str]:
     sampling = study.resolve_sampling(config, model.defaults)
     height, width = model.image_size
     whole = train.method == "full"
-    denoiser = parameters(model.denoiser) - plan.trained
+    denoiser = plan.trained if whole else parameters(model.denoiser) - plan.trained
     what = "every weight" if whole else f"LoRA rank {train.rank}, {train.targets}"
     scheduler = sampling.scheduler or type(model.scheduler).__name__
     download = "nothing: the weights are here" if plan.here else f"about {_size(plan.download)} from the hub"

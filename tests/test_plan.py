@@ -85,8 +85,9 @@ def test_published_presets_are_planned_without_a_download(preset, capsys):
         assert part in text
 
 
-def test_held_activations_are_about_what_autograd_holds():
-    asked = config.load(None, None, ["train.batch=4", "train.micro_batch=4", "model.steps=2"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_held_activations_are_about_what_autograd_holds(dtype):
+    asked = config.load(None, None, ["train.batch=4", "train.micro_batch=4", "model.steps=2", f"model.dtype={dtype}"])
     model = study.load_model(asked)
     adapters.attach(model.denoiser, "tuned", asked.train.rank, asked.train.alpha, asked.train.targets)
     tensors = adapters.parameters(model.denoiser, "tuned")
@@ -105,6 +106,11 @@ def test_held_activations_are_about_what_autograd_holds():
     assert plan.make(asked).activations == pytest.approx(sum(held.values()), rel=0.2)
 
 
+def test_sd14_fits_the_24_gib_that_its_preset_is_made_for():
+    made = plan.make(config.load("sd14"))
+    assert 4 * 2**30 < made.weights + made.states + made.activations < 24 * 2**30
+
+
 def test_sharded_workers_hold_a_part_of_what_is_trained_each():
     alone, sharded = (
         plan.lines(plan.make(config.load(None, None, ["train.method=full", f"train.num_workers={workers}"])))
@@ -116,6 +122,8 @@ def test_sharded_workers_hold_a_part_of_what_is_trained_each():
         for lines in (alone, sharded)
     ]
     first, second = (float(size.split()[0]) for size in sizes)
+    millions = f"{plan.make(config.load(None, None, ['train.method=full'])).trained / 1e6:,.0f} M"
+    assert f"M parameters (every weight) beside {millions} frozen ones" in "\n".join(alone)
     assert second == pytest.approx(first / 4, rel=0.01)
 
 

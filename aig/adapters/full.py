@@ -31,6 +31,7 @@ def full(denoiser: nn.Module, name: str, offload: bool = False) -> None:
         if not isinstance(layer, Copied):
             layer.__class__ = _copied(type(layer))
             layer.weights, layer.route, layer.offloaded = {BASE: layer.__dict__["_parameters"]}, None, False  # type: ignore[assignment]
+            layer.dtypes = {k: v.dtype for k, v in layer.weights[BASE].items() if v is not None}  # type: ignore[assignment, union-attr, index]
         _freeze(layer.weights[BASE])  # type: ignore[arg-type, index]
         layer.weights[key(name)] = {  # type: ignore[index, operator]
             k: None if v is None else nn.Parameter(v.detach().to(at_least_float32(v.dtype), copy=True))

@@ -159,6 +159,8 @@ class Copied(nn.Module):
     """
 
     weights: dict[str, dict[str, Tensor | None]]
+    dtypes: dict[str, torch.dtype]
+    """The precision of each of the base's weights, which the layer computes in."""
     route: Route | None
     offloaded: bool
 
@@ -176,18 +178,13 @@ class Copied(nn.Module):
         return torch.cat(parts)[sorted(range(len(order)), key=order.__getitem__)]
 
     def _through(self, tensors: dict[str, Tensor | None], x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        tensors = {k: v if v is None else v.to(x.device, self.dtype_of(k)) for k, v in tensors.items()}
+        tensors = {k: v if v is None else v.to(x.device, self.dtypes[k]) for k, v in tensors.items()}
         in_place = self.__dict__["_parameters"]
         self.__dict__["_parameters"] = tensors
         try:
             return super().forward(x, *args, **kwargs)  # type: ignore[misc]
         finally:
             self.__dict__["_parameters"] = in_place
-
-    def dtype_of(self, k: str) -> torch.dtype | None:
-        """The precision that the layer computes in with this weight, which is the base's."""
-        own = self.weights[BASE][k]
-        return None if own is None else own.dtype
 
     def place(self, name: str) -> None:
         """Make a set the module's parameters."""
@@ -199,7 +196,9 @@ class Copied(nn.Module):
                 for k, tensor in tensors.items():
                     if tensor is not None:
                         tensors[k] = nn.Parameter(fn(tensor.detach()), requires_grad=False)
-        return super()._apply(fn, recurse)
+        applied = super()._apply(fn, recurse)
+        self.dtypes = {k: tensor.dtype for k, tensor in self.weights[BASE].items() if tensor is not None}
+        return applied
 
 
 class Held(nn.Module):
@@ -282,7 +281,7 @@ class Fuser:
         for tensor, data in zip(self._weights, weights, strict=True):
             tensor.data = data
         for layer, own in zip(self._copied, self._own_sets, strict=True):
-            layer.weights[BASE] = own if name == BASE else _like(layer.weights.get(name, own), own)
+            layer.weights[BASE] = own if name == BASE else layer.weights.get(name, own)
         self.current = name
 
     def _fold(self, i: int, name: str) -> Tensor:
@@ -295,11 +294,6 @@ class Fuser:
             )
         delta = layer.get_delta_weight(name).to(own.device)
         return (own + delta).to(own.dtype)
-
-
-def _like(tensors: dict[str, Tensor | None], own: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
-    """A set of weights in the base's precision; the very same tensors where that is theirs."""
-    return {k: v if v is None else v.to(own[k].dtype) for k, v in tensors.items()}  # type: ignore[union-attr]
 
 
 def base_weight(layer: Any) -> Tensor:
