@@ -79,8 +79,10 @@ def objectives(config: Config) -> dict[str, float] | None:
     """What the training `config.train` came to, by the validation of its adapter; None where it has none or it is not
     finite."""
     rows = layout.standings(config)
-    values = {name: rows[-1].get(name) for name in config.sweep.objectives} if rows else {}
-    return values if values and all(value is not None and math.isfinite(value) for value in values.values()) else None
+    if not rows:
+        return None
+    values: dict[str, Any] = {name: rows[-1].get(name) for name in config.sweep.objectives}
+    return values if all(value is not None and math.isfinite(value) for value in values.values()) else None
 
 
 class Queue(Searcher):
