@@ -27,6 +27,14 @@ from pipelines.layout import RunFiles, adapter_key
 REPEATABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
+# Exceptions travel from process to process without their tracebacks; this attribute of theirs has it as text.
+TOLD = "_in_worker"
+
+
+class InWorkerError(Exception):
+    """A worker's traceback, as the cause of what it raised."""
+
+
 class EndAtOnce(UserCallback):
     """Ends a training where a worker has raised what any other would raise again, without the retries that dead workers
     are for.
@@ -76,8 +84,10 @@ def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
     try:
         _interruptibly(trainer.fit)
     except ControllerError as error:
-        if isinstance(error.controller_failure, REPEATABLE):
-            raise error.controller_failure from None
+        failure = error.controller_failure
+        if isinstance(failure, REPEATABLE):
+            told = failure.__dict__.get(TOLD)
+            raise failure from (None if told is None else InWorkerError(f"\n{told}"))
         raise
     checkpoints.discard(storage)
     return files.adapters / key
@@ -113,6 +123,5 @@ def worker(loop_config: dict[str, Any]) -> None:
     try:
         run(configuration.from_dict(loop_config["config"]))
     except REPEATABLE as error:
-        # Ray would leave behind where it was raised. As add_note does, which Python 3.10 has not.
-        vars(error).setdefault("__notes__", []).append(f"in a training worker:\n{traceback.format_exc()}")
+        error.__dict__[TOLD] = traceback.format_exc()
         raise
