@@ -30,6 +30,7 @@ from pipelines.bar import Bar
 from pipelines.breakdown import PIXEL_STD, pixel_std
 from pipelines.cluster import Cluster, actor
 from pipelines.config import Config, ConfigError
+from pipelines.errors import given
 from pipelines.layout import IMAGES_FORMAT, RunFiles
 from pipelines.prompts import resolve_prompts
 from pipelines.scoring import PART, Pictures, Scores, scoring_device, to_png
@@ -121,7 +122,8 @@ def adapter_digest(config: Config, name: str | None) -> str | None:
         raise ConfigError(
             f"adapter {name!r} is not trained: run `python -m pipelines sweep` with the same configuration first"
         ) from None
-    return adapters.digest(folder)
+    with given():
+        return adapters.digest(folder)
 
 
 def generate(
@@ -278,7 +280,8 @@ class Evaluation:
         return Scores(columns, statistics, rewarding.gold(self.config), evaluate.features, scoring_device())
 
     def pictures(self, row: Mapping[str, Any]) -> Pictures:
-        arms, made = ([each for each in by_arm for _ in row["seeds"]] for by_arm in (self.arms, row["origins"]))
+        arms = [arm for arm in self.arms for _ in row["seeds"]]
+        made = [origin for origin in row["origins"] for _ in row["seeds"]]
         columns = identity_columns(arms, made, row["prompt_id"], row["prompt"], [*row["seeds"]] * len(self.arms))
         columns |= {"image": pa.array(row["image"], pa.binary())}
         measured = [name for name in (PIXEL_STD, *DISTANCES) if row[name] is not None]
