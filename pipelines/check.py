@@ -17,10 +17,10 @@ from aig.models import Model
 from aig.sampler import Grid
 from pipelines import external, guards, layout, normalization, parallel, remote, rewarding, study, tracking, trials
 from pipelines.config import Config, ConfigError
-from pipelines.generate import adapter_digest
 from pipelines.layout import RunFiles
 from pipelines.prompts import EVALUATE, TRAIN, check_prompts, resolve_prompts
 from pipelines.training import draft_config
+from pipelines.units import adapter_digest
 
 
 def check_training(config: Config, *, sweep: bool) -> Model:

@@ -13,6 +13,7 @@ from torch import nn
 from aig import adapters, folders
 from pipelines import layout, remote
 from pipelines.config import Config, ConfigError
+from pipelines.errors import given
 from pipelines.layout import RunFiles
 
 KEY = "evaluate.adapters"
@@ -73,7 +74,9 @@ def _where(config: Config, name: str, source: Path) -> Path:
         if not source.exists():
             raise ConfigError(f"{KEY}: {name}: {source} does not exist: give the path of a LoRA file or of its folder")
         return source
-    if source.exists() and len({adapters.digest(path) for path in (copy, source)}) > 1:
+    with given(f"{KEY}: {name}"):
+        differs = source.exists() and adapters.digest(copy) != adapters.digest(source)
+    if differs:
         raise ConfigError(
             f"{KEY}: {copy} holds another adapter than {source}: give this one another name, or choose another run.name"
         )

@@ -8,11 +8,10 @@ record exists that could disagree with them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,93 +34,7 @@ from pipelines.prompts import resolve_prompts
 from pipelines.scoring import PART, Pictures, Scores, scoring_device, to_png
 from pipelines.scoring import commit as commit  # for who writes tables beside the images
 from pipelines.study import StudyArm
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One prompt with some of its seeds, for all arms; `name` is a hash of all that its images and scores depend on."""
-
-    name: str
-    prompt_id: int
-    prompt: str
-    seeds: tuple[int, ...]
-    origins: tuple[str, ...]
-    """Of each arm: see `origins`."""
-
-    def row(self) -> dict[str, Any]:
-        """The unit as a row of the dataset."""
-        listed = {"seeds": list(self.seeds), "origins": list(self.origins)}
-        return {"unit": self.name, "prompt_id": self.prompt_id, "prompt": self.prompt, **listed}
-
-    @property
-    def ids(self) -> list[str]:
-        """The ids of its images, by arm and then by seed."""
-        return [image_id(origin, self.prompt, seed) for origin in self.origins for seed in self.seeds]
-
-
-def units(config: Config, model_defaults: models.Sampling) -> list[Unit]:
-    """Every unit of the evaluation; the adapters have to be there, since their content is part of the names.
-
-    So is that of the rewards and of the feature extractor, whose weights are downloaded where they are not here yet.
-    """
-    evaluate, made = config.evaluate, origins(config, model_defaults)
-    columns = rewarding.columns(config, study.scored_rewards(config))
-    shared = {
-        "format": IMAGES_FORMAT,
-        "arms": list(made.items()),
-        "scores": [study.scored_rewards(config), evaluate.gold, evaluate.features],
-        "digests": rewarding.scoring_digests(config, columns),
-    }
-    if columns.sums or config.rewards.define:  # else the names say it all
-        shared["columns"] = [columns.to_json(), normalization.of_sums(config)]
-    found = []
-    for prompt_id, prompt in enumerate(resolve_prompts(config, "evaluate.prompts")):
-        for first in range(0, evaluate.seeds, evaluate.group):
-            seeds = tuple(range(first, min(first + evaluate.group, evaluate.seeds)))
-            content = {**shared, "prompt_id": prompt_id, "path": has_path(config, prompt_id)}
-            name = _hash({**content, "prompt": prompt, "seeds": seeds})
-            found.append(Unit(name, prompt_id, prompt, seeds, tuple(made.values())))
-    return found
-
-
-def origins(config: Config, model_defaults: models.Sampling) -> dict[str, str]:
-    """By arm a hash of what its images come from beside their prompt and seed index: the content of the model and of
-    the adapter, dtype, size, sampling, run seed, and what the arm does."""
-    drawing = {
-        "model": study.fingerprint(config.model.name, config.model.revision, config.model.variant),
-        "dtype": config.model.dtype,
-        "size": [config.model.height, config.model.width],
-        "sampling": asdict(replace(_sampling(config, model_defaults), max_rows=1)),
-        "run_seed": config.run.seed,
-    }
-    arms = [arm.arm for arm in study.all_arms(config)]
-    adapter = {name: adapter_digest(config, name) for name in dict.fromkeys(arm.adapter for arm in arms)}
-    return {arm.name: _hash({**drawing, "arm": arm.id, "adapter": adapter[arm.adapter]}) for arm in arms}
-
-
-def image_id(origin: str, prompt: str, seed: int) -> str:
-    """An image's id, in this run and among those of all runs: 16 hex digits, of what its arm's images come from
-    (`origins`), its prompt and its seed index."""
-    return _hash([origin, prompt, seed])
-
-
-def has_path(config: Config, prompt_id: int) -> bool:
-    """Whether the distance to the base is measured on this prompt."""
-    return config.evaluate.path_prompts is None or prompt_id < config.evaluate.path_prompts
-
-
-def adapter_digest(config: Config, name: str | None) -> str | None:
-    """`aig.adapters.digest` of an adapter of the run; ConfigError where it was not trained."""
-    if name is None:
-        return None
-    folder = RunFiles(config.directory).adapters / name
-    try:
-        adapters.weights_file(folder)
-    except ValueError:
-        raise ConfigError(
-            f"adapter {name!r} is not trained: run `python -m pipelines sweep` with the same configuration first"
-        ) from None
-    return adapters.digest(folder)
+from pipelines.units import Unit, has_path, image_id, sampling_of, units
 
 
 def generate(
@@ -184,7 +97,7 @@ class Generator:
         files = RunFiles(self.config.directory)
         remote.pull(files.root, files.adapters.name, files.sweep.name)
         self.model = study.load_model(self.config)
-        self.sampling = _sampling(self.config, self.model.defaults)
+        self.sampling = sampling_of(self.config, self.model.defaults)
         self.has_kl = Grid(self.model, self.sampling).has_path_kl
         self.arms = study.all_arms(self.config)
         for name in dict.fromkeys(arm.arm.adapter for arm in self.arms):
@@ -278,7 +191,8 @@ class Evaluation:
         return Scores(columns, statistics, rewarding.gold(self.config), evaluate.features, scoring_device())
 
     def pictures(self, row: Mapping[str, Any]) -> Pictures:
-        arms, made = ([each for each in by_arm for _ in row["seeds"]] for by_arm in (self.arms, row["origins"]))
+        arms = [arm for arm in self.arms for _ in row["seeds"]]
+        made = [origin for origin in row["origins"] for _ in row["seeds"]]
         columns = identity_columns(arms, made, row["prompt_id"], row["prompt"], [*row["seeds"]] * len(self.arms))
         columns |= {"image": pa.array(row["image"], pa.binary())}
         measured = [name for name in (PIXEL_STD, *DISTANCES) if row[name] is not None]
@@ -391,15 +305,6 @@ def _mean_cost(paths: Sequence[Path]) -> dict[str, float]:
     """Predictions a (prompt, seed) for all arms, as the units say."""
     costs = [json.loads((pq.read_schema(path).metadata or {}).get(b"cost", b"{}")) for path in paths]
     return {name: sum(cost[name] for cost in costs) / len(costs) for name in costs[0]}
-
-
-def _sampling(config: Config, defaults: models.Sampling) -> models.Sampling:
-    sampling = study.resolve_sampling(config, defaults)
-    return replace(sampling, max_rows=config.evaluate.max_rows or sampling.max_rows)
-
-
-def _hash(content: Any) -> str:
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _drop_others(config: Config, folder: Path, wanted: set[str]) -> None:

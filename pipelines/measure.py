@@ -22,7 +22,7 @@ from aig.pareto import Subsample, bootstrap
 from pipelines import failures, generate, layout, remote, study, tables
 from pipelines.breakdown import PIXEL_STD
 from pipelines.cluster import Cluster
-from pipelines.config import CONFIG_FILE, Config
+from pipelines.config import CONFIG_FILE, Config, ConfigError
 from pipelines.feature_file import gathered
 from pipelines.layout import IMAGES_FORMAT, RunFiles, slug
 from pipelines.measuring import BY_PROMPT, Measured, measure_arms
@@ -176,7 +176,7 @@ def read_rows(config: Config) -> list[dict[str, Any]]:
     if not path.exists():
         raise ValueError(f"{path} is missing: {fix}")
     if (made := layout.other_format(files)) is not None:
-        raise ValueError(
+        raise ConfigError(
             f"{path} was measured by another version, on images of format {made} where this one makes {IMAGES_FORMAT}: "
             f"run `python -m pipelines evaluate --config {files.root / CONFIG_FILE}` first, or use that version"
         )

@@ -14,6 +14,7 @@ from aig import rewards
 from aig.metrics import features
 from aig.rewards import RewardSpec
 from pipelines.config import Config, ConfigError
+from pipelines.errors import given
 from pipelines.layout import slug
 
 Statistics = Mapping[str, tuple[float, float]]
@@ -158,12 +159,14 @@ def scoring_digests(config: Config, columns: Columns) -> dict[str, Any]:
 
 @lru_cache
 def _features_digest(extractor: features.FeatureSpec) -> str:
-    return features.digest(extractor)
+    with given("evaluate.features"):
+        return features.digest(extractor)
 
 
 @lru_cache
 def _digest(spec: RewardSpec) -> str:
-    return rewards.digests(spec)[spec.column]
+    with given():
+        return rewards.digests(spec)[spec.column]
 
 
 def load_trained(config: Config, device: torch.device, statistics: Statistics) -> Any:

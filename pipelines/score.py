@@ -131,8 +131,8 @@ def _check_out(files: Files) -> None:
         raise ConfigError(f"--out {out} is a folder: give the path of a file, as in {out / 'scores.parquet'}")
     if out.exists() and _key_of(out) != files.key:
         raise ConfigError(
-            f"{out} is there already and holds something else, or what other rewards, other weights of them or an "
-            "earlier version scored: give another --out, or remove it"
+            f"{out} is there already and holds something else: give another --out, or remove it (scores by other "
+            "weights of the rewards, or by an earlier version, are something else too)"
         )
 
 

@@ -16,6 +16,7 @@ from aig.models import LatentModel
 from aig.sampler import Arm, Sampling
 from pipelines import guards, rewarding, trials
 from pipelines.config import Config, ConfigError, Train
+from pipelines.errors import given
 from pipelines.layout import (
     RECORD_FORMAT,
     RunFiles,
@@ -383,4 +384,5 @@ def _differing_keys(found: dict[str, Any], wanted: dict[str, Any], prefix: str =
 @lru_cache
 def fingerprint(model: str, revision: str | None = None, variant: str | None = None) -> str:
     """`aig.models.fingerprint`, settled once in a process: of the files that are loaded."""
-    return models.fingerprint(model, revision, variant)
+    with given("model.name"):
+        return models.fingerprint(model, revision, variant)

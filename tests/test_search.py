@@ -59,7 +59,7 @@ def toy_plan(folder, *asked):
     )
     prompts = {SEARCH: ("a", "b"), HELD_OUT: ("c", "d", "e", "f")}
     return plan.Plan(
-        wanted, "toy", "toy", "fragile", prompts, {SEARCH: 2, HELD_OUT: 2}, ("fragile", "vendi"), 0,
+        wanted, "toy", "toy", "fragile", prompts, {SEARCH: 2, HELD_OUT: 2}, ("fragile", "vendi"), 0, 0,
         Sampling(steps=T, guidance=1.0), StepGrid(), "0",
     )  # fmt: skip
 

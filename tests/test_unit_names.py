@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import bare_training
 import pyarrow as pa
@@ -144,7 +145,8 @@ def test_runs_that_draw_otherwise_share_no_id(drawn, asked):
 
 
 def test_runs_on_another_model_share_no_id(drawn, model):
-    assert not set(ids(drawn())) & set(ids(drawn(f"model.name={model}")))
+    prompts = "evaluate.prompts=[a red circle, an orange square]"
+    assert not set(ids(drawn(prompts))) & set(ids(drawn(prompts, f"model.name={model}")))
 
 
 def test_runs_with_other_adapters_of_the_same_name_share_the_ids_of_the_base_alone(drawn):
@@ -267,26 +269,39 @@ def test_scores_of_other_weights_are_not_taken_for_these(toy, settled_anew, tmp_
     settled_anew()
     _, _, after = score.check(found, request)
     assert after.key != before.key and after.out != before.out
-    with pytest.raises(ConfigError, match="other weights of them or an earlier version scored: give another --out"):
+    with pytest.raises(ConfigError, match=r"holds something else: give another --out.*other weights of the rewards"):
         score.check(found, replace(request, out=tmp_path / "out.parquet"))
 
 
-def test_statistics_of_another_model_or_of_other_weights_are_measured_anew(model, toy, settled_anew, tmp_path, capsys):
+def test_statistics_of_another_model_or_of_other_weights_are_measured_anew(
+    model, toy, settled_anew, tmp_path, monkeypatch, capsys
+):
     total = "0.5*own_toy:score + 0.5*pipeline_toys:red"
-    found = config.load("smoke", None, [*overrides(model, tmp_path, train__reward=f"'{total}'")])
-    known = {name: {"mean": 1.0, "std": 2.0} for name in ("own_toy-score", "pipeline_toys-red")}
-    columns = normalization.wanted(found)
-    for name, digest in rewarding.digests(columns.parts.values()).items():
-        known.setdefault(name, {})["digest"] = digest
-    path = RunFiles(found.directory).reward_statistics
-    layout.write_json(path, {**normalization._measured_on(found), "components": known})
-    assert normalization._current(found).keys() >= {"own_toy-score", "pipeline_toys-red"}
+    asked = overrides(model, tmp_path, train__reward=f"'{total}'", train__prompts="[a red circle, a blue star]")
+    found, measured = config.load("smoke", None, asked), []
+
+    def measure_them(config, names):
+        measured.append(sorted(names))
+        return {name: {"mean": 1.0, "std": 2.0} for name in names}
+
+    task = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=measure_them))
+    monkeypatch.setattr(normalization, "ray", SimpleNamespace(remote=lambda _: task, get=lambda result: result))
+
+    def ensured():
+        normalization.ensure(found, lambda: SimpleNamespace(room=lambda *_: 1))  # type: ignore[arg-type]
+        return "measured by an earlier version, or of another model or other weights" in capsys.readouterr().out
+
+    assert not ensured()
+    assert not ensured()
+    assert measured == [["own_toy-score", "pipeline_toys-red"]]
     toy.write_text(TOY + "\n")
     settled_anew()
-    current = normalization._current(found)
-    assert "own_toy-score" not in current and "pipeline_toys-red" in current
-    layout.write_json(path, {**normalization._measured_on(found), "model": "another", "components": known})
-    assert normalization._current(found) == {}
+    assert ensured()
+    assert measured[1:] == [["own_toy-score"]]
+    path = RunFiles(found.directory).reward_statistics
+    layout.write_json(path, {**json.loads(path.read_text()), "model": "another"})
+    assert ensured()
+    assert measured[2:] == measured[:1]
 
 
 def test_a_search_of_an_earlier_format_is_refused_with_a_word(tmp_path):

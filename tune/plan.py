@@ -13,6 +13,7 @@ from aig.grid import Grid
 from aig.models import Model, Sampling
 from pipelines import layout, rewarding, study
 from pipelines.config import SEARCH_SEEDS, Config, ConfigError
+from pipelines.errors import given
 from pipelines.layout import RECORD_FORMAT, RunFiles
 from pipelines.prompts import EVALUATE, check_prompts, resolve_prompts, shared
 from pipelines.scoring import GOLD
@@ -137,7 +138,8 @@ def _digest(files: RunFiles, adapter: str) -> str:
         adapters.weights_file(folder)
     except ValueError:
         raise _unknown(files, adapter) from None
-    return adapters.digest(folder)
+    with given("search.adapter"):
+        return adapters.digest(folder)
 
 
 def _unknown(files: RunFiles, adapter: str) -> ConfigError:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from pipelines.errors import ConfigError
 from pipelines.layout import IMAGES_FORMAT
 from pipelines.prompts import told
 from pipelines.report.data import FAMILIES, Arm, Claim, Difference, Estimate, KLPoint, Plane, Run, Study
@@ -40,10 +41,10 @@ def read_run(directory: Path) -> Run:
         raise _wrong("config.yaml", "is not a mapping")
 
     listing = _Checked("arms.json", _json(directory / "arms.json"))
-    if listing.value.get("format") != IMAGES_FORMAT:
-        raise _wrong(
-            "arms.json",
-            f"was written by another version (format {listing.value.get('format', 2)}, not {IMAGES_FORMAT})",
+    if (made := listing.value.get("format", 2)) != IMAGES_FORMAT:
+        raise ConfigError(
+            f"arms.json was written by another version (format {made}, not {IMAGES_FORMAT}): run `python -m pipelines "
+            "evaluate` again, or use that version"
         )
     front = _Checked("front.json", _json(directory / "front.json"))
     arms = _arms(listing, _metrics(directory / "metrics.parquet"))
