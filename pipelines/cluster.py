@@ -376,7 +376,7 @@ def _join(address: str) -> Any:
     runtime_env = None if submitted else {"working_dir": str(ROOT)}
     try:
         return ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
+    except (ConnectionError, ValueError) as error:
         raise configuration.ConfigError(
             f"ray.address: no Ray cluster answers at {address}: check it and RAY_ADDRESS, or take ray.address=local"
         ) from error

@@ -11,7 +11,7 @@ class ConfigError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run has failed, or a part of it, and neither its configuration nor the program is at fault; one line as above."""
+    """A run, or a part of it, has failed, which neither the configuration nor a bug explains; one line as above."""
 
 
 @contextmanager

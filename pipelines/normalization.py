@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -117,7 +116,7 @@ def _moments(name: str, values: Sequence[float]) -> dict[str, float]:
 
 def _components(config: Config) -> dict[str, Any]:
     path = RunFiles(config.directory).reward_statistics
-    return json.loads(path.read_text())["components"] if path.exists() else {}
+    return layout.read_json(path)["components"] if path.exists() else {}
 
 
 def _prompts(config: Config) -> list[str]:

@@ -23,6 +23,7 @@ from aig.models.protocol import Condition
 from aig.models.published import PUBLISHED
 from pipelines import parallel, remote, study
 from pipelines.config import Config
+from pipelines.errors import given
 from pipelines.training import ADAPTER, attach, draft_config
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -70,15 +71,18 @@ def all_parameters(model: LatentModel) -> int:
 
 
 def make(config: Config) -> Plan:
-    """The plan of `config.train`; ValueError where model, sizes and settings do not go together."""
+    """The plan of `config.train`; ConfigError where model, sizes and settings do not go together."""
     train = config.train
-    model, here = empty(config.model.name, config.model.revision)
-    model = study.sized(model, config)
-    settings = draft_config(config, model)
+    with given("model"):
+        model, here = empty(config.model.name, config.model.revision)
+        model = study.sized(model, config)
+        scheduler_for(model, study.resolve_sampling(config, model.defaults))
+    with given("train"):
+        settings = draft_config(config, model)
     sampling = settings.sampling
-    scheduler_for(model, sampling)
     frozen = all_parameters(model)
-    attach(train, model.denoiser)
+    with given("train"):
+        attach(train, model.denoiser)
     trained = sum(parameter.numel() for parameter in adapters.parameters(model.denoiser, ADAPTER))
     memory.prepare(model, [part for part in train.checkpointing if part != "reward"])
     size = BYTES[config.model.dtype if train.autocast is None else train.autocast]

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from pipelines import locks
+from pipelines.errors import RunError
 from pipelines.uris import joined, parted
 
 T = TypeVar("T")
@@ -43,7 +44,7 @@ LONGEST = 300  # characters of a reason
 PUSH_SECONDS = 15.0  # between two pushes of what grows all the time
 
 
-class StorageError(RuntimeError):
+class StorageError(RunError):
     """A store cannot be reached or written; the message names it, the reason and the fix."""
 
 

@@ -16,6 +16,7 @@ from aig.models import Model, Sampling
 from aig.world.scenes import all_prompts
 from pipelines import layout, rewarding, study
 from pipelines.config import Config, ConfigError
+from pipelines.errors import given
 from pipelines.layout import RunFiles
 from pipelines.scoring import GOLD
 
@@ -91,10 +92,8 @@ def make(config: Config, model: Model) -> Plan:
     prompts = {SEARCH: study.resolve_prompts(search.prompts, "search.prompts")}
     prompts[HELD_OUT] = _held_out(config, prompts[SEARCH])
     for key, name in (("search.prompts", SEARCH), ("search.held_out", HELD_OUT)):
-        try:
+        with given(key):
             model.encode(prompts[name])
-        except ValueError as error:
-            raise ConfigError(f"{key}: {error}") from error
     sampling = sampling_of(config, model.defaults)
     return Plan(
         config=config,
@@ -139,7 +138,7 @@ def _digest(files: RunFiles, adapter: str) -> str:
 
 def _record(folder: Path) -> dict[str, Any]:
     """What made the adapter; an adapter from elsewhere has none."""
-    return adapters.read_record(folder) if (folder / adapters.RECORD).exists() else {}
+    return study.adapter_record(folder) if (folder / adapters.RECORD).exists() else {}
 
 
 def _check_model(config: Config, record: dict[str, Any], folder: Path) -> None:
