@@ -56,6 +56,7 @@ class Session:
         root = self.config.directory
         if remote.is_mirror(root):
             self.lock()
+            remote.complete(root)
             remote.pull(root, without=remote.APART)
 
     def claim(self) -> None:

@@ -135,11 +135,10 @@ def check_weights(config: Config, model: Model) -> Iterator[str]:
     columns = normalization.wanted(config)
     gold = rewarding.gold(config)
     for name, spec in {**columns.parts, **({} if gold is None else {gold.column: gold})}.items():
-        with _named("check --weights"):
-            reward = rewards.load(spec)
         height, width = model.image_size
         image = torch.linspace(0, 255, width).to(torch.uint8).expand(1, 3, height, width)
-        score = float(rewards.report(reward, image, ["a red star"])[0])
+        with _named("check --weights"):
+            score = float(rewards.report(rewards.load(spec), image, ["a red star"])[0])
         if not math.isfinite(score):
             raise ConfigError(
                 f"reward {name!r} loads, and scores an image {score}: its weights are damaged; get others"

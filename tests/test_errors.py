@@ -114,6 +114,12 @@ def test_a_wrong_reward_to_score_by_is_bad_input(reward, tmp_path, capsys):
     assert err.startswith("error: ") and "reward" in err and err.count("\n") == 1
 
 
+def test_a_reward_that_cannot_score_is_bad_input_where_it_is_tried_out(model, tmp_path, capsys):
+    wrong = "evaluate.rewards=['pipeline_toys:misshapen']"
+    assert main(["check", "--weights", "--preset", "smoke", *overrides(model, tmp_path), wrong]) == 2
+    assert "'pipeline_toys:misshapen' must return a tensor (1,)" in capsys.readouterr().err
+
+
 def test_adapters_that_cannot_be_read_are_bad_input(tmp_path, capsys):
     lora = save_lora(tmp_path / "model", tmp_path / "mine.safetensors")
     asked = arguments(tmp_path / "model", lora, tmp_path, evaluate__rewards="['pipeline_toys:bright']")
