@@ -19,6 +19,7 @@ from aig import folders
 from pipelines import config as configuration
 from pipelines import remote
 from pipelines.config import Config, ConfigError
+from pipelines.errors import RunError, given
 from pipelines.progress import root_cause, stage
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Session:
         root = self.config.directory
         if remote.is_mirror(root):
             self.lock()
+            remote.complete(root)
             remote.pull(root, without=remote.APART)
 
     def claim(self) -> None:
@@ -259,7 +261,8 @@ def run_measure(session: Session) -> None:
 
         check_prompts(session.config, EVALUATE)
         # Its sampling is part of the names of the images' files; its weights are not needed.
-        model, _ = empty(session.config.model.name, session.config.model.revision)
+        with given("model.name"):
+            model, _ = empty(session.config.model.name, session.config.model.revision)
     session.claim_existing()
     do_measure(session, model, everything=True)
 
@@ -602,7 +605,7 @@ def keys_help() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 where a worker failed, 2 for bad input, 130 if it was interrupted."""
+    """Run a command; returns the exit code: 0, 1 for a failure, 2 for bad input, 130 for an interruption."""
     argv = list(sys.argv[1:] if argv is None else argv)
     command = shlex.join(["python", "-m", "pipelines", *argv])
     debug, begun = "--debug" in argv, time.monotonic()
@@ -634,12 +637,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def explain(error: Exception) -> int:
-    """One line on stderr, and the exit code: what the user can mend is bad input, the rest a failure."""
-    of_ray = any(kind.__module__.startswith("ray.") for kind in type(error).__mro__)
-    if isinstance(error, (ValueError, OSError)) and not of_ray:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    """One line on stderr, and the exit code: only a ConfigError is bad input, all else a failure.
+
+    What nobody has foreseen, in this process, is told as what it is: a ValueError of ours says nothing of the input.
+    """
+    of_ray, text = any(kind.__module__.startswith("ray.") for kind in type(error).__mro__), " ".join(str(error).split())
+    if isinstance(error, ConfigError) and not of_ray:
+        print(f"error: {text}", file=sys.stderr)
         return BAD_INPUT
-    print(f"failed: {root_cause(error)} (--debug shows where)", file=sys.stderr)
+    if of_ray or isinstance(error, (RunError, OSError)):
+        print(f"failed: {root_cause(error)} (--debug shows where)", file=sys.stderr)
+    else:
+        print(f"internal error: {type(error).__name__}: {text} (--debug shows the traceback)", file=sys.stderr)
     return FAILED
 
 

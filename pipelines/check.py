@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import diffusers
@@ -17,6 +16,7 @@ from aig.models import Model
 from aig.sampler import Grid
 from pipelines import external, guards, layout, normalization, parallel, remote, rewarding, study, tracking, trials
 from pipelines.config import Config, ConfigError
+from pipelines.errors import given as _named
 from pipelines.layout import RunFiles
 from pipelines.prompts import EVALUATE, TRAIN, check_prompts, resolve_prompts
 from pipelines.training import draft_config
@@ -26,7 +26,7 @@ from pipelines.units import adapter_digest
 def check_training(config: Config, *, sweep: bool) -> Model:
     """Load and try out what `config.train`, or every training of the sweep, needs; returns the model.
 
-    ValueError names what is wrong and the fix.
+    ConfigError names what is wrong and the fix.
     """
     if sweep and not layout.trainings(config):
         raise ConfigError("sweep.rewards is []: there is nothing to train; give the rewards to train on")
@@ -87,7 +87,7 @@ def _check_parallel(config: Config) -> None:
 def check_evaluation(config: Config, model: Model | None = None, *, trained: bool) -> Model:
     """Load and try out what the evaluation needs, with `trained` the adapters too; returns the model.
 
-    ValueError names what is wrong and the fix.
+    ConfigError names what is wrong and the fix.
     """
     evaluate = config.evaluate
     for key in ("schedules", "kl_schedules"):
@@ -97,6 +97,11 @@ def check_evaluation(config: Config, model: Model | None = None, *, trained: boo
     study.check_arms(config)
     check_prompts(config, *prompt_keys(config))
     model = model or _model(config)
+    grid = Grid(model, study.resolve_sampling(config, model.defaults))
+    for key in ("schedules", "kl_schedules"):
+        for text in getattr(evaluate, key):
+            with _named(f"evaluate.{key}"):
+                grid.weights(text)
     external.check(config, model.denoiser)
     with _named(EVALUATE):
         model.encode(resolve_prompts(config, EVALUATE))
@@ -127,16 +132,16 @@ def check_study(config: Config) -> Model:
 def check_weights(config: Config, model: Model) -> Iterator[str]:
     """Load each reward of the run, downloading what is not here, and score an image of the model's size; a line each.
 
-    One is in memory at a time. ValueError where weights are not to be had or do not fit, or where a score is not
+    One is in memory at a time. ConfigError where weights are not to be had or do not fit, or where a score is not
     finite.
     """
     columns = normalization.wanted(config)
     gold = rewarding.gold(config)
     for name, spec in {**columns.parts, **({} if gold is None else {gold.column: gold})}.items():
-        reward = rewards.load(spec)
         height, width = model.image_size
         image = torch.linspace(0, 255, width).to(torch.uint8).expand(1, 3, height, width)
-        score = float(rewards.report(reward, image, ["a red star"])[0])
+        with _named("check --weights"):
+            score = float(rewards.report(rewards.load(spec), image, ["a red star"])[0])
         if not math.isfinite(score):
             raise ConfigError(
                 f"reward {name!r} loads, and scores an image {score}: its weights are damaged; get others"
@@ -161,7 +166,7 @@ def _model(config: Config) -> Model:
                 "save the pipeline again, or give another model"
             ) from error
     with _named("model"):
-        study.resolve_sampling(config, model.defaults)
+        Grid(model, study.resolve_sampling(config, model.defaults))
     return model
 
 
@@ -209,21 +214,10 @@ def _check_adapters(config: Config, trainings: list) -> None:
             folder = files.adapters / name
             if not (folder / adapters.RECORD).exists():
                 continue
-            found, wanted = adapters.read_record(folder), study.training_record(single, train, step)
+            found, wanted = study.adapter_record(folder), study.training_record(single, train, step)
             if not study.same_record(found, wanted):
                 raise ConfigError(
                     f"{remote.shown(folder)}: this adapter was made {study.difference(found, wanted)}: choose another "
                     "run.name and keep it (--adapter NAME=FOLDER evaluates it there), or delete the folder to train it "
                     "again"
                 )
-
-
-@contextmanager
-def _named(key: str) -> Iterator[None]:
-    """Put the configuration's key before what a library says about its value."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"{key}: {error}") from error

@@ -80,9 +80,12 @@ class Need:
         amounts = [*(name for name in short if self.one[name] != PLACE), *self._counted]
         lower = [self.keys[name] for name in amounts if name in self.keys]
         fixes = [f"lower {', '.join(lower)}"] if lower else []
-        node = next((name for name, amount in self.one.items() if amount == PLACE), None)
-        fixes += [f"name another {self.keys[node]}"] if node in self.keys else []
-        return ", ".join([*fixes, "or take larger nodes or more of them (ray.num_cpus for a local cluster)"])
+        nodes = [self.keys[name] for name, amount in self.one.items() if amount == PLACE and name in self.keys]
+        fixes += [f"name another {key}" for key in nodes]
+        larger = (
+            "or take larger nodes or more of them (ray.num_cpus of a local cluster); where the cluster scales itself "
+        )
+        return f"{', '.join([*fixes, larger])}and does not say how far, set ray.grows_to"
 
 
 @dataclass(frozen=True)
@@ -152,8 +155,7 @@ class Cluster:
                 others = f"{_beside(beside)} with {_told(name, other)}" if other else ""
                 raise configuration.ConfigError(
                     f"{need.what} needs {_told(name, amount)}{need.by(name)}{others}, and the cluster has "
-                    f"{_has(name, have, need)}: {need.fix([name])}; where it scales itself and does not say how far, "
-                    "ray.grows_to does"
+                    f"{_has(name, have, need)}: {need.fix([name])}"
                 )
             fits = min(fits, (have - other + 1e-6) / amount)
         return int(fits)
@@ -376,7 +378,7 @@ def _join(address: str) -> Any:
     runtime_env = None if submitted else {"working_dir": str(ROOT)}
     try:
         return ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
+    except (ConnectionError, ValueError) as error:
         raise configuration.ConfigError(
             f"ray.address: no Ray cluster answers at {address}: check it and RAY_ADDRESS, or take ray.address=local"
         ) from error

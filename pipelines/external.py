@@ -31,19 +31,19 @@ def check(config: Config, denoiser: nn.Module) -> None:
     for name, source in layout.external(config).items():
         if name in trained:
             raise ConfigError(f"{KEY}: the sweep trains an adapter {name!r} itself: give this one another name")
-        path = _where(config, name, source)
+        with given(f"{KEY}: {name}"):
+            path = _where(config, name, source)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             warnings.simplefilter("error", adapters.OtherBase)
             try:
-                adapters.load(denoiser, path, name)
+                with given(f"{KEY}: {name}"):
+                    adapters.load(denoiser, path, name)
             except adapters.OtherBase as error:
                 raise ConfigError(
                     f"{KEY}: {name}: {str(error).partition(';')[0]}: set model.name to the model that it was made on, "
                     f"or give its weights without the {adapters.RECORD} beside them"
                 ) from error
-            except ValueError as error:
-                raise ConfigError(f"{KEY}: {name}: {error}") from error
         for warning in caught:
             if issubclass(warning.category, UserWarning):
                 print(f"warning: {warning.message}", file=sys.stderr)

@@ -42,7 +42,7 @@ DISTANCE_UNITS = {"kl_to_base": "nats per image", "path": "mean squared differen
 def write_front(config: Config) -> Path:
     """Write `front.json`, and all arms as `table.csv`, from the metrics that `evaluate` left.
 
-    ValueError where they are missing.
+    ConfigError where they are missing.
     """
     files, front = RunFiles(config.directory), config.front
     table, measured = read_table(config), _measured(read_rows(config))

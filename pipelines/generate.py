@@ -291,14 +291,21 @@ def read(config: Config, model_defaults: models.Sampling, without: Sequence[str]
 
 def _read_unit(path: Path, ids: set[str], without: Sequence[str]) -> tuple[int, pa.Table]:
     """How many rows a unit's file has, and the first of each of these ids."""
-    schema = pq.read_schema(path)
-    table = pq.read_table(path, columns=[name for name in schema.names if name == "id" or name not in without])
+    try:
+        names = pq.read_schema(path).names
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{remote.shown(path)} cannot be read ({reason}): {REMAKE}") from error
+    table = layout.read_parquet(path, REMAKE, [name for name in names if name == "id" or name not in without])
     first: dict[str, int] = {}
     for row, name in enumerate(table["id"].to_pylist()):
         if name in ids:
             first.setdefault(name, row)
     kept = table.take(pa.array(first.values(), pa.int64())) if len(first) < len(table) else table
     return len(table), kept.drop_columns("id" if "id" in without else []).replace_schema_metadata(None)
+
+
+REMAKE = "delete it, and run `python -m pipelines evaluate` with the same configuration"
 
 
 def _mean_cost(paths: Sequence[Path]) -> dict[str, float]:

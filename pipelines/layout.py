@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
@@ -299,6 +299,28 @@ def forget(path: Path) -> None:
     else:
         path.unlink(missing_ok=True)
     remote.remove(path)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a file of ours; ConfigError where it cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{remote.shown(path)} cannot be read ({error}): restore it, or delete it to have it made again"
+        ) from error
+
+
+def read_parquet(path: Path, fix: str, columns: Sequence[str] | None = None) -> Any:
+    """A table of ours; ConfigError with the fix where it cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{remote.shown(path)} cannot be read ({reason}): {fix}") from error
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from aig.metrics import NeighbourScores, mean_pairwise_cosine_distance, vendi_score
+from aig.metrics import FeatureError, NeighbourScores, mean_pairwise_cosine_distance, vendi_score
 from pipelines import breakdown, demands, sets, study
 from pipelines.bar import Bar
 from pipelines.cluster import Cluster
@@ -73,9 +73,11 @@ def _sets(
         return None, refused
     try:
         whole = sets.measure_sets(config, base, rows, tiled)
-    except ValueError as error:  # as where a subset's features are all the same
+    except FeatureError as error:  # as where a subset's features are all the same
         if rows is base:
-            raise
+            raise ConfigError(
+                f"no arm can be measured against the base model's images ({error}): see evaluate.features"
+            ) from error
         return None, [str(error)]
     precision = dict(zip(whole.names, whole.found.estimate, strict=True)).get("precision", np.nan)
     return whole, breakdown.of_precision(config.measure, precision)

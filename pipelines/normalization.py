@@ -6,7 +6,6 @@ judge it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -123,7 +122,7 @@ def _moments(name: str, values: Sequence[float]) -> dict[str, float]:
 
 def _components(config: Config) -> dict[str, Any]:
     path = RunFiles(config.directory).reward_statistics
-    return json.loads(path.read_text())["components"] if path.exists() else {}
+    return layout.read_json(path)["components"] if path.exists() else {}
 
 
 def _measured_on(config: Config) -> dict[str, Any]:
@@ -136,7 +135,7 @@ def _current(config: Config) -> dict[str, Any]:
     path = RunFiles(config.directory).reward_statistics
     if not path.exists():
         return {}
-    file, asked = json.loads(path.read_text()), _measured_on(config)
+    file, asked = layout.read_json(path), _measured_on(config)
     if any(file.get(key) != value for key, value in asked.items()):
         return {}
     digests = _digests(wanted(config))

@@ -20,13 +20,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from aig import adapters, memory
 from aig.draft import DraftConfig
-from aig.grid import Grid
+from aig.grid import Grid, scheduler_for
 from aig.models import LatentModel
 from aig.models.empty import empty, parameters
 from aig.models.protocol import Condition
 from aig.models.published import PUBLISHED
 from pipelines import parallel, remote, study
 from pipelines.config import Config
+from pipelines.errors import given
 from pipelines.prompts import EVALUATE, TRAIN, missing, prompt_lists, told
 from pipelines.training import ADAPTER, attach, draft_config
 
@@ -75,14 +76,18 @@ def all_parameters(model: LatentModel) -> int:
 
 
 def make(config: Config) -> Plan:
-    """The plan of `config.train`; ValueError where model, sizes and settings do not go together."""
+    """The plan of `config.train`; ConfigError where model, sizes and settings do not go together."""
     train = config.train
-    model, here = empty(config.model.name, config.model.revision, study.DTYPES[config.model.dtype])
-    model = study.sized(model, config)
-    settings, order = _objective(config, model)
+    with given("model"):
+        model, here = empty(config.model.name, config.model.revision, study.DTYPES[config.model.dtype])
+        model = study.sized(model, config)
+        scheduler_for(model, study.resolve_sampling(config, model.defaults))
+    with given("train"):
+        settings, order = _objective(config, model)
     sampling = settings.sampling
     frozen = all_parameters(model)
-    attach(train, model.denoiser)
+    with given("train"):
+        attach(train, model.denoiser)
     trained = sum(parameter.numel() for parameter in adapters.parameters(model.denoiser, ADAPTER))
     memory.prepare(model, [part for part in train.checkpointing if part != "reward"])
     # On the meta device there is no autocast: what it halves is taken to be all that is held.

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from pipelines import locks
+from pipelines.errors import RunError
 from pipelines.uris import joined, parted
 
 T = TypeVar("T")
@@ -43,7 +44,7 @@ LONGEST = 300  # characters of a reason
 PUSH_SECONDS = 15.0  # between two pushes of what grows all the time
 
 
-class StorageError(RuntimeError):
+class StorageError(RunError):
     """A store cannot be reached or written; the message names it, the reason and the fix."""
 
 
@@ -137,6 +138,15 @@ def push_whole(folder: Path) -> None:
     for relative in others:
         remove(folder / relative)
     remove(mark)
+
+
+def complete(root: Path) -> None:
+    """Push again each folder of a run whose push was cut off, where it is here: ours is whole, this one or the last."""
+    if not is_mirror(root):
+        return
+    for folder in sorted(root / name for name in _half(_files(root, (), APART))):
+        if folder.is_dir():
+            push_whole(folder)
 
 
 def remove(path: Path) -> None:
@@ -319,6 +329,22 @@ def _here(path: Path, patterns: Collection[str], without: Collection[str]) -> se
 
 def _there(path: Path, patterns: Collection[str], without: Collection[str], incomplete: bool = False) -> dict[str, Any]:
     """The same of the store, with what pyarrow knows of each; folders that are incomplete only where asked for."""
+    files = _files(path, patterns, without)
+    half = _half(files)
+    return {
+        name: info
+        for name, info in files.items()
+        if not _is_hidden(name) and (incomplete or name.rpartition("/")[0] not in half)
+    }
+
+
+def _half(files: Collection[str]) -> set[str]:
+    """The folders among a store's files that are incomplete."""
+    return {name.rpartition("/")[0] for name in files if name.rpartition("/")[2] == INCOMPLETE}
+
+
+def _files(path: Path, patterns: Collection[str], without: Collection[str]) -> dict[str, Any]:
+    """All files of a folder of the store, hidden ones too."""
     from pyarrow import fs
 
     filesystem, base = place(path)
@@ -337,13 +363,7 @@ def _there(path: Path, patterns: Collection[str], without: Collection[str], inco
         return [*entries, *(info for folder in folders for info in listed(folder, True))]
 
     infos = {info.path[len(base) :].strip("/"): info for info in patiently(path, work)}
-    files = {name: info for name, info in infos.items() if info.type == fs.FileType.File}
-    half = {name.rpartition("/")[0] for name in files if name.rpartition("/")[2] == INCOMPLETE}
-    return {
-        name: info
-        for name, info in files.items()
-        if not _is_hidden(name) and (incomplete or name.rpartition("/")[0] not in half)
-    }
+    return {name: info for name, info in infos.items() if info.type == fs.FileType.File}
 
 
 def _seconds(info: Any) -> int | None:

@@ -256,7 +256,9 @@ def _units(files: RunFiles, states: list[Training]) -> int:
 
 def _failures(files: RunFiles) -> Iterator[str]:
     """Units that failed, and why the first did."""
-    failed = pq.read_table(files.failures, columns=["prompt", "error"]).to_pylist() if files.failures.exists() else []
+    failed = []
+    if files.failures.exists():
+        failed = layout.read_parquet(files.failures, "delete it", ["prompt", "error"]).to_pylist()
     if failed:
         yield f"failures   {len(failed)} units, as of {failed[0]['prompt']!r}: {failed[0]['error']}"
 

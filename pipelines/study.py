@@ -330,11 +330,17 @@ RECORDED = (
 OF_LORA = ("rank", "alpha", "targets")
 
 
+def adapter_record(folder: Path) -> dict[str, Any]:
+    """What made a saved adapter; ConfigError where its record cannot be read."""
+    with given():
+        return adapters.read_record(folder)
+
+
 def is_saved(config: Config, folder: Path, step: int) -> bool:
     """Whether an adapter is there that `config.train` made by this step."""
     if not (folder / adapters.RECORD).exists():
         return False
-    return same_record(adapters.read_record(folder), training_record(config, config.train, step))
+    return same_record(adapter_record(folder), training_record(config, config.train, step))
 
 
 def is_finished(config: Config) -> bool:
@@ -350,7 +356,7 @@ def is_finished(config: Config) -> bool:
 def has_best(config: Config) -> bool:
     """Whether the best adapter by held-out reward is there, of whatever step of this training."""
     folder = RunFiles(config.directory).adapters / best_folder(config.train)
-    return (folder / adapters.RECORD).exists() and is_saved(config, folder, adapters.read_record(folder)["step"])
+    return (folder / adapters.RECORD).exists() and is_saved(config, folder, adapter_record(folder)["step"])
 
 
 def same_record(found: dict[str, Any], wanted: dict[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from PIL import Image
 from aig import folders
 from pipelines import config, external, listing, locks, score
 from pipelines.__main__ import Session, main
+from pipelines.cluster import Cluster
 from pipelines.config import ConfigError
 
 
@@ -147,7 +148,7 @@ def test_scores_of_other_rewards_wait_for_the_lock_of_their_file_and_then_are_re
         Scorer(job).unit({"unit": "all", **unit})
 
     def connect():
-        return None
+        return Cluster({"CPU": 4.0}, False, None)
 
     monkeypatch.setattr(score, "_stream", stream)
     score.score(found, *ours, connect)

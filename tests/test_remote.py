@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import os
@@ -30,7 +31,7 @@ from waiting import wait_for
 
 from aig.models import TinyModel
 from pipelines import checkpoints, config, generate, layout, remote, study, uris
-from pipelines.__main__ import main
+from pipelines.__main__ import Session, main
 from pipelines.config import ConfigError
 from pipelines.layout import RunFiles, adapter_key
 from pipelines.scoring import PART, Scorer, commit
@@ -269,6 +270,35 @@ def test_a_folder_whose_push_was_cut_off_is_not_there_until_it_is_pushed_again(
     assert keys(client, storage) == {"run/adapters/red/weights"}
     remote.pull(run)
     assert [path.name for path in folder.iterdir()] == ["weights"]
+
+
+def test_a_replacement_whose_push_was_cut_off_loses_neither_folder_where_the_same_machine_goes_on(
+    storage, client, monkeypatch
+):
+    found = config.load("smoke", None, [f"run.storage={storage}"])
+    config.claim_directory(found)
+    folder = found.directory / "adapters" / "red@best"
+    for name in ("adapter.json", "weights"):
+        write(folder / name, "old")
+    remote.push_whole(folder)
+    for name in ("adapter.json", "weights"):
+        write(folder / name, "new!")
+    original = remote._upload
+
+    def dies(file):
+        original(file)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "_upload", dies)
+        with pytest.raises(KeyboardInterrupt):
+            remote.push_whole(folder)
+    assert not remote._there(folder, (), ())
+    with Session(found, "a command", argparse.Namespace()) as session:
+        session.bring()
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"adapter.json": "new!", "weights": "new!"}
+    assert set(remote._there(folder, (), ())) == {"adapter.json", "weights"}
+    assert not any(name.endswith(remote.INCOMPLETE) for name in keys(client, storage))
 
 
 def test_a_run_is_read_without_touching_what_a_process_here_works_on(run):

@@ -607,7 +607,7 @@ def drop_column(path: Path) -> None:
     [
         ("config.yaml", Path.unlink, r"^config\.yaml is missing in copy/: give the directory of a run"),
         ("config.yaml", lambda p: p.write_text("a: [1"), r"^config\.yaml is not YAML .*: give"),
-        ("arms.json", Path.unlink, r"^arms\.json is missing .*: run `python -m pipelines evaluate` again"),
+        ("arms.json", Path.unlink, r"^arms\.json is missing .*: run `python -m pipelines measure RUN` again"),
         ("arms.json", truncate, r"^arms\.json is not JSON \(line 1: .*: run"),
         (
             "arms.json",
@@ -619,7 +619,11 @@ def drop_column(path: Path) -> None:
             lambda p: edit(p, lambda c: c["arms"].pop()),
             r"^front\.json is out of date: it names arm 'fragile",
         ),
-        ("metrics.parquet", Path.unlink, r"^metrics\.parquet is missing .*: run `python -m pipelines front` again"),
+        (
+            "metrics.parquet",
+            Path.unlink,
+            r"^metrics\.parquet is missing .*: run `python -m pipelines measure RUN` again",
+        ),
         ("metrics.parquet", truncate, r"^metrics\.parquet is not a parquet file .*: run"),
         ("metrics.parquet", drop_column, r"^metrics\.parquet has no column value: run"),
         ("front.json", lambda p: p.write_text("[]"), r"^front\.json is wrong: it is not an object: run"),

@@ -20,6 +20,7 @@ from aig.models import TinyModel
 from aig.sampler import Arm, sample_arms, to_uint8
 from pipelines import config, generate, layout, normalization, rewarding, scoring, study, training, validation
 from pipelines.__main__ import main
+from pipelines.cluster import Cluster
 from pipelines.config import ConfigError
 from pipelines.layout import RunFiles
 from pipelines.prompts import validation_prompts
@@ -151,7 +152,7 @@ def with_sum(model, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         task = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=normalization._task))
         patch.setattr(normalization, "ray", SimpleNamespace(remote=lambda _: task, get=lambda result: result))
-        normalization.ensure(found, lambda: None)
+        normalization.ensure(found, lambda: Cluster({"CPU": 4.0}, False, None))
     return found
 
 

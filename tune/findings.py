@@ -190,7 +190,7 @@ def write_schedules(plan: Plan, result: dict[str, Any], earlier: Path) -> None:
         remote.push(folder / f"{row['name']}.json")
     names = {row["name"] for row in found}
     if earlier.exists():
-        for row in json.loads(earlier.read_text())["schedules"]:
+        for row in layout.read_json(earlier)["schedules"]:
             if row["found"] and row["name"] not in names:
                 layout.forget(folder / f"{row['name']}.json")
 
@@ -201,7 +201,7 @@ def write(result: dict[str, Any], path: Path) -> None:
 
 def summary(path: Path) -> str:
     """The result as text: a line a schedule, the difference in hypervolume, what may be said."""
-    result = json.loads(path.read_text())
+    result = layout.read_json(path)
     x, y = result["x"], result["y"]
     shown = list(
         dict.fromkeys([x, y, *(m for m in (*result["objectives"], "gold") if m in result["schedules"][0][HELD_OUT])])

@@ -96,10 +96,8 @@ def make(config: Config, model: Model) -> Plan:
     prompts[HELD_OUT] = resolve_prompts(config, "search.held_out")
     _check_disjoint(prompts)
     for key, name in (("search.prompts", SEARCH), ("search.held_out", HELD_OUT)):
-        try:
+        with given(key):
             model.encode(prompts[name])
-        except ValueError as error:
-            raise ConfigError(f"{key}: {error}") from error
     sampling = sampling_of(config, model.defaults)
     return Plan(
         config=config,
@@ -158,7 +156,7 @@ def _unknown(files: RunFiles, adapter: str) -> ConfigError:
 
 def _record(folder: Path) -> dict[str, Any]:
     """What made the adapter; an adapter from elsewhere has none."""
-    return adapters.read_record(folder) if (folder / adapters.RECORD).exists() else {}
+    return study.adapter_record(folder) if (folder / adapters.RECORD).exists() else {}
 
 
 def _check_model(config: Config, record: dict[str, Any], folder: Path) -> None:

@@ -41,7 +41,7 @@ def write_report(run: Path, progress: Callable[[str], None] | None = None) -> Pa
     then an overview. An earlier report is replaced once the new one is complete.
 
     run: the run directory. progress: called with a few words at each stage.
-    Returns the path of index.html. Raises ValueError naming the file, the reason and the fix if an input is missing or
+    Returns the path of index.html. Raises ConfigError naming the file, the reason and the fix if an input is missing or
     corrupt, and OSError if the directory cannot be written. Curves and images may be missing: the page then says so.
     """
     run = Path(run)

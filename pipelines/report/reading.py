@@ -20,18 +20,18 @@ from pipelines.report.data import FAMILIES, Arm, Claim, Difference, Estimate, KL
 _METRIC_COLUMNS = ("arm", "metric", "value", "low", "high", "n", "prompts", "seeds")
 _MADE_BY = {
     "config.yaml": "give the directory of a run that `python -m pipelines evaluate` made",
-    "arms.json": "run `python -m pipelines evaluate` again",
-    "metrics.parquet": "run `python -m pipelines front` again",
+    "arms.json": "run `python -m pipelines measure RUN` again",
+    "metrics.parquet": "run `python -m pipelines measure RUN` again",
     "front.json": "run `python -m pipelines front` again",
     "curves": "run `python -m pipelines train` again for this adapter",
 }
 
 
 def read_run(directory: Path) -> Run:
-    """Reads and checks a run directory; raises ValueError naming the file, what is wrong with it and the fix."""
+    """Reads and checks a run directory; raises ConfigError naming the file, what is wrong with it and the fix."""
     directory = Path(directory)
     if not directory.is_dir():
-        raise ValueError(f"{directory} is not a directory: {_MADE_BY['config.yaml']}")
+        raise ConfigError(f"{directory} is not a directory: {_MADE_BY['config.yaml']}")
     config_text = _text(directory / "config.yaml")
     try:
         config = yaml.safe_load(config_text)
@@ -84,8 +84,8 @@ def _prompts_told(front: _Checked) -> str | None:
         raise front.wrong("prompt_lists", "counts of prompts") from None
 
 
-def _wrong(file: str, reason: str) -> ValueError:
-    return ValueError(f"{file} {reason}: {_MADE_BY[file.split('/')[0]]}")
+def _wrong(file: str, reason: str) -> ConfigError:
+    return ConfigError(f"{file} {reason}: {_MADE_BY[file.split('/')[0]]}")
 
 
 def _text(path: Path) -> str:
@@ -151,7 +151,7 @@ class _Checked:
     def object(self, key: str, required: bool = True) -> _Checked:
         return _Checked(self.file, self.get(key) if required else self.value.get(key) or {}, key)
 
-    def wrong(self, key: str, expected: str) -> ValueError:
+    def wrong(self, key: str, expected: str) -> ConfigError:
         return _wrong(self.file, f"is wrong: {key!r} of {self.where} is {self.value[key]!r}, not {expected}")
 
     def _float(self, key: str, value: Any) -> float:
