@@ -81,12 +81,12 @@ def overview(run: Run) -> Drawing | None:
         others = [difference.b for difference in comparisons(study.plane.differences)]
         for role, rows in zip(roles, columns, strict=True):
             metric = study.metric_of(role)
-            found = {d.b: d.estimate for d in comparisons(study.planes[metric].differences)} if metric else {}
+            found = {d.b: d for d in comparisons(study.planes[metric].differences)} if metric else {}
             rows.append((study.title, None, INK, "", False))
             for other in others:
-                estimate = found.get(other, UNKNOWN)
+                difference = found.get(other, Difference("aig", other, UNKNOWN))
                 color, marker = MARK.get(other, INK), MARKER.get(other, "o")
-                rows.append((f"AIG − {family_name(other)}", estimate, color, marker, estimate.sign != 0))
+                rows.append((f"AIG − {family_name(other)}", difference.estimate, color, marker, difference.decided))
     height = len(columns[0])
     if height == len(run.studies):
         return None
@@ -94,7 +94,7 @@ def overview(run: Run) -> Drawing | None:
     margins: dict[str, Any] = {"left": left, "top": 0.75, "bottom": style.FOOT + 0.1, "between": (0.3, 0.0)}
     shape = (left + 2.6 * len(roles), 1.9 + 0.22 * height, 1, len(roles))
     figure, axes = style.canvas(*shape, squeeze=False, sharex=True, **margins)
-    note = f"{run.prompts} prompts × {run.seeds} seeds; {run.percent} intervals over prompts; filled: excludes zero."
+    note = f"{run.prompts} prompts × {run.seeds} seeds; {run.percent} intervals; filled: ahead or behind."
     apart = style.annotate(figure, "AIG against the other families", note, ())
     for ax, role, rows in zip(axes[0], roles, columns, strict=True):
         _dots(ax, rows, height)
@@ -213,11 +213,11 @@ def _volumes(ax: Axes, study: Study, height: int) -> None:
 
 def _differences(ax: Axes, study: Study, height: int) -> None:
     rows = []
-    for a, b, estimate in ordered_differences(study.plane.differences):
-        rows.append((f"{family_name(a)} − {family_name(b)}", estimate, MARK.get(a, INK), "o", estimate.sign != 0))
+    for d in ordered_differences(study.plane.differences):
+        rows.append((f"{family_name(d.a)} − {family_name(d.b)}", d.estimate, MARK.get(d.a, INK), "o", d.decided))
     _dots(ax, rows, height)
     ax.axvline(0, color=MUTED, linewidth=1)
-    ax.set_title("difference (filled: excludes zero)")
+    ax.set_title("difference at equal size (filled: ahead or behind)")
 
 
 def _dots(ax: Axes, rows: Sequence[_Row], height: int) -> None:

@@ -150,6 +150,8 @@ def _render(run: Run, sections: list[dict[str, Any]], overview: str | None) -> s
         lstrip_blocks=True,
     )
     environment.filters["interval"] = words.interval
+    environment.filters["number"] = words.number
+    environment.filters["compared"] = words.compared
     environment.filters["family"] = family_name
     environment.filters["metric"] = metric_name
     columns, rows = _table(run)
