@@ -32,8 +32,9 @@ def of_means(values: np.ndarray, mirrored: bool = True) -> tuple[np.ndarray, np.
 # One contrast
 
 
-def test_a_contrast_of_means_without_skew_is_students_t():
-    values = np.random.default_rng(0).normal(0.3, size=(1, 9))
+def test_a_contrast_of_means_without_skew_or_heavy_tails_is_students_t():
+    values = np.random.default_rng(0).uniform(-0.7, 1.3, size=(1, 9))
+    assert stats.kurtosis(values[0], bias=False) < 0
     found = contrast(*of_means(values), 0.9)
     expected = stats.ttest_1samp(values[0], 0)
     np.testing.assert_allclose(found[1:3], expected.confidence_interval(0.9), rtol=1e-9)
@@ -57,9 +58,17 @@ def test_the_interval_of_a_skewed_mean_reaches_further_to_the_side_of_the_skew()
     assert found.low <= plain[0] + 1e-12 and found.high > plain[1]
 
 
+def test_heavy_tails_cost_degrees_of_freedom():
+    values = np.random.default_rng(0).laplace(size=(1, 20)) ** 3
+    heavy = stats.kurtosis(values[0], bias=False)
+    assert heavy > 1
+    expected = stats.t.interval(0.95, 2 * 19 / (2 + heavy), values.mean(), stats.sem(values[0]))
+    np.testing.assert_allclose(contrast(*of_means(values), 0.95)[1:3], expected, rtol=1e-9)
+
+
 def test_seeds_that_agree_leave_the_prompts_interval_and_prompts_that_agree_that_of_the_seeds():
     rng = np.random.default_rng(2)
-    prompts, seeds = rng.normal(size=(1, 12)), rng.normal(size=(4, 1))
+    prompts, seeds = rng.uniform(size=(1, 12)) - 0.4, rng.normal(size=(4, 1))
     found = contrast(*of_means(np.repeat(prompts, 4, 0)), 0.95)
     np.testing.assert_allclose(found[1:3], stats.ttest_1samp(prompts[0], 0).confidence_interval(0.95), rtol=1e-9)
     found = contrast(*of_means(np.repeat(seeds, 12, 1)), 0.95)
@@ -68,7 +77,7 @@ def test_seeds_that_agree_leave_the_prompts_interval_and_prompts_that_agree_that
 
 
 def test_two_training_seeds_have_the_interval_of_their_adapters_alone():
-    values = np.random.default_rng(3).normal(size=(1, 12)) + np.array([[5.0], [-5.0]])
+    values = np.random.default_rng(3).uniform(size=(1, 12)) + np.array([[5.0], [-5.0]])
     found = contrast(*of_means(values), 0.95)
     np.testing.assert_allclose(found[1:3], stats.ttest_1samp(values.mean(0), 0).confidence_interval(0.95), rtol=1e-9)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from aig import schedules
-from aig.pareto import LEAST_PROMPTS, Bootstrap, bootstrap, hypervolume, no_interval, optimal_mask
+from aig.pareto import LEAST_PROMPTS, Bootstrap, bootstrap, hypervolume, optimal_mask
 from pipelines import layout, remote
 from pipelines.generate import commit
 from pipelines.layout import RunFiles
@@ -168,7 +168,7 @@ def _statement(plan: Plan, difference: dict[str, list[float | None]]) -> str:
         f"({seen:+.3f} on the search set, which chose them)"
     )
     if low is None or high is None:
-        return f"No verdict on the found schedules: {told}; {no_interval(prompts)}."
+        return f"No verdict on the found schedules: {told}; no interval below {LEAST_PROMPTS} prompts."
     if low > 0:
         return f"The found schedules hold: {told}."
     if high < 0:

@@ -32,10 +32,11 @@ def contrast(values: np.ndarray, left_out: np.ndarray, replicates: np.ndarray, l
     values (seeds,): the statistic of each training seed; left_out (prompts, seeds): without each prompt in turn;
     replicates (n, seeds): in each replicate of a bootstrap of the prompts, the same prompts for every seed.
 
-    The prompts' variance is the jackknife's, finite for statistics with kinks, where a bootstrap's own studentized
-    intervals fail. With LEAST_SEEDS seeds or more that between seeds / seeds is added, with Satterthwaite's degrees of
-    freedom (1946): the interval then is of adapters of other seeds and prompts, and a little wide, since the seeds'
-    interaction with the prompts is in both terms. With fewer it is of these adapters.
+    The prompts' variance is the jackknife's, which holds for statistics with kinks, where a bootstrap's own studentized
+    intervals fail. Its degrees of freedom are prompts − 1, and fewer where its pseudo-values have heavy tails. With
+    LEAST_SEEDS seeds or more that between seeds / seeds is added, with Satterthwaite's degrees of freedom (1946): the
+    interval then is of adapters of other seeds and prompts, and a little wide, since the seeds' interaction with the
+    prompts is in both terms. With fewer it is of these adapters.
 
     Of a skewed or curved statistic the error changes with its value; so, as in Wilson's interval, it is taken at the
     true value in question: variance + slope · (true − estimate), where the slope is the third moment of the replicates
@@ -47,7 +48,9 @@ def contrast(values: np.ndarray, left_out: np.ndarray, replicates: np.ndarray, l
         return Contrast(value, np.nan, np.nan, np.nan, by_seed)
     deleted = left_out.mean(1)
     variance = float((prompts - 1) / prompts * ((deleted - deleted.mean()) ** 2).sum())
-    variance, freedom = two_level(variance, prompts, values)
+    # Var(s²) / s⁴ is about (2 + excess kurtosis) / n, and 2 / freedom where values are normal.
+    heavy = max(0.0, float(stats.kurtosis(deleted, bias=False))) if variance else 0.0
+    variance, freedom = two_level(variance, 2 * (prompts - 1) / (2 + heavy), values)
     drawn = replicates.mean(1)
     drawn = drawn - drawn.mean()
     slope = float((drawn**3).mean() / (drawn**2).mean()) if drawn.any() else 0.0
@@ -58,9 +61,8 @@ def contrast(values: np.ndarray, left_out: np.ndarray, replicates: np.ndarray, l
     return Contrast(value, low, high, p, by_seed)
 
 
-def two_level(variance: float, prompts: int, by_seed: np.ndarray) -> tuple[float, float]:
-    """Variance of a mean over training seeds (seeds,), from that over prompts, and its degrees of freedom."""
-    freedom = prompts - 1.0
+def two_level(variance: float, freedom: float, by_seed: np.ndarray) -> tuple[float, float]:
+    """Variance and degrees of freedom of a mean over training seeds (seeds,), from those over prompts."""
     if len(by_seed) < LEAST_SEEDS:
         return variance, freedom
     between = float(by_seed.var(ddof=1)) / len(by_seed)

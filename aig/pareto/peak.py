@@ -40,7 +40,7 @@ def below_peak(values: np.ndarray, counts: np.ndarray, level: float) -> Contrast
         # Of few skewed prompts no narrower than Student's t.
         least = np.full(len(error), min(np.quantile(t.min(1), (1 - level) / 2), -t_quantile(level, prompts - 1)))
     else:
-        found = [two_level(e**2, prompts, fall) for e, fall in zip(error, falls.mean(2).T, strict=True)]
+        found = [two_level(e**2, prompts - 1, fall) for e, fall in zip(error, falls.mean(2).T, strict=True)]
         error, freedom = np.sqrt([variance for variance, _ in found]), np.array([freedom for _, freedom in found])
         most = np.array([t_quantile(level, each) for each in freedom])
         least = stats.t.ppf((1 - level) / 2 / len(error), freedom)
