@@ -479,6 +479,33 @@ def test_arms_for_a_picture_are_thinned_inside_families_and_keep_base_and_tuned(
     assert select(arms, 100) == sorted(arms, key=lambda arm: list(style.MARK).index(arm.family))
 
 
+def test_a_run_of_two_prompts_is_drawn_without_intervals_and_says_why_once(copy: Path) -> None:
+    told = "2 prompts: no interval below 4"
+
+    def strip(value: Any) -> None:
+        """Intervals go from every estimate: an object's, or [value, low, high]."""
+        for key, own in value.items() if isinstance(value, dict) else enumerate(value):
+            if key in ("low", "high", "x_low", "x_high", "y_low", "y_high", "p_adjusted", "verdict"):
+                value[key] = None
+            elif isinstance(own, list) and len(own) == 3 and all(isinstance(x, float) for x in own):
+                value[key] = [own[0], None, None]
+            elif isinstance(own, dict | list):
+                strip(own)
+
+    def few(front: dict[str, Any]) -> None:
+        strip(front)
+        front |= {"no_interval": told, "multiplicity": {"method": "holm", "level": 0.95, "comparisons": 0}}
+
+    edit(copy / "front.json", few)
+    rows = pq.read_table(copy / "metrics.parquet").to_pylist()
+    nothing = {"low": math.nan, "high": math.nan}
+    pq.write_table(pa.Table.from_pylist([row | nothing for row in rows]), copy / "metrics.parquet")
+    text = Links(write_report(copy).read_text()).text
+    assert text.count("no interval below 4") == 1 and f"{told}, and no verdict." in text
+    assert not re.search(r"\d \[[+−]?\d", text)
+    assert "AIG has +0.0800 against LoRA scaling" in text and "beats" not in text.split("How to read this")[0]
+
+
 def test_a_training_that_a_guard_has_stopped_is_named_with_the_reason(copy: Path) -> None:
     told = "stopped at step 40, where diversity was 1.21, under 1.5; its adapter is that of step 20"
 

@@ -161,7 +161,9 @@ class Difference(NamedTuple):
         """Family b less family a."""
         other = {AHEAD: BEHIND, BEHIND: AHEAD}.get(self.verdict or "", self.verdict)
         by_seed = {seed: -value for seed, value in self.by_seed.items()}
-        return Difference(self.b, self.a, -self.estimate, other, self.p, self.arms[::-1], self.size, by_seed)
+        return Difference(
+            self.b, self.a, -self.estimate, other, self.p, (self.arms[1], self.arms[0]), self.size, by_seed
+        )
 
 
 class Claim(NamedTuple):

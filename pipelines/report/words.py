@@ -264,6 +264,11 @@ def caveats(run: Run) -> list[str]:
         training += "for other trainings too: its interval has both levels, seeds and then prompts."
         if most < LEAST_SEEDS:
             training = f"with {most} training seeds claims and differences are of these adapters alone."
+    adjusted = [
+        f"A family is ahead or behind only where that holds together with all {run.comparisons} comparisons of this "
+        f"report at {run.percent} (Holm's adjustment over every pair of families on every plane of every setting; one "
+        "training seed of several is no setting). An interval alone is not adjusted, and claims on tuning are not."
+    ] * bool(run.comparisons)
     whole = [f"{run.no_interval[:1].upper()}{run.no_interval[1:]}, and no verdict."] if run.no_interval else []
     return [
         *whole,
@@ -276,9 +281,7 @@ def caveats(run: Run) -> list[str]:
         "under zero), and compare with one another, not with those of other studies.",
         "A hypervolume gains from every further arm of its family by chance alone. So families are compared at equal "
         "size: of the larger one the mean over all its sub-families of the smaller one's size, base and tuned in each.",
-        f"A family is ahead or behind only where that holds together with all {run.comparisons} comparisons of this "
-        f"report at {run.percent} (Holm's adjustment over every pair of families on every plane of every setting; one "
-        "training seed of several is no setting). An interval alone is not adjusted, and claims on tuning are not.",
+        *adjusted,
         *(f"{label}: the training was {told}." for label, told in run.stopped.items()),
     ]
 
