@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from aig.pareto import LEAST_PROMPTS, below_peak, bootstrap, contrast, holm, no_interval, subsample
-from benchmarks import chain, verdicts
+from benchmarks import chain, coverage, verdicts
 from pipelines import front, study
 from pipelines.claims import gold_from_peak
 from pipelines.measure import Table
@@ -324,3 +324,12 @@ def test_three_prompts_have_values_and_neither_intervals_nor_verdicts_and_say_wh
         for row in x["differences"]:
             assert row["value"] is not None and row["low"] is row["p"] is row["verdict"] is None
     assert all(claim["low"] is None for claim in found["studies"][0]["claims"])
+
+
+@pytest.mark.parametrize("what", ["hypervolumes", "peak", "seeds"])
+def test_the_benchmark_prints_a_row_for_each_kind_of_data(what, capsys):
+    coverage.main([what, "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "2 samples each" in lines[0] and all(line.count("%") == 3 for line in lines[2:]) and len(lines) > 8
+    with pytest.raises(SystemExit, match="'peaks' is neither"):
+        coverage.main(["peaks"])
