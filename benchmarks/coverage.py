@@ -1,21 +1,29 @@
-"""How often intervals of means over prompts cover the truth, on data whose mean is known.
+"""How often intervals and verdicts are right, on data whose truth is known.
 
-python -m benchmarks.coverage             # 4000 samples each
-python -m benchmarks.coverage 1000
+python -m benchmarks.coverage                    # means over prompts, 4000 samples each
+python -m benchmarks.coverage means 1000
+python -m benchmarks.coverage hypervolumes 1000  # families of unequal size, equal in truth
+python -m benchmarks.coverage peak 1000          # gold that does not fall under its peak
+python -m benchmarks.coverage seeds 1000         # several training seeds
+python -m benchmarks.coverage chain 200          # a whole report on one adapter under many names (minutes: it samples)
 
-A sample is an arm of a call of 250, each call with its own data and replicates; at 4000 samples a share of 95 % has a
-standard error of 0.35 %. `nested` has the same images twice: averaged over their seeds, and with seeds resampled too.
+Of means, a sample is an arm of a call of 250, each call with its own data and replicates; at 4000 samples a share of
+95 % has a standard error of 0.35 %. `nested` has the same images twice: averaged over their seeds, and with seeds
+resampled too.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 from aig.pareto import bootstrap
 from aig.pareto.intervals import METHODS
+from benchmarks import chain, verdicts
 
 PROMPTS, AT_ONCE, SEEDS = (8, 16, 40), 250, 4
 Draw = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
@@ -55,7 +63,7 @@ def coverage(draw: Draw, truth: float, prompts: int, method: str, samples: int) 
     return float(np.mean(hits)), float(np.mean(widths))
 
 
-def main(samples: int) -> None:
+def means(samples: int) -> None:
     print(f"coverage of 95 % intervals of means over prompts, {samples} samples each, and their mean width")
     print(f"  {'':<26}" + "".join(f"{f'{method}, {n} prompts':>24}" for method in METHODS for n in PROMPTS))
     for name, (draw, truth) in DATA.items():
@@ -64,5 +72,28 @@ def main(samples: int) -> None:
         print(f"  {name:<26}{cells}", flush=True)
 
 
+def chains(draws: int) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        chain.chain(draws, Path(place))
+
+
+WHAT = {
+    "means": (means, 4000),
+    "hypervolumes": (verdicts.hypervolumes, 1000),
+    "peak": (verdicts.peak, 1000),
+    "seeds": (verdicts.seeds, 1000),
+    "chain": (chains, 200),
+}
+
+
+def main(arguments: list[str]) -> None:
+    named = arguments[0] if arguments and arguments[0] in WHAT else "means"
+    rest = arguments[1:] if arguments[:1] == [named] else arguments
+    if len(rest) > 1 or not all(text.isdecimal() for text in rest):
+        sys.exit(f"python -m benchmarks.coverage [{' | '.join(WHAT)}] [samples]: {' '.join(arguments)!r} is neither")
+    run, samples = WHAT[named]
+    run(int(rest[0]) if rest else samples)
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 4000)
+    main(sys.argv[1:])

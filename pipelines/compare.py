@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from aig.pareto import Bootstrap, bootstrap
+from aig.pareto import Bootstrap, bootstrap, no_interval
 from pipelines import config as configuration
 from pipelines import front, generate, study, tables
 from pipelines.config import Config, ConfigError
@@ -91,7 +91,8 @@ def differences(a: Config, b: Config) -> list[str]:
 def summary(found: Comparison, a: str, b: str) -> str:
     """The comparison as text: differences with their intervals, and what the runs do not share."""
     how = dict.fromkeys(row["interval"] for row in found.rows if row["what"] == "arm")
-    lines = [f"{b} less {a}, on {found.prompts} shared prompts; paired intervals by {' and by '.join(how)}"]
+    about = no_interval(found.prompts) or f"paired intervals by {' and by '.join(how)}, not adjusted for their number"
+    lines = [f"{b} less {a}, on {found.prompts} shared prompts; {about}"]
     for what in ("arm", "family"):
         cells: dict[str, dict[str, Estimate]] = {}
         for row in found.rows:
@@ -119,7 +120,7 @@ def _shared_prompts(a: Table, b: Table, shared: bool) -> list[str]:
             f"in the second{_first(only[1])}): pass --shared to compare them on the {len(both)} that both have"
         )
     if len(both) < 2:
-        raise ConfigError(f"the runs share {len(both)} prompts: an interval needs at least two")
+        raise ConfigError(f"the runs share {len(both)} prompts: give runs that share at least two")
     return both
 
 
@@ -207,14 +208,19 @@ def _family_rows(
         both = {f"a {family}": own for family, own in members.items()}
         both |= {f"b {family}": [len(arms) + i for i in own] for family, own in members.items()}
         plane = {x: joint[x], y: joint[y]}
-        result = bootstrap(plane, families=both, broken=out, **front.normalization(settings, x), **settings.resampling)
+        ends = [
+            arms.index(arm.arm.name) for arm in single.arms if arm.family in ("base", "tuned") and arm.arm.name in arms
+        ]
+        ends += [len(arms) + i for i in ends]
+        box = front.normalization(settings, x)
+        result = bootstrap(plane, families=both, ends=ends, broken=out, **box, **settings.resampling)
         yield from (_family_row(result, single.name, family) for family in members)
 
 
 def _family_row(result: Bootstrap, name: str, family: str) -> dict[str, Any]:
-    value, low, high = result.hypervolume_difference(f"b {family}", f"a {family}")
+    value, low, high, *_ = result.hypervolume_difference((f"b {family}", f"a {family}"))
     volumes = {run: result.hypervolume(f"{run} {family}")[0] for run in ("a", "b")}
     estimate = {"value": value, "low": low, "high": high, "broken": None}
     box = {"x": result.x, "y": result.y, "reference": result.reference.tolist(), "scale": result.scale.tolist()}
-    how = {"interval": "bootstrap of prompts, percentiles"}
+    how = {"interval": "jackknife of prompts"}
     return {"what": "family", "name": f"{name} {family}", "metric": "hypervolume", **volumes, **estimate, **box, **how}

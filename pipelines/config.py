@@ -499,7 +499,7 @@ class Front(Section):
     bootstrap: int = number(1000, 10, **EXECUTION)
     """Bootstrap replicates, which resample prompts."""
     level: float = number(0.95, 0.5, 0.999, **EXECUTION)
-    """Confidence level of the intervals."""
+    """Confidence level of each interval, and of all verdicts of a report together."""
     seed: int = number(0, 0, **EXECUTION)
     """Seed of the bootstrap."""
     interval: str = choice("studentized", "studentized", "percentile", **EXECUTION)

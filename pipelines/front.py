@@ -6,6 +6,11 @@ both are written and printed beside them. Each family (`pipelines.families`) has
 points, since every one reaches both; `trainings` says how many trainings it pays for. `dominance` has in
 row a and column b the probability that arm a dominates arm b. Arms whose images left the data are listed with the
 reason, and are on no front and in no hypervolume.
+
+`differences` compare families at equal size, as `aig.pareto` does. Of several training seeds both hypervolumes and
+differences are means over the seeds, each seed's own in `by_seed`. The verdict of a difference is adjusted for the
+number of all that the report compares (`multiplicity`): every pair of families on every plane of every setting, where
+a setting of several training seeds counts once, as their mean. Its single seeds have no verdict of their own.
 """
 
 from __future__ import annotations
@@ -18,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from aig.pareto import Bootstrap, bootstrap, optimal_mask
+from aig.pareto import Bootstrap, bootstrap, holm, no_interval, optimal_mask
 from pipelines import arm_table, layout, rewarding, study, trials
+from pipelines.claims import claims, entry
 from pipelines.config import Config, ConfigError, Front
 from pipelines.families import FAMILIES, counted, family_name, members
 from pipelines.layout import RunFiles
@@ -35,6 +41,8 @@ COMPARISONS = (
     *(("kl-aig", rival) for rival in (*RIVALS, "kl-lora", "kl-fixed")),
     *(("trial-aig", rival) for rival in (*RIVALS, "trial-lora", "trial-fixed")),
 )
+# Verdicts on a difference.
+AHEAD, BEHIND, UNDECIDED = "ahead", "behind", "undecided"
 # The KL where there is one: the path length of deterministic sampling is none.
 DISTANCE_UNITS = {"kl_to_base": "nats per image", "path": "mean squared difference of predictions (eps_mse)"}
 
@@ -44,18 +52,35 @@ def write_front(config: Config) -> Path:
 
     ConfigError where they are missing.
     """
-    files, front = RunFiles(config.directory), config.front
+    files = RunFiles(config.directory)
     table, measured = read_table(config), _measured(read_rows(config))
-    _check_axes(front, table)
+    _check_axes(config.front, table)
     every = [*study.mean_studies(config), *study.studies(config)]
-    found = [_study(config, single, table, measured) for single in every]
-    content = {
+    found = content(config, every, table, measured)
+    arm_table.write(files.table, every, found["studies"])
+    layout.write_json(files.front, _finite(found))
+    return files.front
+
+
+def content(
+    config: Config, every: Sequence[Study], table: Table, measured: dict[str, dict[str, list[float]]]
+) -> dict[str, Any]:
+    """What `front.json` says of the studies, means over training seeds first, whose single seeds follow.
+
+    measured: each arm's metrics, [value, low, high], as `evaluate` left them.
+    """
+    front = config.front
+    found = [_study(config, single, _same_setting(every, single), table, measured) for single in every]
+    compared = decide(found, front.level)
+    return {
         "reward": found[0]["reward"],
         "diversity": front.diversity,
         "level": front.level,
         "n_bootstrap": front.bootstrap,
         "seed": front.seed,
         "interval": front.interval,
+        "no_interval": no_interval(len(table.prompts)),
+        "multiplicity": {"method": "holm", "level": front.level, "comparisons": compared},
         "prompts": len(table.prompts),
         "prompt_lists": prompt_lists(config),
         "seeds": table.seeds,
@@ -63,9 +88,6 @@ def write_front(config: Config) -> Path:
         "normalization": found[0]["normalization"],
         "studies": found,
     }
-    arm_table.write(files.table, every, found)
-    layout.write_json(files.front, _finite(content))
-    return files.front
 
 
 def _check_axes(front: Front, table: Table) -> None:
@@ -76,9 +98,26 @@ def _check_axes(front: Front, table: Table) -> None:
             raise ConfigError(f"front.{key}: {unknown[0]!r} is no metric of the run; it has {', '.join(table.values)}")
 
 
+def decide(found: Sequence[dict[str, Any]], level: float) -> int:
+    """Give each difference of the studies, as they stand in `front.json`, its verdict; returns how many were compared.
+
+    The p-values are adjusted by Holm's method over all of them, so that where no family is ahead of another a report
+    says so of any in at most a share 1 − level. A study that is one seed of a mean has no verdict: null.
+    """
+    every = [row for single in found for plane in _planes(single) for row in plane["differences"]]
+    rows = [row for single in found if single["leading"] for plane in _planes(single) for row in plane["differences"]]
+    for row in every:
+        row |= {"p_adjusted": math.nan, "verdict": None}
+    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        sign = (AHEAD if row["value"] > 0 else BEHIND) if adjusted < 1 - level else UNDECIDED
+        row |= {"p_adjusted": adjusted, "verdict": None if math.isnan(adjusted) else sign}
+    return sum(row["verdict"] is not None for row in rows)
+
+
 def summary(path: Path) -> str:
     """The fronts of every study in a few lines each."""
-    lines, found = [], json.loads(path.read_text())
+    found = json.loads(path.read_text())
+    lines = [found["no_interval"]] if found["no_interval"] else []
     for single in found["studies"]:
         how = f"training seeds {single['train_seeds']}" if single["train_seeds"] else "an adapter from elsewhere"
         lines.append(f"{single['study']}: reward {single['reward']}, {how}")
@@ -90,14 +129,19 @@ def summary(path: Path) -> str:
             if arm["broken"]:
                 lines.append(f"  broken, on no front: {arm['label']} ({arm['broken']})")
         for claim in single["claims"]:
-            lines.append(f"  {claim['claim']}: {_interval(claim)}")
+            lines.append(f"  {claim['claim']}: {_interval(claim)}{_by_seed(claim)}")
         called = {f: counted(family_name(f, single["trainings"]), n) for f, n in single["trainings"].items()}
         for x, plane in planes.items():
             if plane["differences"]:
                 where = box((x, found["diversity"]), plane["reference"], plane["normalization"])
                 lines.append(f"  by {roles[x]}, {where}")
             for row in plane["differences"]:
-                lines.append(f"    {called[row['a']]} less {called[row['b']]}: {_interval(row)}")
+                lines.append(f"    {called[row['a']]} less {called[row['b']]}{_sizes(row)}: {_told(row)}")
+    if found["multiplicity"]["comparisons"]:
+        lines.append(
+            f"verdicts hold together at {100 * found['level']:g} % (Holm, {found['multiplicity']['comparisons']} "
+            "comparisons: every plane of every study)"
+        )
     return "\n".join(lines)
 
 
@@ -108,6 +152,28 @@ def _roles(single: dict[str, Any]) -> dict[str, str]:
     if single["train_seeds"]:
         known[single["reward"]] = "the proxy"
     return {x: f"{known[x]} ({x})" if x in known else x for x in (single["reward"], *single["planes"])}
+
+
+def _planes(single: dict[str, Any]) -> list[dict[str, Any]]:
+    return [single, *single["planes"].values()]
+
+
+def _sizes(row: dict[str, Any]) -> str:
+    """How many arms were compared, and of how many."""
+    (a, b), size = row["arms"], row["size"]
+    return f" ({a} arms)" if a == b else f" ({a} and {b} arms, at {size} each)"
+
+
+def _told(row: dict[str, Any]) -> str:
+    """A difference with its interval, its values by training seed and its verdict."""
+    said = f", {row['verdict']} (adjusted p {row['p_adjusted']:.2g})" if row["verdict"] else ""
+    return f"{_interval(row)}{_by_seed(row)}{said}"
+
+
+def _by_seed(row: dict[str, Any]) -> str:
+    """The values of several training seeds."""
+    told = [f"{seed}: {value:+.3f}" for seed, value in row["by_seed"].items() if value is not None]
+    return f" (seed {', '.join(told)})" if len(told) > 1 else ""
 
 
 def box(axes: Sequence[str], reference: Sequence[float], scale: Sequence[float]) -> str:
@@ -124,18 +190,28 @@ def normalization(front: Front, x: str) -> dict[str, Any]:
     }
 
 
-def _interval(row: dict[str, float | None]) -> str:
+def _interval(row: dict[str, Any]) -> str:
     value, low, high = (math.nan if row[key] is None else row[key] for key in ("value", "low", "high"))
-    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"{value:+.3f}" if math.isnan(low) else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def _study(config: Config, single: Study, table: Table, measured: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+def _same_setting(every: Sequence[Study], single: Study) -> list[Study]:
+    """The study, those of its setting's other training seeds, and their mean."""
+    if single.tuned is None:
+        return [single]
+    name = trials.setting_name(single.tuned)
+    return [other for other in every if other.tuned is not None and trials.setting_name(other.tuned) == name]
+
+
+def _study(
+    config: Config, single: Study, same: list[Study], table: Table, measured: dict[str, dict[str, list[float]]]
+) -> dict[str, Any]:
     names = [arm.arm.name for arm in single.arms]
     proxy, y = layout.slug(single.reward), config.front.diversity
     other = rewarding.held_out(config, single.reward)
     held_out = layout.slug(other) if other else None
-    result = _bootstrap(config, single, table, proxy)
-    planes = [x for x in (held_out, GOLD) if x is not None and x in table.values]
+    boxes = {x: _box(config.front, same, table, x) for x in (proxy, held_out, GOLD) if x and x in table.values}
+    result = _bootstrap(config.front, single, table, proxy, boxes[proxy])
     arms = [
         {
             "arm": name, "label": arm.label, "family": arm.family,
@@ -148,13 +224,17 @@ def _study(config: Config, single: Study, table: Table, measured: dict[str, dict
     ]  # fmt: skip
     return {
         "study": single.name, "reward": proxy, "held_out": held_out, "k": single.k, "train_seeds": single.train_seeds,
+        "leading": single is same[0],
         "trained_with": trials.words(config, single.tuned) if single.tuned else "", "arms": arms,
         "trainings": {family: single.trainings(members) for family, members in families(single).items()},
         "dominance": [[result.dominates(a, b) for b in range(len(names))] for a in range(len(names))],
-        **_plane(result, names),
-        "planes": {x: _plane(_bootstrap(config, single, table, x), names) for x in planes},
+        **_plane(config.front, single, table, result),
+        "planes": {
+            x: _plane(config.front, single, table, _bootstrap(config.front, single, table, x, box))
+            for x, box in boxes.items() if x != proxy
+        },
         "reward_vs_kl": _reward_vs_kl(single, proxy, measured),
-        "claims": _claims(config, single, table, result, proxy, held_out),
+        "claims": claims(config.front, single, table, proxy, held_out),
     }  # fmt: skip
 
 
@@ -170,34 +250,83 @@ def families(single: Study) -> dict[str, list[int]]:
     return found | {"all": list(range(len(single.arms)))}
 
 
-def _bootstrap(config: Config, single: Study, table: Table, x: str) -> Bootstrap:
-    front, names = config.front, [arm.arm.name for arm in single.arms]
+def _bootstrap(front: Front, single: Study, table: Table, x: str, box: dict[str, Any]) -> Bootstrap:
+    names = [arm.arm.name for arm in single.arms]
     return bootstrap(
         table.rows(names), x=x, y=front.diversity, families=families(single),
-        broken=[a for a, name in enumerate(names) if name in table.broken],
-        **normalization(front, x), **front.resampling,
+        broken=[a for a, name in enumerate(names) if name in table.broken], **box, **front.resampling,
     )  # fmt: skip
 
 
-def _plane(result: Bootstrap, names: list[str]) -> dict[str, Any]:
+def _each_seed(front: Front, single: Study, table: Table, mean: Bootstrap) -> tuple[Bootstrap, int]:
+    """The arms of every training seed at once, each seed's families apart: `_of(family, seed)`; how many seeds."""
+    names = single.by_seed(single.arms)
+    seeds, arms = range(len(names)), len(single.arms)
+    ends = [a for a, arm in enumerate(single.arms) if arm.family in ("base", "tuned")]
+    values = table.rows([name for own in names for name in own])
+    result = bootstrap(
+        {axis: values[axis] for axis in (mean.x, mean.y)},
+        families={_of(family, s): [s * arms + a for a in own] for family, own in mean.families.items() for s in seeds},
+        ends=[s * arms + a for a in ends for s in seeds],
+        broken=[s * arms + a for a in mean.broken for s in seeds],
+        reference=mean.reference, scale=mean.scale, **front.resampling,
+    )  # fmt: skip
+    return result, len(names)
+
+
+def _of(family: str, seed: int) -> str:
+    return f"{family}, seed {seed}"
+
+
+def _box(front: Front, same: Sequence[Study], table: Table, x: str) -> dict[str, Any]:
+    """Where hypervolumes on (x, diversity) start and their units: as configured, else by the means of all sound arms.
+
+    One box for all training seeds of a setting: the mean of their hypervolumes is then one, too.
+    """
+    arms = {arm.arm.name for other in same for arm in other.arms} - table.broken.keys()
+    values = table.rows(sorted(arms))
+    points = np.stack([values[axis].mean(1) for axis in (x, front.diversity)], 1)
+    points = points[np.isfinite(points).all(1)]
+    given = normalization(front, x)
+    if not len(points):
+        return given
+    span = np.ptp(points, axis=0)
+    means = {"reference": points.min(0), "scale": np.where(span > 0, span, 1.0)}
+    return {
+        key: [float(m) if own is None else own for own, m in zip(given[key], means[key], strict=True)] for key in given
+    }
+
+
+def _plane(front: Front, single: Study, table: Table, result: Bootstrap) -> dict[str, Any]:
     """Fronts, hypervolumes and their differences on (x, diversity)."""
+    names = [arm.arm.name for arm in single.arms]
     points = np.stack([result.mean[result.x], result.mean[result.y]], axis=-1)
     points[list(result.broken)] = np.nan
     fronts = {}
     for family, arms in result.families.items():
         optimal = [arm for arm, keep in zip(arms, optimal_mask(points[list(arms)]), strict=True) if keep]
         fronts[family] = [names[arm] for arm in sorted(optimal, key=lambda a: points[a, 0])]
+    each, seeds = _each_seed(front, single, table, result)
     return {
         "fronts": fronts,
-        "hypervolume": {family: list(result.hypervolume(family)) for family in result.families},
+        "hypervolume": {
+            family: list(each.hypervolume(*(_of(family, s) for s in range(seeds)))) for family in result.families
+        },
         "differences": [
-            {"a": a, "b": b, **_estimate(result.hypervolume_difference(a, b))}
+            _difference(single, each, [(_of(a, s), _of(b, s)) for s in range(seeds)]) | {"a": a, "b": b}
             for a, b in COMPARISONS
             if a in result.families and b in result.families
         ],
         "reference": result.reference.tolist(),
         "normalization": result.scale.tolist(),
     }
+
+
+def _difference(single: Study, each: Bootstrap, pairs: list[tuple[str, str]]) -> dict[str, Any]:
+    """Of two families in each training seed, at equal size; `arms` are the sizes of both."""
+    found = each.hypervolume_difference(*pairs)
+    sizes = {"arms": [each.size(family) for family in pairs[0]], "size": each.compared_size(*pairs)}
+    return entry(single, found) | {"p": found.p, **sizes}
 
 
 def _reward_vs_kl(single: Study, proxy: str, measured: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
@@ -213,57 +342,12 @@ def _reward_vs_kl(single: Study, proxy: str, measured: dict[str, dict[str, list[
     ]  # fmt: skip
 
 
-def _claims(
-    config: Config, single: Study, table: Table, result: Bootstrap, proxy: str, held_out: str | None
-) -> list[dict[str, Any]]:
-    """The statements that hacking makes, each as a paired difference with its interval."""
-    base, tuned = (single.arms.index(single.one(family)) for family in ("base", "tuned"))
-    wanted = [
-        ("proxy reward rises" if single.trained else f"{proxy} rises", proxy, 1),
-        ("diversity falls", config.front.diversity, -1),
-    ]
-    wanted += [("held-out reward rises", held_out, 1)] if held_out in table.values else []
-    wanted += [("prompt accuracy falls", "accuracy", -1)] if "accuracy" in table.values else []
-    claims = [
-        {"claim": f"{text} (tuned - base)", "expected": sign, **_estimate(result.difference(str(metric), tuned, base))}
-        for text, metric, sign in wanted
-    ]
-    if GOLD in table.values and single.trained:
-        text = "gold falls under its peak along training (tuned - peak; the peak's step is chosen on other prompts)"
-        claims.append({"claim": text, "expected": -1, **_estimate(gold_from_peak(config, single, table))})
-    return claims
-
-
-def gold_from_peak(config: Config, single: Study, table: Table) -> tuple[float, float, float]:
-    """Gold of the tuned model less gold at its peak along training: estimate, low, high.
-
-    The best of many snapshots on the same prompts looks better than it is. So the peak is chosen on one half of the
-    prompts and measured on the other, both ways round, and the prompts' differences are resampled. Early stops that are
-    broken have no peak.
-    """
-    snapshots = [arm for arm in single.arms if arm.family in ("base", "early", "tuned")]
-    rows = [arm.arm.name for arm in snapshots if arm.family != "early" or arm.arm.name not in table.broken]
-    gold = table.rows(rows)[GOLD]  # (snapshots, prompts)
-    tuned = rows.index(single.one("tuned").arm.name)
-    halves = np.arange(gold.shape[1]) % 2
-    at_peak = np.empty(gold.shape[1])
-    for half in (0, 1):
-        peak = gold[:, halves != half].mean(axis=1).argmax()
-        at_peak[halves == half] = gold[peak, halves == half]
-    pair = np.stack([gold[tuned], at_peak])
-    return bootstrap({"gold": pair}, **config.front.resampling).difference("gold", 0, 1)
-
-
 def _measured(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
     """arm -> metric -> [value, low, high]."""
     found: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         found.setdefault(row["arm"], {})[row["metric"]] = [row["value"], row["low"], row["high"]]
     return found
-
-
-def _estimate(estimate: tuple[float, float, float]) -> dict[str, float]:
-    return dict(zip(("value", "low", "high"), estimate, strict=True))
 
 
 def _finite(content: Any) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from aig.pareto import Subsample, bootstrap
+from aig.pareto import LEAST_PROMPTS, Subsample, bootstrap, no_interval
 from pipelines import failures, generate, layout, remote, study, tables
 from pipelines.breakdown import PIXEL_STD
 from pipelines.cluster import Cluster
@@ -105,7 +105,7 @@ def _prompts(config: Config) -> dict[int, str]:
 
 
 def _kept(config: Config, images: generate.Images) -> dict[int, str]:
-    """The prompts that are measured; EvaluationError where too few are left for an interval."""
+    """The prompts that are measured; EvaluationError where too few are left for a mean over prompts."""
     kept = {i: prompt for i, prompt in _prompts(config).items() if i not in images.left_out}
     if len(kept) < 2:
         reason = failures.of_run(config)[0]["error"]
@@ -132,7 +132,9 @@ def summary(config: Config, everything: bool = True) -> str:
         cells.setdefault(row["arm"], {})[row["metric"]] = Estimate(row["value"], row["low"], row["high"])
     n = max(row["n"] for row in rows)
     how = dict.fromkeys(row["interval"] for row in rows if row["interval"] != "none")
-    about = f"n = {n} images an arm at most; {100 * config.front.level:g} % intervals by {' and by '.join(how)}"
+    about = no_interval(max(row["prompts"] for row in rows))
+    about = about or f"{100 * config.front.level:g} % intervals by {' and by '.join(how)}"
+    about = f"n = {n} images an arm at most; {about}"
     broken = {row["arm"]: row["broken"] for row in rows if row["broken"]}
     shown = list(dict.fromkeys(row["metric"] for row in rows))
     if not everything:
@@ -237,7 +239,10 @@ def _broken(config: Config, found: list[Measured]) -> dict[str, str]:
 
 
 def _mean_rows(config: Config, table: Table) -> Iterator[dict[str, Any]]:
-    """Means over prompts, with bootstrap intervals; over the prompts that a metric was measured on for any arm."""
+    """Means over prompts, with bootstrap intervals; over the prompts that a metric was measured on for any arm.
+
+    No interval where those are fewer than LEAST_PROMPTS.
+    """
     groups: dict[bytes, dict[str, np.ndarray]] = {}
     for metric, values in table.values.items():
         known = np.isfinite(values).any(axis=0)
@@ -249,7 +254,8 @@ def _mean_rows(config: Config, table: Table) -> Iterator[dict[str, Any]]:
             for a, arm in enumerate(table.arms):
                 low, high = result.interval[metric][a]
                 row = {"arm": arm, "metric": metric, "value": result.mean[metric][a], "low": low, "high": high}
-                yield {**row, "prompts": result.prompts, "interval": f"{result.method} bootstrap of prompts"}
+                how = {"interval": f"{result.method} bootstrap of prompts"} if result.prompts >= LEAST_PROMPTS else {}
+                yield {**row, "prompts": result.prompts, **how}
 
 
 def _set_measures(config: Config, found: list[Measured]) -> dict[str, SetMeasures | None]:
@@ -271,9 +277,10 @@ def _set_rows(values: dict[str, SetMeasures | None]) -> Iterator[dict[str, Any]]
         for place, metric in enumerate(names):
             row: dict[str, Any] = {"arm": arm, "metric": metric}
             if one is not None:
-                low, high = one.interval(metric) if len(one.found.replicates) else (np.nan, np.nan)
+                known = len(one.found.replicates) and one.found.prompts >= LEAST_PROMPTS
+                low, high = one.interval(metric) if known else (np.nan, np.nan)
                 row |= {"value": one.found.estimate[place], "low": low, "high": high}
-                row |= {"interval": f"subsets of {one.found.size} prompts"} if len(one.found.replicates) else {}
+                row |= {"interval": f"subsets of {one.found.size} prompts"} if known else {}
             yield row
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -77,6 +77,11 @@ class Study:
     def trained(self) -> bool:
         """Whether the run trained its adapters."""
         return bool(self.train_seeds)
+
+    def by_seed(self, arms: Sequence[StudyArm]) -> list[list[str]]:
+        """Names of these arms in each training seed: of a mean over seeds its members, else their own alone."""
+        seeds = max((len(arm.members) for arm in self.arms), default=0)
+        return [[arm.members[s] if arm.members else arm.arm.name for arm in arms] for s in range(max(1, seeds))]
 
     def one(self, family: str) -> StudyArm:
         """The only arm of its family: the base, or the tuned one."""

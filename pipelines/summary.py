@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from aig.pareto import bootstrap
+from aig.pareto import LEAST_PROMPTS, bootstrap
 from pipelines.config import Front
 
 ALL = "all"
@@ -34,8 +34,8 @@ class Mean:
 def means(table: pa.Table, rewards: Sequence[str], front: Front) -> list[Mean]:
     """Each reward's mean in every group (the column `group`) and, where there are several, over all images.
 
-    Images without a score are left out; NaN where no image is left, and for the interval of a single prompt. `front`
-    has the bootstrap's settings.
+    Images without a score are left out; NaN where no image is left, and for the interval of fewer than LEAST_PROMPTS
+    prompts. `front` has the bootstrap's settings.
     """
     own = table["group"].to_pylist() if "group" in table.column_names else [ALL] * len(table)
     places: dict[str, list[int]] = {}
@@ -74,7 +74,9 @@ def summary(found: Sequence[Mean], level: float) -> str:
         padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
         padded[1:3] = [cell.rjust(width) for cell, width in zip(line[1:3], widths[1:3], strict=True)]
         rows.append("  ".join(padded).rstrip())
-    return "\n".join([*rows, f"(means over prompts, with {100 * level:g} % intervals)"])
+    few = any(mean.prompts < LEAST_PROMPTS for mean in found)
+    note = f"; no interval below {LEAST_PROMPTS} prompts" if few else ""
+    return "\n".join([*rows, f"(means over prompts, with {100 * level:g} % intervals{note})"])
 
 
 def shown(mean: Mean) -> str:

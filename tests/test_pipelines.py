@@ -17,7 +17,7 @@ from pipeline_toys import HERE, overrides
 
 from aig import adapters
 from aig.models import TinyModel
-from pipelines import config, front, generate, measure, scoring, study, training
+from pipelines import config, front, generate, scoring, study, training
 from pipelines.__main__ import main
 from pipelines.layout import RunFiles
 
@@ -74,9 +74,8 @@ def test_a_run_goes_from_training_to_a_front(run):
     against = {row["arm"]: row for row in found["reward_vs_kl"]}
     assert set(against) == set(arms) and {row["unit"] for row in against.values()} == {"nats per image"}
     value, low, high = against[key]["distance"]
-    assert (
-        value == pytest.approx(nats[np.array(images.table["arm"].to_pylist()) == key].mean()) and low <= value <= high
-    )
+    assert value == pytest.approx(nats[np.array(images.table["arm"].to_pylist()) == key].mean())
+    assert low is high is None and json.loads(files.front.read_text())["no_interval"].startswith("2 prompts")
     assert against[key]["reward"] == [tuned["x"], tuned["x_low"], tuned["x_high"]]
     listed = json.loads(files.arms.read_text())
     assert [arm["name"] for arm in listed["arms"]] == arms
@@ -233,17 +232,3 @@ def test_a_mean_over_training_seeds_is_an_arm_of_its_own_study(model, tmp_path):
     tuned = mean.one("tuned")
     assert tuned.members == ("pipeline_toys-red-k1-kl0-s0", "pipeline_toys-red-k1-kl0-s1")
     assert len({arm.arm.name for arm in [*study.all_arms(two), *study.mean_arms(two)]}) == 9 + 4
-
-
-def test_gold_is_compared_with_a_peak_that_was_chosen_on_other_prompts(run):
-    """Of many snapshots that are noise around one mean, the best looks better than it is; the estimate must not."""
-    config_ = replace(run, train=replace(run.train, steps=60), evaluate=replace(run.evaluate, prompts=40))
-    single = study.studies(config_)[0]
-    names = [arm.arm.name for arm in single.arms]
-    rng = np.random.default_rng(0)
-    estimates = []
-    for _ in range(20):
-        table = measure.Table(names, ["p"] * 40, 2, {"gold": rng.normal(size=(len(names), 40))})
-        estimates.append(front.gold_from_peak(config_, single, table)[0])
-    best_of_noise = np.sqrt(2 * np.log(len(names)) / 40)
-    assert abs(np.mean(estimates)) < 0.25 * best_of_noise

@@ -98,9 +98,20 @@ def optimal(points: dict[str, tuple[float, float]]) -> list[str]:
     return [n for n, (x, y) in points.items() if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in everything)]
 
 
-def plane(metric: str, arms: list[dict[str, Any]], metrics: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+def by_seed(value: float, seeds: list[int]) -> dict[str, float]:
+    """Made-up values of each training seed, whose mean is the value."""
+    middle = (len(seeds) - 1) / 2
+    return {str(seed): value + 0.02 * (i - middle) for i, seed in enumerate(seeds)}
+
+
+def plane(
+    metric: str, seeds: list[int], arms: list[dict[str, Any]], metrics: dict[str, dict[str, list[float]]]
+) -> dict[str, Any]:
     """Fronts, hypervolumes and differences: AIG on KL 0 beats LoRA, is undecided against early stops and loses to KL,
-    which AIG on every KL weight beats."""
+    which AIG on every KL weight beats.
+
+    Against early stops the interval alone excludes zero; adjusted for all comparisons neither is ahead.
+    """
     points = {arm["name"]: (metrics[arm["name"]][metric][0], metrics[arm["name"]]["vendi"][0]) for arm in arms}
     found = {"all": list(points)}
     for family in ("kl", "lora", "fixed", "aig", "early", "kl-aig"):
@@ -111,10 +122,14 @@ def plane(metric: str, arms: list[dict[str, Any]], metrics: dict[str, dict[str, 
         "fronts": {f: optimal({n: points[n] for n in names}) for f, names in found.items()},
         "hypervolume": {family: [v, v - 0.03, v + 0.03] for family, v in volumes.items()},
         "differences": [
-            {"a": "kl", "b": "aig", "value": 0.04, "low": 0.012, "high": 0.066},
-            {"a": "aig", "b": "lora", "value": 0.08, "low": 0.055, "high": 0.101},
-            {"a": "aig", "b": "early", "value": 0.01, "low": -0.013, "high": 0.031},
-            {"a": "kl-aig", "b": "kl", "value": 0.02, "low": 0.008, "high": 0.034},
+            {"a": "kl", "b": "aig", "value": 0.04, "low": 0.012, "high": 0.066}
+            | {"verdict": "ahead", "p_adjusted": 0.012, "arms": [3, 4], "size": 3, "by_seed": by_seed(0.04, seeds)},
+            {"a": "aig", "b": "lora", "value": 0.08, "low": 0.055, "high": 0.101}
+            | {"verdict": "ahead", "p_adjusted": 0.0003, "arms": [4, 3], "size": 3, "by_seed": by_seed(0.08, seeds)},
+            {"a": "aig", "b": "early", "value": 0.01, "low": 0.001, "high": 0.031}
+            | {"verdict": "undecided", "p_adjusted": 0.2, "arms": [4, 4], "size": 4, "by_seed": by_seed(0.01, seeds)},
+            {"a": "kl-aig", "b": "kl", "value": 0.02, "low": 0.008, "high": 0.034}
+            | {"verdict": "ahead", "p_adjusted": 0.04, "arms": [6, 3], "size": 3, "by_seed": by_seed(0.02, seeds)},
         ],
         "reference": [min(x for x, _ in points.values()), min(y for _, y in points.values())],
         "normalization": [1.0, 2.0],
@@ -127,7 +142,7 @@ def front_study(
     """The study's entry in front.json."""
     reward, k = name.split("-")[0], int(name.split("-")[1][1:])
     other = "robust" if reward == "fragile" else "fragile"
-    own = plane(reward, arms, metrics)
+    own = plane(reward, seeds, arms, metrics)
     entries = []
     for arm in arms:
         measured, best = metrics[arm["name"]], arm["name"] in own["fronts"]["all"]
@@ -135,17 +150,19 @@ def front_study(
         entry |= dict(zip(("x", "x_low", "x_high"), measured[reward], strict=True))
         entry |= dict(zip(("y", "y_low", "y_high"), measured["vendi"], strict=True))
         entries.append(entry | {"on_front": best, "front_probability": 0.9 if best else 0.1})
-    gold = "gold falls under its peak along training (tuned - peak; the peak's step is chosen on other prompts)"
+    gold = "gold falls under its peak along training (tuned - peak)"
     claims = [
         {"claim": "proxy reward rises (tuned - base)", "expected": 1, "value": 5.02, "low": 4.61, "high": 5.44},
         {"claim": "diversity falls (tuned - base)", "expected": -1, "value": -2.3, "low": -2.6, "high": -2.0},
-        {"claim": gold, "expected": -1, "value": -0.12, "low": -0.41, "high": 0.2},
+        {"claim": gold, "expected": -1, "value": -0.12, "low": -0.41, "high": 0.0},
     ]
+    claims = [claim | {"by_seed": by_seed(claim["value"], seeds)} for claim in claims]
     return {
         **{"study": name, "reward": reward, "held_out": other, "k": k, "train_seeds": seeds, "arms": entries},
+        "leading": True,
         **own,
         "trainings": {"kl": 4, "lora": 1, "fixed": 1, "aig": 1, "early": 1, "kl-aig": 3, "all": 4},
-        "planes": {metric: plane(metric, arms, metrics) for metric in (other, "gold")},
+        "planes": {metric: plane(metric, seeds, arms, metrics) for metric in (other, "gold")},
         "reward_vs_kl": [
             {
                 **{"arm": arm["name"], "kl_weight": arm["kl_weight"], "metric": "path", "unit": UNITS["path"]},
@@ -226,8 +243,14 @@ def build_run(root: Path, train_seeds: int = 1, prompts: int = 4, seeds: int = 3
             "reference": [12.0, 1.0],
             "normalization": [6.0, 4.0],
         },
+        **{"no_interval": None, "multiplicity": {"method": "holm", "level": 0.95, "comparisons": 12}},
         "studies": [front_study(name, of, arms, metrics) for name, (of, arms) in studies.items()],
     }
+    for study in front["studies"]:
+        if train_seeds > 1 and len(study["train_seeds"]) == 1:
+            study["leading"] = False
+            for row in [*study["differences"], *study["planes"]["gold"]["differences"]]:
+                row |= {"verdict": None, "p_adjusted": None}
     (root / "front.json").write_text(json.dumps(front))
     write_curves(root / "curves", drawn, rng)
     texts = [f"a {colour} {shape}" for shape in SHAPES for colour in COLOURS]
@@ -340,22 +363,26 @@ def test_the_main_figures_are_written_as_pictures_that_are_not_blank(run: Path) 
 def test_the_words_say_where_aig_wins_where_it_does_not_and_where_it_loses(page: str) -> None:
     text = Links(page).text
     for said in (
-        "On proxy × diversity AIG on KL 0 (1 training) beats LoRA scaling (1 training): +0.080 [+0.055, +0.101] in "
-        "hypervolume, 4 arms against 3.",
-        "AIG on KL 0 (1 training) does not clearly beat early stopping (1 training): +0.010 [−0.013, +0.031] in "
-        "hypervolume, 4 arms against 4; the",
-        "AIG on KL 0 (1 training) does not beat KL (4 trainings) but loses to it: −0.040 [−0.066, −0.012] in "
-        "hypervolume, 4 arms against 3.",
-        "On proxy × diversity AIG on every KL weight (3 trainings) beats KL (4 trainings): +0.020 [+0.008, +0.034] in "
-        "hypervolume, 6 arms against 3.",
+        "On proxy × diversity AIG on KL 0 (1 training) beats LoRA scaling (1 training) for this adapter: +0.080 "
+        "[+0.055, +0.101] in hypervolume, 4 arms against 3, compared at 3 each, adjusted p 0.0003.",
+        "AIG on KL 0 (1 training) does not clearly beat early stopping (1 training) for this adapter: +0.010 [+0.001, "
+        "+0.031] in hypervolume, 4 arms each, adjusted p 0.2, so neither is ahead.",
+        "AIG on KL 0 (1 training) does not beat KL (4 trainings) but loses to it for this adapter: −0.040 [−0.066, "
+        "−0.012] in hypervolume, 4 arms against",
+        "On proxy × diversity AIG on every KL weight (3 trainings) beats KL (4 trainings) for this adapter: +0.020 "
+        "[+0.008, +0.034] in hypervolume, 6 arms against 3",
         "On held-out reward × diversity AIG on KL 0 (1 training) does not beat KL",
         "On gold × diversity AIG on KL 0 (1 training) does not beat KL",
-        "Gold does not clearly fall under its peak along training",
-        "AIG on KL 0 (1 training) beats LoRA scaling, does not clearly beat early stopping and loses to KL; AIG on "
-        "every KL weight (3 trainings) beats KL.",
+        "Proxy reward rises (tuned − base): +5.02 [+4.61, +5.44], for this adapter.",
+        "Gold does not clearly fall under its peak along training (tuned − peak): −0.12 [−0.41, 0.00], for this "
+        "adapter, the interval reaches zero.",
+        "AIG on KL 0 (1 training) beats LoRA scaling, does not clearly beat early stopping and loses to KL for this "
+        "adapter; AIG on every KL weight (3 trainings) beats KL for this adapter.",
         "With held-out reward in the proxy's place, AIG on KL 0 (1 training) beats LoRA scaling",
         "one weight at every step is DeRaDiff's fixed mix, a family of its own",
         "AIG on every KL weight has the schedules on the adapter of each KL weight, 0 included",
+        "Highest mean of gold, selected among 19 arms and so too high on average: ",
+        "holds together with all 12 comparisons of this report at 95 %",
     ):
         assert said in text, said
 
@@ -389,13 +416,40 @@ def test_a_claim_is_denied_unless_its_interval_supports_it(
 
 
 def test_a_difference_is_told_from_aigs_side_whichever_way_it_was_taken(run: Path) -> None:
-    ahead = Difference("kl", "aig", Estimate(-0.5, -0.9, -0.1))
+    ahead = Difference("kl", "aig", Estimate(-0.5, -0.9, -0.1), "behind", 0.01, (3, 5), 3, {"0": -0.4, "1": -0.6})
     plane = Plane("fragile", {}, {}, (ahead,), (0.0, 0.0), (1.0, 1.0))
     study = replace(study_of(run), planes={"fragile": plane})
     assert [sentence.text for sentence in words.verdict(study, "fragile")] == [
-        "On proxy × diversity AIG on KL 0 (1 training) beats KL (4 trainings): +0.50 [+0.10, +0.90] in hypervolume, "
-        "4 arms against 3."
+        "On proxy × diversity AIG on KL 0 (1 training) beats KL (4 trainings) for this adapter: +0.50 [+0.10, +0.90] "
+        "(+0.40, +0.60 in training seeds 0 and 1) in hypervolume, 5 arms against 3, compared at 3 each, adjusted p "
+        "0.01."
     ]
+    assert words.headline(study) == "AIG on KL 0 (1 training) beats KL for this adapter"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [((), " for this adapter"), ((4,), " for this adapter"), ((0, 1), " for these two adapters"), ((0, 1, 2), "")],
+)
+def test_fewer_than_three_training_seeds_speak_of_their_own_adapters_alone(
+    run: Path, seeds: tuple[int, ...], said: str
+) -> None:
+    study = replace(study_of(run), train_seeds=seeds)
+    assert words.headline(study).split("; ")[0].endswith(f"loses to KL{said}")
+    assert words.tuning_headline(study).endswith(f"under its peak along training{said}")
+    told = words.study_sentences(study)[0].text
+    assert told.endswith(f"[+4.61, +5.44],{said}." if said else "[+4.61, +5.44].")
+
+
+def test_where_there_is_no_verdict_values_stand_without_one(run: Path) -> None:
+    few = Difference("aig", "kl", Estimate(0.5), None, math.nan, (5, 3), 3, {"0": 0.5})
+    study = replace(study_of(run), planes={"fragile": Plane("fragile", {}, {}, (few,), (0.0, 0.0), (1.0, 1.0))})
+    assert [sentence.tag for sentence in words.verdict(study, "fragile")] == ["no verdict"]
+    assert words.headline(study) == "AIG on KL 0 (1 training) has +0.500 against KL in hypervolume, without a verdict"
+    sentence = words.claim_sentence(Claim("proxy rises", Estimate(0.5), 1))
+    assert (sentence.text, sentence.tag) == ("Proxy rises: +0.500, without an interval.", "no interval")
+    said = words.caveats(replace(read_run(run), no_interval="2 prompts: no interval below 4"))
+    assert said[0] == "2 prompts: no interval below 4, and no verdict."
 
 
 @pytest.mark.parametrize(
@@ -462,6 +516,36 @@ def test_arms_for_a_picture_are_thinned_inside_families_and_keep_base_and_tuned(
     chosen = select(arms, 9)
     assert len(chosen) == 9 and {arm.family for arm in chosen} == {arm.family for arm in arms}
     assert select(arms, 100) == sorted(arms, key=lambda arm: list(style.MARK).index(arm.family))
+
+
+def test_a_run_of_two_prompts_is_drawn_without_intervals_and_says_why_once(copy: Path) -> None:
+    told = "2 prompts: no interval below 4"
+
+    def strip(value: Any) -> None:
+        """Intervals go from every estimate: an object's, or [value, low, high]."""
+        for key, own in value.items() if isinstance(value, dict) else enumerate(value):
+            if key in ("low", "high", "x_low", "x_high", "y_low", "y_high", "p_adjusted", "verdict"):
+                value[key] = None
+            elif isinstance(own, list) and len(own) == 3 and all(isinstance(x, float) for x in own):
+                value[key] = [own[0], None, None]
+            elif isinstance(own, dict | list):
+                strip(own)
+
+    def few(front: dict[str, Any]) -> None:
+        strip(front)
+        front |= {"no_interval": told, "multiplicity": {"method": "holm", "level": 0.95, "comparisons": 0}}
+
+    edit(copy / "front.json", few)
+    rows = pq.read_table(copy / "metrics.parquet").to_pylist()
+    nothing = {"low": math.nan, "high": math.nan}
+    pq.write_table(pa.Table.from_pylist([row | nothing for row in rows]), copy / "metrics.parquet")
+    text = Links(write_report(copy).read_text()).text
+    assert text.count("no interval below 4") == 1 and f"{told}, and no verdict." in text
+    assert not re.search(r"\d \[[+−]?\d", text)
+    assert (
+        "AIG on KL 0 (1 training) has +0.0800 against LoRA scaling" in text
+        and "beats" not in text.split("How to read this")[0]
+    )
 
 
 def test_a_training_that_a_guard_has_stopped_is_named_with_the_reason(copy: Path) -> None:
@@ -582,6 +666,10 @@ def test_several_training_seeds_are_shown_as_their_mean_first_and_text_from_file
         "n = 8 images an arm (2 prompts × 2 seeds × 2 training seeds; the base 4), mean of training seeds 0, 1" in text
     )
     assert text.index("mean of training seeds 0, 1") < text.index("fragile reward, K = 1, training seed 0")
+    assert (
+        "loses to it for these two adapters: −0.040 [−0.066, −0.012] (−0.030, −0.050 in training seeds 0 and 1)" in text
+    )
+    assert "−0.040 [−0.066, −0.012] against KL in hypervolume, without a verdict" in text
     assert "KL weight 100, seed 0" in text and "KL weight 100, seed 1" in text
     assert "The images dataset is not complete" in text
     assert any("training seed 0" in stage for stage in stages)

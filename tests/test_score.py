@@ -303,7 +303,8 @@ def test_groups_are_printed_with_intervals_over_prompts(tmp_path, scored_units, 
     cells = [line.split() for line in lines[start : start + 4]]
     assert [cell[:3] for cell in cells[1:3]] == [["anime", "2", "4"], ["photo", "2", "4"]]
     assert cells[3][:4] == ["all", "groups", "4", "8"]
-    assert "95 % intervals" in lines[start + 4]
+    assert lines[start + 4] == "(means over prompts, with 95 % intervals; no interval below 4 prompts)"
+    assert not any("[" in line for line in lines[start + 1 : start + 3]) and "[" in lines[start + 3]
 
 
 def test_the_unit_of_the_interval_is_the_prompt():
@@ -326,6 +327,14 @@ def test_one_prompt_has_a_mean_and_no_interval():
     (mean,) = summary.means(pa.table({"prompt": ["p", "p"], "r": [1.0, 2.0]}), ["r"], config.Front())
     assert mean.value == 1.5 and np.isnan(mean.low)
     assert summary.shown(mean) == "1.5"
+
+
+def test_a_group_of_three_prompts_has_a_mean_and_no_interval_and_one_of_four_has_both():
+    for prompts in (3, 4):
+        rows = pa.table({"prompt": [f"p{i}" for i in range(prompts)], "r": np.arange(prompts, dtype=float)})
+        found = summary.means(rows, ["r"], config.Front())
+        assert np.isnan([found[0].low, found[0].high]).all() == (prompts < 4)
+        assert ("no interval below 4 prompts" in summary.summary(found, 0.95)) == (prompts < 4)
 
 
 @pytest.mark.parametrize(

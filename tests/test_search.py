@@ -265,7 +265,7 @@ def flat(table, curves, prompts, noise):
     return {name: column[:, None] + noise * rng.normal(size=(curves, prompts)) for name, column in table.items()}
 
 
-def concluded(tmp_path, held_out_gain, noise=0.01):
+def concluded(tmp_path, held_out_gain, noise=0.01, prompts=16):
     """A result whose one found schedule gains 1 on the search set, and something else on held-out prompts."""
     made = toy_plan(tmp_path)
     trial = SimpleNamespace(
@@ -277,16 +277,29 @@ def concluded(tmp_path, held_out_gain, noise=0.01):
     def table(gain, prompts):
         return flat({"fragile": np.append(x, gain), "vendi": np.append(y, 1 + gain)}, 7, prompts, noise)
 
-    return findings.conclude(made, [trial], [trial], table(1, 2), table(held_out_gain, 16))
+    return findings.conclude(made, [trial], [trial], table(1, 2), table(held_out_gain, prompts))
 
 
-@pytest.mark.parametrize(("gain", "said"), [(1.0, "hold:"), (0.68, "not confirmed:"), (0.1, "are worse:")])
+@pytest.mark.parametrize(("gain", "said"), [(1.0, "hold:"), (0.45, "not confirmed:"), (0.1, "are worse:")])
 def test_the_statement_follows_the_held_out_interval(gain, said, tmp_path):
     result = concluded(tmp_path, gain, noise=0.2 if said.startswith("not") else 0.01)
     assert said in result["statement"]
     value, low, high = result["hypervolume_difference"][HELD_OUT]
     assert low <= value <= high
     assert (low > 0, high < 0) == (said == "hold:", said == "are worse:")
+
+
+def test_three_held_out_prompts_give_values_and_no_verdict(tmp_path):
+    result = concluded(tmp_path, 1.0, prompts=3)
+    value, low, high = result["hypervolume_difference"][HELD_OUT]
+    assert value > 0 and low is high is None
+    assert result["statement"].startswith("No verdict on the found schedules: hypervolume +")
+    assert result["statement"].endswith("no interval below 4 prompts.")
+    assert all(row[HELD_OUT]["fragile"][1] is None and row["dominates"] == [] for row in result["schedules"])
+    (tmp_path / "result.json").write_text(
+        json.dumps(result | {"cost": {"predictions": 1, "naive": 2}}, allow_nan=False)
+    )
+    assert "[nan" not in findings.summary(tmp_path / "result.json")
 
 
 def test_the_kept_schedules_are_few_distinct_new_and_each_adds_to_the_front(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from aig import schedules
-from aig.pareto import Bootstrap, bootstrap, hypervolume, optimal_mask
+from aig.pareto import LEAST_PROMPTS, Bootstrap, bootstrap, hypervolume, optimal_mask
 from pipelines import layout, remote
 from pipelines.generate import commit
 from pipelines.layout import RunFiles
@@ -128,32 +129,46 @@ def _bootstrap(plan: Plan, table: dict[str, np.ndarray]) -> Bootstrap:
     box = Box.around(np.stack([table[name][: len(REFERENCES)].mean(axis=1) for name in (x, y)], axis=1))
     ends, count = (0, 1), len(table[x])
     families = {"published": range(len(REFERENCES)), "found": [*ends, *range(len(REFERENCES), count)]}
-    return bootstrap(table, x=x, y=y, families=families, reference=box.reference, scale=box.scale, **front.resampling)
+    given = {"reference": box.reference, "scale": box.scale, **front.resampling}
+    return bootstrap(table, x=x, y=y, families=families, ends=ends, **given)
 
 
-def _estimates(result: Bootstrap, a: int) -> dict[str, list[float]]:
-    return {name: [float(mean[a]), *result.interval[name][a].tolist()] for name, mean in result.mean.items()}
+def _estimates(result: Bootstrap, a: int) -> dict[str, list[float | None]]:
+    return {name: _finite([mean[a], *result.interval[name][a]]) for name, mean in result.mean.items()}
+
+
+def _finite(values: Sequence[float]) -> list[float | None]:
+    """JSON has no NaN: null stands for what too few prompts do not give."""
+    return [float(value) if math.isfinite(value) else None for value in values]
 
 
 def _dominated(result: Bootstrap, a: int, names: Sequence[str]) -> list[str]:
-    """Arms that this one dominates in a share of replicates no less than the level."""
+    """Arms that this one dominates in a share of replicates no less than the level; too few prompts tell of none."""
+    if result.prompts < LEAST_PROMPTS:
+        return []
     return [name for b, name in enumerate(names) if b != a and result.dominates(a, b) >= result.level]
 
 
-def _difference(result: Bootstrap) -> list[float]:
-    return list(result.hypervolume_difference("found", "published"))
+def _difference(result: Bootstrap) -> list[float | None]:
+    """[value, low, high] at equal size, the ends in both families."""
+    return _finite(result.hypervolume_difference(("found", "published"))[:3])
 
 
-def _statement(plan: Plan, difference: dict[str, list[float]]) -> str:
+def _statement(plan: Plan, difference: dict[str, list[float | None]]) -> str:
     """What may be said of the found schedules against the published ones; the search set flatters what it chose."""
     if not difference:
         return "No candidate adds to what base and tuned span on the search set: nothing was found."
     seen, (value, low, high) = difference[SEARCH][0], difference[HELD_OUT]
     prompts = len(plan.prompts[HELD_OUT])
+    if seen is None or value is None:
+        return "The found schedules were not compared: an arm is not measured on every prompt."
+    shown = f"{value:+.3f}" if low is None or high is None else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
     told = (
-        f"hypervolume {value:+.3f} [{low:+.3f}, {high:+.3f}] against the published ones on {prompts} held-out prompts "
+        f"hypervolume {shown} against as many of the published ones on {prompts} held-out prompts "
         f"({seen:+.3f} on the search set, which chose them)"
     )
+    if low is None or high is None:
+        return f"No verdict on the found schedules: {told}; no interval below {LEAST_PROMPTS} prompts."
     if low > 0:
         return f"The found schedules hold: {told}."
     if high < 0:
@@ -199,6 +214,11 @@ def write(result: dict[str, Any], path: Path) -> None:
     layout.write_json(path, result)
 
 
+def _shown(estimate: Sequence[float | None]) -> str:
+    value, low, high = (math.nan if number is None else number for number in estimate)
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]" if math.isfinite(low) else f"{value:.3f}"
+
+
 def summary(path: Path) -> str:
     """The result as text: a line a schedule, the difference in hypervolume, what may be said."""
     result = layout.read_json(path)
@@ -213,7 +233,7 @@ def summary(path: Path) -> str:
     ]
     lines.append(f"{'schedule':<{width}}  " + "".join(f"{metric:<27}" for metric in shown))
     for row in result["schedules"]:
-        cells = "".join(f"{'{:.3f} [{:.3f}, {:.3f}]'.format(*row[HELD_OUT][metric]):<27}" for metric in shown)
+        cells = "".join(f"{_shown(row[HELD_OUT][metric]):<27}" for metric in shown)
         better = f"dominates {', '.join(row['dominates'])}" if row["found"] and row["dominates"] else ""
         lines.append(f"{row['name']:<{width}}  {cells}{row['schedule'] if row['found'] else ''}  {better}".rstrip())
     cost = result["cost"]

@@ -65,11 +65,11 @@ def _plane(ax: Axes, result: dict[str, Any], which: str, intervals: bool) -> lis
         rows = [row for row in result["schedules"] if row["found"] == found]
         if not rows:
             continue
-        values = np.array([[row[which][x], row[which][y]] for row in rows])  # (rows, 2, [value, low, high])
+        values = np.array([[row[which][x], row[which][y]] for row in rows], float)  # (rows, 2, [value, low, high])
         at = values[:, :, 0]
         ends = [[row[which][m][0] for m in (x, y)] for row in result["schedules"][:2]]
         _front(ax, np.vstack([ends, at]), color)
-        if intervals:
+        if intervals and np.isfinite(values).all():
             reach = np.abs(values[:, :, 1:] - values[:, :, :1]).transpose(1, 2, 0)
             ax.errorbar(*at.T, xerr=reach[0], yerr=reach[1], fmt="none", ecolor=color, elinewidth=0.8, alpha=0.45)
         ax.plot(*at.T, "*" if found else "X", color=color, markersize=10 if found else 6.5, mec=style.CARD, mew=0.6)

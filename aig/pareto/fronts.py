@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import moocore
@@ -37,6 +38,34 @@ def hypervolume(points: np.ndarray, reference: Sequence[float] | np.ndarray) -> 
         raise ValueError(f"reference is {reference}: give finite values, worse than the points of interest")
     above = points[np.isfinite(points).all(1) & (points > reference).all(1)]
     return float(moocore.hypervolume(above, ref=reference, maximise=True)) if len(above) else 0.0
+
+
+def mean_hypervolume(points: np.ndarray, size: int, ends: np.ndarray) -> np.ndarray:
+    """Mean hypervolume over all subsets of `size` of the points, each with all the ends: (...), >= 0.
+
+    points: (..., n, 2), ends: (..., e, 2), as they lie above the reference, both objectives maximized; leading
+    dimensions are separate sets. The mean is exact: of n points sorted by a value, the r-th is the best of a random
+    subset with probability C(n − r, size − 1) / C(n, size), and between two neighbouring x every point further right
+    bounds y. With size = n it is the hypervolume itself. Points as in `hypervolume` may add nothing. Raises ValueError
+    for a size out of range.
+    """
+    n, count = points.shape[-2], points.shape[-2] + ends.shape[-2]
+    if not 0 <= size <= n or (n and not size):
+        raise ValueError(f"size is {size} of {n} points: give at least 1 and at most all")
+    best = np.array([math.comb(n - r, size - 1) / math.comb(n, size) for r in range(1, n + 1)])
+    every = np.concatenate([points, ends], axis=-2)
+    every = np.where((np.isfinite(every) & (every > 0)).all(-1, keepdims=True), every, 0.0)
+    order = np.argsort(-every[..., 0], axis=-1, kind="stable")
+    x, y = (np.take_along_axis(every[..., axis], order, -1) for axis in (0, 1))
+    width = x - np.concatenate([x[..., 1:], np.zeros_like(x[..., :1])], axis=-1)
+    total = np.zeros(every.shape[:-2])
+    for right in range(1, count + 1):
+        inner, height = order[..., :right] < n, y[..., :right]
+        floor = np.where(inner, 0.0, height).max(-1)
+        above = np.where(inner, height - floor[..., None], 0.0).clip(min=0)
+        above = -np.sort(-above, axis=-1)[..., :n]
+        total += width[..., right - 1] * (floor + above @ best[: above.shape[-1]])
+    return total
 
 
 def attainment(sets: Sequence[np.ndarray] | np.ndarray, share: float) -> np.ndarray:

@@ -8,7 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from aig.pareto.fronts import attainment, dominates, finite_or_nan, hypervolume, optimal_mask
+from aig.pareto.contrasts import Contrast, contrast
+from aig.pareto.fronts import attainment, dominates, finite_or_nan, mean_hypervolume, optimal_mask
 from aig.pareto.intervals import METHODS, STUDENTIZED, expanded_percentiles, studentized
 
 Normalization = Sequence[float | None] | np.ndarray | None
@@ -35,6 +36,8 @@ class Bootstrap:
     """(n, arms) a metric: the mean over each replicate's prompts."""
     families: dict[str, tuple[int, ...]]
     """Arms of each family."""
+    ends: tuple[int, ...]
+    """Arms that a family's size does not count, and that stand in each of its sub-families."""
     reference: np.ndarray
     """(2,) in x's and y's units: where hypervolumes start."""
     scale: np.ndarray
@@ -74,20 +77,43 @@ class Bootstrap:
         low, high = _interval(self.method, self.level, values[[a]] - values[[b]], drawn, self.counts)
         return float(mean[a] - mean[b]), float(low[0]), float(high[0])
 
-    def hypervolume(self, family: str) -> tuple[float, float, float]:
+    def hypervolume(self, *families: str) -> tuple[float, float, float]:
         """Hypervolume of a family's arms in (x, y) after (value − reference) / scale: estimate, low, high.
 
-        The interval is of expanded percentiles whatever the method. Noise helps the best of many points, so replicates
-        lie above the estimate for a family of many near-equal arms: compare families of like size, by
+        Of several families, as one in each training seed, the mean. The interval is of expanded percentiles whatever
+        the method. It describes: a family of more arms has more by chance alone, so compare families by
         `hypervolume_difference`.
         """
-        return self._estimate(*self._hypervolumes(family))
+        sizes = [len(self._split(family)[0]) for family in families]
+        volumes = [self._volumes(family, size, self.replicates) for family, size in zip(families, sizes, strict=True)]
+        means = [self._volumes(family, size, self.mean) for family, size in zip(families, sizes, strict=True)]
+        low, high = expanded_percentiles(np.mean(volumes, 0), self.level, self.prompts)
+        return float(np.mean(means)), float(low), float(high)
 
-    def hypervolume_difference(self, family_a: str, family_b: str) -> tuple[float, float, float]:
-        """Hypervolume of family a less that of family b in the same replicates: estimate, low, high."""
-        estimate_a, replicates_a = self._hypervolumes(family_a)
-        estimate_b, replicates_b = self._hypervolumes(family_b)
-        return self._estimate(estimate_a - estimate_b, replicates_a - replicates_b)
+    def hypervolume_difference(self, *pairs: tuple[str, str]) -> Contrast:
+        """Hypervolume of family a less that of family b at equal size, of pairs (a, b), one for each training seed.
+
+        More arms have more hypervolume by chance alone, since noise helps the best of many. So of the larger family it
+        is the mean over all its sub-families of the smaller one's size, each with the ends. NaN where a family has no
+        sound arm but the ends.
+        """
+        size = self.compared_size(*pairs)
+        if not size:
+            return Contrast(np.nan, np.nan, np.nan, np.nan, (np.nan,) * len(pairs))
+
+        def differences(values: Mapping[str, np.ndarray]) -> np.ndarray:  # (..., pairs)
+            found = [self._volumes(a, size, values) - self._volumes(b, size, values) for a, b in pairs]
+            return np.stack(found, -1)
+
+        return contrast(differences(self.mean), differences(self._left_out), differences(self.replicates), self.level)
+
+    def compared_size(self, *pairs: tuple[str, str]) -> int:
+        """Arms beside the ends that each family has in `hypervolume_difference`: those of the smallest."""
+        return min(self.size(family) for pair in pairs for family in pair)
+
+    def size(self, family: str) -> int:
+        """How many sound arms a family has beside the ends."""
+        return len(self._split(family)[0])
 
     def attainment(self, family: str, share: float = 0.5) -> np.ndarray:
         """Corners (k, 2), in x's and y's units, of what the family's arms attain in that share of the replicates."""
@@ -101,17 +127,26 @@ class Bootstrap:
             raise ValueError(f"family {family!r} is unknown: bootstrap was given {sorted(self.families)}")
         return list(self.families[family])
 
-    def _hypervolumes(self, family: str) -> tuple[float, np.ndarray]:  # at the means, and (n,)
-        arms, origin = self._members(family), np.zeros(2)
-        means, replicates = (
-            (self._points(values)[..., arms, :] - self.reference) / self.scale
-            for values in (self.mean, self.replicates)
-        )
-        return hypervolume(means, origin), np.array([hypervolume(points, origin) for points in replicates])
+    def _split(self, family: str) -> tuple[list[int], list[int]]:
+        """A family's sound arms, and its sound ends."""
+        points = self._points(self.mean)
+        sound = [arm for arm in self._members(family) if np.isfinite(points[arm]).all()]
+        return [arm for arm in sound if arm not in self.ends], [arm for arm in sound if arm in self.ends]
 
-    def _estimate(self, estimate: float, replicates: np.ndarray) -> tuple[float, float, float]:
-        low, high = expanded_percentiles(replicates, self.level, self.prompts)
-        return float(estimate), float(low), float(high)
+    def _volumes(self, family: str, size: int, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Mean hypervolume of the sub-families of a size at values (..., arms) of every metric: (...)."""
+        inner, ends = self._split(family)
+        points = (self._points(values) - self.reference) / self.scale
+        return mean_hypervolume(points[..., inner, :], size, points[..., ends, :])
+
+    @cached_property
+    def _left_out(self) -> dict[str, np.ndarray]:
+        """(prompts, arms) for each axis: the means without each prompt in turn."""
+        found = {}
+        for metric in {self.x, self.y}:
+            values = self.by_prompt[metric].reshape(len(self.mean[metric]), self.prompts, -1).mean(2)
+            found[metric] = ((values.sum(1, keepdims=True) - values) / (self.prompts - 1)).T
+        return found
 
 
 def bootstrap(
@@ -121,6 +156,7 @@ def bootstrap(
     x: str | None = None,
     y: str | None = None,
     families: Mapping[str, Sequence[int]] | None = None,
+    ends: Sequence[int] = (),
     reference: Normalization = None,
     scale: Normalization = None,
     broken: Sequence[int] = (),
@@ -141,6 +177,8 @@ def bootstrap(
     x, y: the two metrics of the front; by default the first two of the table. The front of a single metric is its best
     arm.
     families: name -> indices of its arms, for hypervolumes.
+    ends: indices of arms that every family reaches, as the base: they do not count when families of unequal size are
+    compared.
     reference, scale: fixed (2,) values in x's and y's units for hypervolumes of (value − reference) / scale; by default
     and in place of a None the least of the arms' means, and their range (1 where all tie), arms that are broken left
     out.
@@ -150,6 +188,7 @@ def bootstrap(
     Hesterberg 2015) does so for symmetric data, is narrower, and covers 90 % of exponential data with 8 prompts; plain
     percentiles would cover 89 % of normal data there.
     level: in (0, 1). The result depends on the seed, the table and n alone.
+    Fewer than LEAST_PROMPTS prompts have means and replicates and no intervals: NaN.
     Raises ValueError for a table without metrics, different arms or prompts, fewer than two prompts, an unknown axis or
     arm.
     """
@@ -167,8 +206,9 @@ def bootstrap(
     for name, family in members.items():
         if not family or not all(0 <= arm < arms for arm in family):
             raise ValueError(f"family {name!r} is {list(family)}: give at least one arm, each from 0 to {arms - 1}")
-    if not all(0 <= arm < arms for arm in broken):
-        raise ValueError(f"broken is {list(broken)}: give arms from 0 to {arms - 1}")
+    for key, given in (("broken", broken), ("ends", ends)):
+        if not all(0 <= arm < arms for arm in given):
+            raise ValueError(f"{key} is {list(given)}: give arms from 0 to {arms - 1}")
 
     mean = {name: array.reshape(arms, -1).mean(1) for name, array in values.items()}
     replicates, counts = _resample(values, n, prompts, seeds, seed)
@@ -181,6 +221,7 @@ def bootstrap(
         interval=intervals,
         replicates=replicates,
         families=members,
+        ends=tuple(ends),
         reference=reference,
         scale=scale,
         broken=tuple(broken),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aig.pareto.intervals import t_quantile, wilson
+from aig.pareto.intervals import LEAST_PROMPTS, t_quantile, wilson
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +31,9 @@ class Subsample:
         """(m, 2), low and high: estimate ± t · s · √(size / (prompts − size)), s the replicates' standard deviation.
 
         That is the delete-d jackknife (Shao and Wu 1989). The subsets' own mean does not enter, since measures of sets
-        depend on n. NaN where there are no replicates.
+        depend on n. NaN where there are no replicates, or fewer than LEAST_PROMPTS prompts.
         """
-        if not len(self.replicates):
+        if not len(self.replicates) or self.prompts < LEAST_PROMPTS:
             return np.full((len(self.estimate), 2), np.nan)
         freedom = min(self.prompts, len(self.replicates)) - 1
         scale = np.sqrt(self.size / (self.prompts - self.size))
@@ -47,6 +47,8 @@ class Subsample:
         alike, so they tell no more than as many independent ones, of which Wilson's interval is.
         """
         low, high = self.interval[measure]
+        if self.prompts < LEAST_PROMPTS:
+            return float(low), float(high)
         lowest, highest = wilson(self.estimate[measure], trials, self.level)
         return max(0.0, min(low, lowest)), min(1.0, max(high, highest))
 

@@ -8,9 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from aig.pareto import LEAST_SEEDS
 from pipelines.families import FAMILIES, counted, family_name, members
+
+# Verdicts on a difference, as in front.json.
+AHEAD, BEHIND, UNDECIDED = "ahead", "behind", "undecided"
 
 METRICS = {
     "fragile": "fragile reward",
@@ -114,11 +119,35 @@ class Arm:
 
 
 class Difference(NamedTuple):
-    """Hypervolume of family a less that of family b."""
+    """Hypervolume of family a less that of family b, at equal size."""
 
     a: str
     b: str
     estimate: Estimate
+    verdict: str | None = None
+    """Of a: ahead, behind or undecided, as `front` decided; None where it is no comparison of the report."""
+    p: float = math.nan
+    """Adjusted for all comparisons of the report."""
+    arms: tuple[int, int] = (0, 0)
+    """How many arms a and b have of their own."""
+    size: int = 0
+    """At how many arms they were compared."""
+    by_seed: Mapping[str, float] = MappingProxyType({})
+    """The difference in each training seed."""
+
+    @property
+    def decided(self) -> bool:
+        """Whether either family is ahead."""
+        return self.verdict in (AHEAD, BEHIND)
+
+    @property
+    def flipped(self) -> Difference:
+        """Family b less family a."""
+        other = {AHEAD: BEHIND, BEHIND: AHEAD}.get(self.verdict or "", self.verdict)
+        by_seed = {seed: -value for seed, value in self.by_seed.items()}
+        return Difference(
+            self.b, self.a, -self.estimate, other, self.p, (self.arms[1], self.arms[0]), self.size, by_seed
+        )
 
 
 class Claim(NamedTuple):
@@ -127,6 +156,8 @@ class Claim(NamedTuple):
     text: str
     estimate: Estimate
     expected: int | None
+    by_seed: Mapping[str, float] = MappingProxyType({})
+    """The estimate in each training seed."""
 
 
 class KLPoint(NamedTuple):
@@ -172,6 +203,8 @@ class Study:
     """Other settings of its trainings in words, where studies differ in them."""
     trainings: Mapping[str, int] = field(default_factory=dict)
     """How many trainings each family pays for."""
+    leading: bool = True
+    """Whether its comparisons are the report's; not where it is one training seed of a mean."""
 
     @property
     def title(self) -> str:
@@ -187,6 +220,13 @@ class Study:
             return "an adapter from elsewhere"
         seeds = ", ".join(map(str, self.train_seeds))
         return f"mean of training seeds {seeds}" if len(self.train_seeds) > 1 else f"training seed {seeds}"
+
+    @property
+    def scope(self) -> str:
+        """Of which adapters a claim holds, in words; empty where there are seeds enough to speak of others."""
+        if len(self.train_seeds) >= LEAST_SEEDS:
+            return ""
+        return "for these two adapters" if len(self.train_seeds) == 2 else "for this adapter"
 
     @property
     def slug(self) -> str:
@@ -260,6 +300,10 @@ class Run:
     studies: tuple[Study, ...]
     curves: Mapping[str, list[dict[str, float]]] = field(repr=False)
     """Adapter's key -> validations in the order of their steps."""
+    comparisons: int = 0
+    """Over how many comparisons the verdicts are adjusted."""
+    no_interval: str | None = None
+    """Why there is no interval, in words."""
 
     @property
     def percent(self) -> str:

@@ -105,12 +105,12 @@ def overview(run: Run) -> Drawing | None:
         for role, rows in zip(roles, columns, strict=True):
             metric = study.metric_of(role)
             compared = comparisons(study.planes[metric].differences) if metric else []
-            found = {(d.a, d.b): d.estimate for d in compared}
+            found = {(d.a, d.b): d for d in compared}
             rows.append((study.title, None, INK, "", False))
             for ours, other in pairs:
-                estimate = found.get((ours, other), UNKNOWN)
+                difference = found.get((ours, other), Difference(ours, other, UNKNOWN))
                 color, marker = MARK.get(other, INK), MARKER.get(other, "o")
-                rows.append((_less(study, ours, other), estimate, color, marker, estimate.sign != 0))
+                rows.append((_less(study, ours, other), difference.estimate, color, marker, difference.decided))
     height = len(columns[0])
     if height == len(run.studies):
         return None
@@ -118,7 +118,7 @@ def overview(run: Run) -> Drawing | None:
     margins: dict[str, Any] = {"left": left, "top": 0.75, "bottom": style.FOOT + 0.1, "between": (0.3, 0.0)}
     shape = (left + 2.6 * len(roles), 1.9 + 0.22 * height, 1, len(roles))
     figure, axes = style.canvas(*shape, squeeze=False, sharex=True, **margins)
-    note = f"{run.prompts} prompts × {run.seeds} seeds; {run.percent} intervals over prompts; filled: excludes zero."
+    note = f"{run.prompts} prompts × {run.seeds} seeds; {run.percent} intervals; filled: ahead or behind."
     apart = style.annotate(figure, "AIG against the other families", note, ())
     for ax, role, rows in zip(axes[0], roles, columns, strict=True):
         _dots(ax, rows, height)
@@ -237,11 +237,11 @@ def _volumes(ax: Axes, study: Study, metric: str, height: int) -> None:
 
 def _differences(ax: Axes, study: Study, metric: str, height: int) -> None:
     rows = []
-    for a, b, estimate in ordered_differences(study.planes[metric].differences):
-        rows.append((_less(study, a, b), estimate, MARK.get(a, INK), "o", estimate.sign != 0))
+    for d in ordered_differences(study.planes[metric].differences):
+        rows.append((_less(study, d.a, d.b), d.estimate, MARK.get(d.a, INK), "o", d.decided))
     _dots(ax, rows, height)
     ax.axvline(0, color=MUTED, linewidth=1)
-    ax.set_title(f"difference by {study.role_of(metric)} (filled: excludes zero)")
+    ax.set_title(f"difference at equal size by {study.role_of(metric)} (filled: ahead or behind)")
 
 
 def _dots(ax: Axes, rows: Sequence[_Row], height: int) -> None:

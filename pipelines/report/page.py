@@ -20,6 +20,7 @@ from pipelines.report.data import (
     FAMILIES,
     UNKNOWN,
     Arm,
+    Difference,
     Estimate,
     Run,
     Study,
@@ -142,13 +143,17 @@ def _volumes(study: Study) -> list[tuple[str, int, Any, list[Estimate]]]:
     return rows
 
 
-def _differences(study: Study) -> list[tuple[str, list[Estimate]]]:
+def _differences(study: Study) -> list[tuple[str, list[Difference]]]:
     """The families of each difference in words, and the difference on each plane."""
     ordered = [figures.ordered_differences(plane.differences) for plane in study.planes.values()]
-    found = [{(d.a, d.b): d.estimate for d in differences} for differences in ordered]
+    found = [{(d.a, d.b): d for d in differences} for differences in ordered]
     pairs = dict.fromkeys(pair for plane in found for pair in plane)
     return [
-        (f"{study.family(a)} − {study.family(b)}", [plane.get((a, b), UNKNOWN) for plane in found]) for a, b in pairs
+        (
+            f"{study.family(a)} − {study.family(b)}",
+            [plane.get((a, b), Difference(a, b, UNKNOWN)) for plane in found],
+        )
+        for a, b in pairs
     ]
 
 
@@ -165,6 +170,8 @@ def _render(run: Run, sections: list[dict[str, Any]], overview: str | None) -> s
         lstrip_blocks=True,
     )
     environment.filters["interval"] = words.interval
+    environment.filters["with_seeds"] = words.difference
+    environment.filters["compared"] = words.compared
     environment.filters["metric"] = metric_name
     columns, rows = _table(run)
     leading = [study for study in run.studies if not run.mean_of(study)]

@@ -73,6 +73,8 @@ def read_run(directory: Path) -> Run:
         seeds=int(front.number("seeds")),
         studies=studies,
         curves={path.stem: _curve(path) for path in curves},
+        comparisons=int(front.object("multiplicity").number("comparisons")),
+        no_interval=front.get("no_interval"),
     )
 
 
@@ -134,6 +136,11 @@ class _Checked:
         if not isinstance(value, list) or len(value) != 3:
             raise self.wrong(key, "[value, low, high]")
         return Estimate(*(self._float(key, number) for number in value))
+
+    def by_seed(self) -> dict[str, float]:
+        """A value for each training seed."""
+        seeds = self.object("by_seed")
+        return {seed: seeds.number(seed) for seed in seeds.value}
 
     def pair(self, key: str) -> tuple[float, float]:
         value = self.get(key)
@@ -238,11 +245,12 @@ def _study(study: _Checked, front: _Checked, arms: Mapping[str, Arm]) -> Study:
             for row in study.items("reward_vs_kl", required=False)
         ),
         claims=tuple(
-            Claim(row.text("claim"), row.estimate(), row.value.get("expected"))
+            Claim(row.text("claim"), row.estimate(), row.value.get("expected"), row.by_seed())
             for row in study.items("claims", required=False)
         ),
         trained_with=study.value.get("trained_with") or "",
         trainings={family: int(trainings.number(family)) for family in trainings.value},
+        leading=bool(study.get("leading")),
     )
 
 
@@ -292,13 +300,16 @@ def _plane(metric: str, entry: _Checked, study: _Checked, front: _Checked, known
         x=metric,
         fronts={family: tuple(names) for family, names in fronts.value.items()},
         hypervolume={family: volumes.estimate(family) for family in volumes.value},
-        differences=tuple(
-            Difference(row.text("a"), row.text("b"), row.estimate())
-            for row in entry.items("differences", required=False)
-        ),
+        differences=tuple(_difference(row) for row in entry.items("differences", required=False)),
         reference=scaled.pair("reference"),
         normalization=scaled.pair("normalization"),
     )
+
+
+def _difference(row: _Checked) -> Difference:
+    arms = tuple(int(size) for size in row.pair("arms"))
+    about = (row.get("verdict"), row.number("p_adjusted"), (arms[0], arms[1]), int(row.number("size")), row.by_seed())
+    return Difference(row.text("a"), row.text("b"), row.estimate(), *about)
 
 
 def _curve(path: Path) -> list[dict[str, float]]:

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from aig.pareto import LEAST_SEEDS
 from pipelines.families import OURS
-from pipelines.report.data import ROLES, Arm, Claim, Difference, Estimate, Run, Study, family_name
+from pipelines.report.data import (
+    AHEAD,
+    BEHIND,
+    ROLES,
+    UNDECIDED,
+    Arm,
+    Claim,
+    Difference,
+    Estimate,
+    Run,
+    Study,
+    family_name,
+)
 
 _VERBS = {
     "rises": ("rise", 1),
@@ -62,14 +75,23 @@ def interval(estimate: Estimate, plus: bool = False) -> str:
     return f"{value} [{number(estimate.low, digits, plus)}, {number(estimate.high, digits, plus)}]"
 
 
-def claim_sentence(claim: Claim) -> Sentence:
-    """A claim, or its denial if the interval covers zero or lies on the other side."""
+def seeds_apart(by_seed: Mapping[str, float], digits: int = 2) -> str:
+    """The values of several training seeds; empty for one."""
+    told = [number(value, digits, plus=True) for value in by_seed.values() if math.isfinite(value)]
+    return f" ({', '.join(told)} in training seeds {_list(list(by_seed), 'and')})" if len(told) > 1 else ""
+
+
+def claim_sentence(claim: Claim, scope: str = "") -> Sentence:
+    """A claim, or its denial if the interval covers zero or lies on the other side; of which adapters, where of few."""
     text = claim.text[:1].upper() + claim.text[1:].replace(" - ", " − ")
     found = next((word for word in re.findall(r"\w+", claim.text) if word in _VERBS), None)
     expected = claim.expected or (_VERBS[found][1] if found else 1)
-    if not claim.estimate.known:
+    if not math.isfinite(claim.estimate.value):
         return Sentence(f"{text}: not measured.", "open", "not measured")
-    shown = interval(claim.estimate, plus=True)
+    shown = interval(claim.estimate, plus=True) + seeds_apart(claim.by_seed, decimals(claim.estimate))
+    shown += f", {scope}" if scope else ""
+    if not claim.estimate.known:
+        return Sentence(f"{text}: {shown}, without an interval.", "open", "no interval")
     if claim.estimate.sign == expected:
         return Sentence(f"{text}: {shown}.", "yes", "shown")
     sure = "" if claim.estimate.sign else "clearly "
@@ -78,7 +100,8 @@ def claim_sentence(claim: Claim) -> Sentence:
         denied = re.sub(rf"\b{found}\b", f"does not {sure}{_VERBS[found][0]}", text, count=1)
     if claim.estimate.sign:
         return Sentence(f"{denied}: {shown}, the opposite.", "no", "opposite")
-    return Sentence(f"{denied}: {shown}, the interval covers zero.", "open", "not shown")
+    touches = "reaches" if 0 in claim.estimate[1:] else "covers"
+    return Sentence(f"{denied}: {shown}, the interval {touches} zero.", "open", "not shown")
 
 
 def broken_sentence(arm: Arm) -> Sentence:
@@ -91,41 +114,64 @@ def comparisons(differences: Sequence[Difference], families: Sequence[str] = OUR
     found = []
     for family in families:
         found += [d for d in differences if d.a == family]
-        found += [Difference(family, d.a, -d.estimate) for d in differences if d.b == family]
+        found += [d.flipped for d in differences if d.b == family]
     return found
 
 
+def difference(found: Difference) -> str:
+    """A difference with its interval and its values by training seed."""
+    return interval(found.estimate, plus=True) + seeds_apart(found.by_seed, decimals(found.estimate))
+
+
 def verdict(study: Study, metric: str) -> list[Sentence]:
-    """Where AIG's fronts have more hypervolume than another family's on a metric's plane, where less, where neither."""
+    """Where AIG's fronts have more hypervolume than another family's on a metric's plane, where less, where neither.
+
+    As `front` decided: the p-value is adjusted, so an interval may exclude zero and neither be ahead.
+    """
     sentences = []
-    for difference in comparisons(study.planes[metric].differences):
-        other = study.counted(difference.b)
-        where = f"On {study.role_of(metric)} × diversity {study.counted(difference.a)}"
-        sizes = f"{study.size(difference.a)} arms against {study.size(difference.b)}"
-        shown = f"{interval(difference.estimate, plus=True)} in hypervolume, {sizes}"
-        if not difference.estimate.known:
+    for found in comparisons(study.planes[metric].differences):
+        other = study.counted(found.b)
+        where = f"On {study.role_of(metric)} × diversity {study.counted(found.a)}"
+        shown = f"{difference(found)} in hypervolume, {compared(found)}"
+        p, scope = f"adjusted p {found.p:.2g}", f" {study.scope}" if study.scope else ""
+        if not math.isfinite(found.estimate.value):
             sentences.append(Sentence(f"{where} was not measured against {other}.", "open", "not measured"))
-        elif difference.estimate.sign > 0:
-            sentences.append(Sentence(f"{where} beats {other}: {shown}.", "yes", "AIG ahead"))
-        elif difference.estimate.sign < 0:
-            sentences.append(Sentence(f"{where} does not beat {other} but loses to it: {shown}.", "no", "AIG behind"))
+        elif found.verdict is None:
+            sentences.append(Sentence(f"{where} against {other}: {shown}; no verdict.", "plain", "no verdict"))
+        elif found.verdict == AHEAD:
+            sentences.append(Sentence(f"{where} beats {other}{scope}: {shown}, {p}.", "yes", "AIG ahead"))
+        elif found.verdict == BEHIND:
+            text = f"{where} does not beat {other} but loses to it{scope}: {shown}, {p}."
+            sentences.append(Sentence(text, "no", "AIG behind"))
         else:
-            text = f"{where} does not clearly beat {other}: {shown}; the interval covers zero, so neither is ahead."
-            sentences.append(Sentence(text, "open", "undecided"))
+            text = f"{where} does not clearly beat {other}{scope}: {shown}, {p}, so neither is ahead."
+            sentences.append(Sentence(text, "open", UNDECIDED))
     return sentences
 
 
+def compared(difference: Difference) -> str:
+    """The sizes of two families, and at which they were compared."""
+    a, b = difference.arms
+    if a == b:
+        return f"{a} arms each"
+    return f"{a} arms against {b}, compared at {difference.size} each"
+
+
 def best_arms(study: Study, metric: str) -> Sentence | None:
-    """Which arm has the highest mean of a metric that was not trained on, and how AIG's best stands beside it."""
-    measured = [arm for arm in study.arms if arm.metric(metric).known and not arm.broken]
+    """Which arm has the highest mean of a metric that was not trained on, and how AIG's best stands beside it.
+
+    The highest of several means is too high on average (the winner's curse), so this is no claim, and says so.
+    """
+    measured = [arm for arm in study.arms if math.isfinite(arm.metric(metric).value) and not arm.broken]
     guided = [arm for arm in measured if arm.family in OURS]
     if not measured or not guided:
         return None
     best = max(measured, key=lambda arm: arm.metric(metric).value)
     ours = max(guided, key=lambda arm: arm.metric(metric).value)
-    text = f"Highest mean of {study.role_of(metric)}: {arm_name(best)} with {interval(best.metric(metric))}"
+    text = f"Highest mean of {study.role_of(metric)}, selected among {len(measured)} arms and so too high on average: "
+    text += f"{arm_name(best)} with {interval(best.metric(metric))}"
     if best is not ours:
-        text += f"; AIG's best is {arm_name(ours)} with {interval(ours.metric(metric))}"
+        text += f"; the highest of AIG's {len(guided)} is {arm_name(ours)} with {interval(ours.metric(metric))}"
     for arm in measured:
         if arm.family in ("base", "tuned") and arm is not best:
             text += f"; {arm.label} has {interval(arm.metric(metric))}"
@@ -141,7 +187,7 @@ def arm_name(arm: Arm) -> str:
 def study_sentences(study: Study) -> list[Sentence]:
     """All that is said about a study, most important first."""
     sentences = [broken_sentence(arm) for arm in study.arms if arm.broken]
-    sentences += [claim_sentence(claim) for claim in study.claims]
+    sentences += [claim_sentence(claim, study.scope) for claim in study.claims]
     for metric in study.planes:
         said = verdict(study, metric)
         if not said and metric == study.reward:
@@ -162,18 +208,25 @@ def headline(study: Study, metric: str | None = None) -> str:
 
 def _outcome(study: Study, metric: str, ours: str) -> str:
     """Of one of AIG's families; empty where it was not compared."""
-    outcomes: dict[int, list[str]] = {1: [], 0: [], -1: []}
-    for difference in comparisons(study.planes[metric].differences, [ours]):
-        if difference.estimate.known:
-            outcomes[difference.estimate.sign].append(study.family(difference.b))
+    outcomes: dict[str, list[str]] = {AHEAD: [], UNDECIDED: [], BEHIND: []}
+    alone: list[str] = []
+    for found in comparisons(study.planes[metric].differences, [ours]):
+        if found.verdict:
+            outcomes[found.verdict].append(study.family(found.b))
+        elif math.isfinite(found.estimate.value):
+            alone.append(f"{interval(found.estimate, plus=True)} against {study.family(found.b)}")
     parts = []
-    if outcomes[1]:
-        parts.append(f"beats {_list(outcomes[1], 'and')}")
-    if outcomes[0]:
-        parts.append(f"does not clearly beat {_list(outcomes[0], 'or')}")
-    if outcomes[-1]:
-        parts.append(f"loses to {_list(outcomes[-1], 'and')}")
-    return f"{study.counted(ours)} {_list(parts, 'and')}" if parts else ""
+    if outcomes[AHEAD]:
+        parts.append(f"beats {_list(outcomes[AHEAD], 'and')}")
+    if outcomes[UNDECIDED]:
+        parts.append(f"does not clearly beat {_list(outcomes[UNDECIDED], 'or')}")
+    if outcomes[BEHIND]:
+        parts.append(f"loses to {_list(outcomes[BEHIND], 'and')}")
+    if parts:
+        return f"{study.counted(ours)} {_list(parts, 'and')}{f' {study.scope}' if study.scope else ''}"
+    if alone:
+        return f"{study.counted(ours)} has {_list(alone, 'and')} in hypervolume, without a verdict"
+    return ""
 
 
 def headline_elsewhere(study: Study) -> list[str]:
@@ -190,17 +243,20 @@ def summary(studies: Sequence[Study], role: str = "proxy") -> str:
 
 def _tally(studies: Sequence[Study], role: str, ours: str) -> str:
     """Of one of AIG's families; empty where it was not compared."""
-    names, signs = set(), dict[str, list[int]]()
+    names, verdicts = set(), dict[str, list[str]]()
     for study in studies:
         metric = study.metric_of(role)
-        for difference in comparisons(study.planes[metric].differences, [ours]) if metric else ():
-            names.add(study.family(ours))
-            signs.setdefault(study.family(difference.b), []).append(difference.estimate.sign)
-    if not signs:
+        for found in comparisons(study.planes[metric].differences, [ours]) if metric else ():
+            if found.verdict:
+                names.add(study.family(ours))
+                verdicts.setdefault(study.family(found.b), []).append(found.verdict)
+    if not verdicts:
         return ""
-    beats = _list([f"{name} in {found.count(1)} of {len(found)}" for name, found in signs.items()], "and")
-    loses = _list([f"{name} in {found.count(-1)}" for name, found in signs.items()], "and")
-    return f"{max(names, key=len)} clearly beats {beats} settings; it clearly loses to {loses}"
+    beats = _list([f"{name} in {found.count(AHEAD)} of {len(found)}" for name, found in verdicts.items()], "and")
+    loses = _list([f"{name} in {found.count(BEHIND)}" for name, found in verdicts.items()], "and")
+    most = max(len(study.train_seeds) for study in studies)
+    few = "" if most >= LEAST_SEEDS else f" ({'two adapters' if most == 2 else 'one adapter'} in each setting)"
+    return f"{max(names, key=len)} clearly beats {beats} settings; it clearly loses to {loses}{few}"
 
 
 def summaries_elsewhere(studies: Sequence[Study]) -> list[str]:
@@ -227,6 +283,7 @@ def tuning_headline(study: Study) -> str:
     text = _list(holds, "and")
     if fails:
         text = f"{text}, but {_list(fails, 'and')}" if text else _list(fails, "and")
+    text += f" {study.scope}" if text and study.scope else ""
     return text[:1].upper() + text[1:]
 
 
@@ -240,15 +297,27 @@ _EVERY_WEIGHT = (
 def caveats(run: Run) -> list[str]:
     """What the intervals cover and what they do not."""
     seeds = sorted({seed for study in run.studies for seed in study.train_seeds})
-    single = "how another training of such an adapter would differ is not known here."
+    most = max(len(study.train_seeds) for study in run.studies)
+    training = "how another training of such an adapter would differ is not known here."
     if seeds:
-        single = f"there is one training seed ({seeds[0]}), so another training run may differ by more."
-    several = "studies that differ in the training seed alone show how much that adds."
+        training = f"there is one training seed ({seeds[0]}), so another training run may differ by more."
+    if most > 1:
+        training = f"of {most} training seeds a claim or difference is the mean, each seed's own beside it, and holds "
+        training += "for other trainings too: its interval has both levels, seeds and then prompts."
+        if most < LEAST_SEEDS:
+            training = f"with {most} training seeds claims and differences are of these adapters alone."
+    adjusted = [
+        f"A family is ahead or behind only where that holds together with all {run.comparisons} comparisons of this "
+        f"report at {run.percent} (Holm's adjustment over every pair of families on every plane of every setting; one "
+        "training seed of several is no setting). An interval alone is not adjusted, and claims on tuning are not."
+    ] * bool(run.comparisons)
+    whole = [f"{run.no_interval[:1].upper()}{run.no_interval[1:]}, and no verdict."] if run.no_interval else []
     return [
+        *whole,
         *filter(None, [run.prompts_told]),
         f"Intervals are {run.percent}, from a bootstrap over prompts ({run.n_bootstrap} resamples, seed {run.seed}), "
         "paired over arms: all arms share prompts and noise. They say how results vary with the prompts, not with the "
-        "training: " + (several if len(seeds) > 1 else single),
+        "training: " + training,
         "Measures of whole sets of images (distances, precision, recall, density, coverage) have their intervals from "
         "subsets of the prompts instead, since a bootstrap would hold images twice, and those are each other's nearest "
         "neighbours. Arms share the base's noise: their distances to it start under those of independent images (a KID "
@@ -256,8 +325,9 @@ def caveats(run: Run) -> list[str]:
         "AIG's schedules are those of its published sweep, ImageReFL's combined generation (step:f) among them; one "
         "weight at every step is DeRaDiff's fixed mix, a family of its own.",
         *(_EVERY_WEIGHT for _ in range(any(arm.family == "kl-aig" for arm in run.arms))),
-        "A hypervolume gains from every further arm of its family, so families with more arms have an advantage. "
-        "No correction is made for the number of comparisons.",
+        "A hypervolume gains from every further arm of its family by chance alone. So families are compared at equal "
+        "size: of the larger one the mean over all its sub-families of the smaller one's size, base and tuned in each.",
+        *adjusted,
         *(f"{label}: the training was {told}." for label, told in run.stopped.items()),
     ]
 

@@ -1,0 +1,92 @@
+"""Contrasts that a verdict may rest on: an estimate with an interval, a p-value, and its values by training seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from aig.pareto.intervals import LEAST_PROMPTS, t_quantile
+
+# Fewer adapters say nothing of others: what is said then holds for these.
+LEAST_SEEDS = 3
+
+
+class Contrast(NamedTuple):
+    """An estimate with its interval; NaN for what the data do not give."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    """Two-sided, of a true value of 0: under 1 − level just where the interval excludes 0."""
+    by_seed: tuple[float, ...]
+    """The estimate of each training seed alone."""
+
+
+def contrast(values: np.ndarray, left_out: np.ndarray, replicates: np.ndarray, level: float) -> Contrast:
+    """The mean over training seeds of a statistic of the prompts, with an interval and a p-value.
+
+    values (seeds,): the statistic of each training seed; left_out (prompts, seeds): without each prompt in turn;
+    replicates (n, seeds): in each replicate of a bootstrap of the prompts, the same prompts for every seed.
+
+    The prompts' variance is the jackknife's, which holds for statistics with kinks, where a bootstrap's own studentized
+    intervals fail. Its degrees of freedom are prompts − 1, and fewer where its pseudo-values have heavy tails. With
+    LEAST_SEEDS seeds or more that between seeds / seeds is added, with Satterthwaite's degrees of freedom (1946): the
+    interval then is of adapters of other seeds and prompts, and a little wide, since the seeds' interaction with the
+    prompts is in both terms. With fewer it is of these adapters.
+
+    Of a skewed or curved statistic the error changes with its value; so, as in Wilson's interval, it is taken at the
+    true value in question: variance + slope · (true − estimate), where the slope is the third moment of the replicates
+    over their second. It is never taken as less than at the estimate: no interval is narrower than Student's t.
+    """
+    prompts = len(left_out)
+    value, by_seed = float(values.mean()), tuple(values.tolist())
+    if prompts < LEAST_PROMPTS or not np.isfinite(left_out).all():
+        return Contrast(value, np.nan, np.nan, np.nan, by_seed)
+    deleted = left_out.mean(1)
+    variance = float((prompts - 1) / prompts * ((deleted - deleted.mean()) ** 2).sum())
+    # Var(s²) / s⁴ is about (2 + excess kurtosis) / n, and 2 / freedom where values are normal.
+    heavy = max(0.0, float(stats.kurtosis(deleted, bias=False))) if variance else 0.0
+    variance, freedom = two_level(variance, 2 * (prompts - 1) / (2 + heavy), values)
+    drawn = replicates.mean(1)
+    drawn = drawn - drawn.mean()
+    slope = float((drawn**3).mean() / (drawn**2).mean()) if drawn.any() else 0.0
+    low, high = _score_interval(value, variance, slope, t_quantile(level, freedom))
+    at_zero = max(variance, variance - slope * value)
+    error = abs(value) / np.sqrt(at_zero) if at_zero > 0 else np.inf
+    p = float(2 * stats.t.sf(error, freedom)) if value else 1.0
+    return Contrast(value, low, high, p, by_seed)
+
+
+def two_level(variance: float, freedom: float, by_seed: np.ndarray) -> tuple[float, float]:
+    """Variance and degrees of freedom of a mean over training seeds (seeds,), from those over prompts."""
+    if len(by_seed) < LEAST_SEEDS:
+        return variance, freedom
+    between = float(by_seed.var(ddof=1)) / len(by_seed)
+    total = variance + between
+    if total == 0:
+        return total, freedom
+    return total, total**2 / (variance**2 / freedom + between**2 / (len(by_seed) - 1))
+
+
+def _score_interval(value: float, variance: float, slope: float, t: float) -> tuple[float, float]:
+    """Where (true − value)² <= t² · (variance + slope · (true − value)), and what Student's t has beside."""
+    middle, half = t**2 * slope / 2, np.sqrt(t**4 * slope**2 / 4 + t**2 * variance)
+    plain = t * np.sqrt(variance)
+    return float(value + min(middle - half, -plain)), float(value + max(middle + half, plain))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Adjusted p-values (Holm 1979): at most a share alpha of families of true hypotheses has one below alpha.
+
+    Whatever their dependence. NaN stays, and is no hypothesis.
+    """
+    known = [i for i, value in enumerate(p) if not np.isnan(value)]
+    adjusted, most = [float("nan")] * len(p), 0.0
+    for rank, i in enumerate(sorted(known, key=lambda i: p[i])):
+        most = max(most, min(1.0, (len(known) - rank) * p[i]))
+        adjusted[i] = most
+    return adjusted
