@@ -222,7 +222,12 @@ def _json_list(file: Path) -> list[str]:
 
 
 def _json_lines(file: Path) -> list[str]:
-    found = [json.loads(line) for line in _lines(file) if line.strip()]
+    found = []
+    for number, line in enumerate(_lines(file), 1):
+        try:
+            found += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise _WrongFileError(f"is no JSON in line {number} ({error.msg}): give an object per line") from error
     return _of_entries(found, "object")
 
 
