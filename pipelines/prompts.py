@@ -72,8 +72,8 @@ def check_given(config: Config, *keys: str) -> None:
         numbers = ", ".join(f"{key}={_wanted(config, key)}" for key in absent)
         example = " ".join(f"{key}=FILE" for key in absent)
         raise ConfigError(
-            f"{' and '.join(absent)} must be given: {numbers} counts captions of the embedded world, and model.name is "
-            f"{config.model.name}; give a list of prompts or a file ({FORMATS}), as in {example}"
+            f"{' and '.join(absent)} must be given: a number ({numbers}) counts captions of the embedded world, and "
+            f"model.name is {config.model.name}; give a list of prompts or a file ({FORMATS}), as in {example}"
         )
 
 
