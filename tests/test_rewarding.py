@@ -22,6 +22,7 @@ from pipelines import config, generate, layout, normalization, rewarding, scorin
 from pipelines.__main__ import main
 from pipelines.config import ConfigError
 from pipelines.layout import RunFiles
+from pipelines.prompts import validation_prompts
 
 # Ray's workers inherit it: they find the toys too.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
@@ -130,7 +131,7 @@ def smoke(model, storage, *more, **keys):
 def base_images(found):
     """The base model's images of the validations' prompts and noise, uint8, with their prompts."""
     loaded = study.load_model(found)
-    prompts, indices = study.validation_prompts(found), [config.VALIDATION_SEEDS + i for i in range(2)]
+    prompts, indices = validation_prompts(found), [config.VALIDATION_SEEDS + i for i in range(2)]
     texts = [prompt for prompt in prompts for _ in indices]
     seeds = indices * len(prompts)
     sampling = study.resolve_sampling(found, loaded.defaults)
