@@ -72,8 +72,8 @@ def check_given(config: Config, *keys: str) -> None:
         numbers = ", ".join(f"{key}={_wanted(config, key)}" for key in absent)
         example = " ".join(f"{key}=FILE" for key in absent)
         raise ConfigError(
-            f"{' and '.join(absent)} must be given: {numbers} counts captions of the embedded world, and model.name is "
-            f"{config.model.name}; give a list of prompts or a file ({FORMATS}), as in {example}"
+            f"{' and '.join(absent)} must be given: a number ({numbers}) counts captions of the embedded world, and "
+            f"model.name is {config.model.name}; give a list of prompts or a file ({FORMATS}), as in {example}"
         )
 
 
@@ -222,7 +222,12 @@ def _json_list(file: Path) -> list[str]:
 
 
 def _json_lines(file: Path) -> list[str]:
-    found = [json.loads(line) for line in _lines(file) if line.strip()]
+    found = []
+    for number, line in enumerate(_lines(file), 1):
+        try:
+            found += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise _WrongFileError(f"is no JSON in line {number} ({error.msg}): give an object per line") from error
     return _of_entries(found, "object")
 
 

@@ -128,7 +128,8 @@ def test_the_naive_loop_makes_both_predictions_at_every_step_and_nearly_the_same
 def test_sleeping_generators_go_through_the_real_plan(tmp_path, ray_cluster):
     build_pipeline(0).save_pretrained(tmp_path / "untrained")
     # One scorer writes one file after another: two may write two within a tick of the clock, between which is no rate.
-    more = [f"model.name={tmp_path / 'untrained'}", "evaluate.generators=2", "evaluate.scorers=1"]
+    more = [f"model.name={tmp_path / 'untrained'}", "train.prompts=[a red star]"]
+    more += ["evaluate.generators=2", "evaluate.scorers=1"]
     found = scale.simulate(tmp_path, 200, scale.Napper, more)
     assert (found.images, found.units) == (2 * 8 * 10, 2)
     assert found.disk > 0 and min(found.driver) > 0 and found.share > 0

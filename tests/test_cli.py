@@ -68,7 +68,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, expected, tmp_path, ca
         ("model.name=nowhere", "model.name: "),
         ("sweep.ks=[99]", "train: draft.k = 99"),
         ("evaluate.prompts=[a red star, a beige dodecahedron]", "evaluate.prompts: "),
-        ("train.prompts=33", "train.prompts must be given: train.prompts=33 counts captions of the embedded world"),
+        ("train.prompts=33", "train.prompts must be given: a number (train.prompts=33) counts captions"),
         ("evaluate.early_stops=[3]", "there is no snapshot of step 3"),
         ("train.kl=path", "train: draft.kl = 'path' needs noise in each of the last 1 of"),
     ],

@@ -116,6 +116,7 @@ WRONG = {
     "null among texts": ("a.json", b'["a", null]', "has None as entry 2: a prompt is a text"),
     "an object among texts": ("a.json", b'["a", {"prompt": "b"}]', "has {'prompt': 'b'} as entry 2"),
     "an object without": ("a.jsonl", b'{"prompt": "a"}\n{"n": 1}\n', "has None as 'prompt' of object 2"),
+    "a line that is no JSON": ("a.jsonl", b'{"prompt": "a"}\n\n{"prompt": "b"', "is no JSON in line 3 (Expecting"),
     "objects without": ("a.jsonl", b'{"url": "a"}\n{"n": 1}\n', "has no column of prompts, but 'url', 'n'"),
     "objects with two": ("a.jsonl", b'{"prompt": "a", "text": "b"}\n', "has several columns of prompts (prompt, text)"),
     "no parquet": ("a.parquet", b"a red star\n", "cannot be read ("),

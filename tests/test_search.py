@@ -231,6 +231,13 @@ def test_gold_is_always_told_and_counts_as_an_objective_only_where_it_is_asked_f
     assert "gold" in findings.summary(path)
 
 
+def test_the_summary_tells_of_prompts_that_were_seen_before_they_judge(tmp_path):
+    made = replace(toy_plan(tmp_path, "search.trials=8", "search.sampler=random"), trained_on=3, evaluated=2)
+    said = findings.summary(search(made, ToyDraw(knapsack)))
+    assert "Of the held-out prompts the adapter was trained on 3" in said
+    assert "Of evaluate.prompts 2 are in the search set" in said
+
+
 def test_two_texts_of_one_curve_are_drawn_once(tmp_path):
     draw = ToyDraw(knapsack)
     made = toy_plan(tmp_path)
@@ -377,6 +384,12 @@ def test_captions_that_validate_a_search_are_none_that_it_or_a_training_sees(tra
 def test_given_held_out_prompts_that_were_trained_on_are_counted(trained, model):
     given = ["search.prompts=[a green star, a yellow cross]", "search.held_out=[a red circle, a blue heart]"]
     assert plan.make(loaded(trained, *given), model).trained_on == 1
+
+
+def test_prompts_that_choose_schedules_and_judge_their_arms_are_counted(trained, model):
+    given = ["search.prompts=[a  Green star, a yellow cross]", "evaluate.prompts=[a green star, a blue heart]"]
+    assert plan.make(loaded(trained, *given), model).evaluated == 1
+    assert plan.make(loaded(trained, "evaluate.prompts=16"), model).evaluated == 0
 
 
 @pytest.mark.parametrize(
