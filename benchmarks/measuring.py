@@ -62,7 +62,7 @@ def build(found: config.Config, dimension: int) -> int:
             **{name: pa.array(values.ravel(), pa.float32()) for name, values in columns.items()},
             "features": pa.FixedSizeListArray.from_arrays(pa.array(features.ravel(), pa.float32()), dimension),
         })  # fmt: skip
-        cost = json.dumps({"predictions": 1, "naive": 2})
+        cost = json.dumps({"predictions": 1, "separate": 2, "published": 2})
         generate.commit(
             table.replace_schema_metadata({"cost": cost}), files.images / generate.PART.format(unit=unit.name)
         )

@@ -4,8 +4,8 @@ Reward on x, diversity on y, both up. The unit is the prompt, resampled for all 
 `front.reference` and are in units of `front.scale`, else at the least of the arms' means and in units of their range;
 both are written and printed beside them. Each family (`pipelines.families`) has the base and the tuned model as its end
 points, since every one reaches both; `trainings` says how many trainings it pays for. `dominance` has in
-row a and column b the probability that arm a dominates arm b. Arms whose images left the data are listed with the
-reason, and are on no front and in no hypervolume.
+row a and column b the probability that arm a dominates arm b. Arms whose images are unsound are listed with the
+reason, and are on no front and in no hypervolume; arms of little precision are listed with a warning, and take part.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pipelines.config import Config, ConfigError, Front
 from pipelines.families import FAMILIES, counted, family_name, members
 from pipelines.layout import RunFiles
 from pipelines.measure import Table, read_rows, read_table
+from pipelines.report.words import cost_words
 from pipelines.scoring import GOLD
 from pipelines.study import Study
 
@@ -59,6 +60,7 @@ def write_front(config: Config) -> Path:
         "seeds": table.seeds,
         "reference": found[0]["reference"],
         "normalization": found[0]["normalization"],
+        "cost": json.loads(files.arms.read_text())["cost"] if files.arms.exists() else {},
         "studies": found,
     }
     arm_table.write(files.table, every, found)
@@ -87,6 +89,8 @@ def summary(path: Path) -> str:
         for arm in single["arms"]:
             if arm["broken"]:
                 lines.append(f"  broken, on no front: {arm['label']} ({arm['broken']})")
+            if arm["warning"]:
+                lines.append(f"  warning: {arm['label']} ({arm['warning']})")
         for claim in single["claims"]:
             lines.append(f"  {claim['claim']}: {_interval(claim)}")
         called = {f: counted(family_name(f, single["trainings"]), n) for f, n in single["trainings"].items()}
@@ -96,7 +100,8 @@ def summary(path: Path) -> str:
                 lines.append(f"  by {roles[x]}, {where}")
             for row in plane["differences"]:
                 lines.append(f"    {called[row['a']]} less {called[row['b']]}: {_interval(row)}")
-    return "\n".join(lines)
+    cost = cost_words(found["cost"], " a (prompt, seed)")
+    return "\n".join([*lines, f"cost: {cost}"] if cost else lines)
 
 
 def _roles(single: dict[str, Any]) -> dict[str, str]:
@@ -140,7 +145,7 @@ def _study(config: Config, single: Study, table: Table, measured: dict[str, dict
             "x": result.mean[proxy][a], "x_low": result.interval[proxy][a, 0], "x_high": result.interval[proxy][a, 1],
             "y": result.mean[y][a], "y_low": result.interval[y][a, 0], "y_high": result.interval[y][a, 1],
             "on_front": bool(result.front[a]), "front_probability": result.front_probability[a],
-            "broken": table.broken.get(name), "metrics": measured[name],
+            "broken": table.broken.get(name), "warning": table.warned.get(name), "metrics": measured[name],
         }
         for a, (name, arm) in enumerate(zip(names, single.arms, strict=True))
     ]  # fmt: skip
