@@ -14,12 +14,14 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from aig import adapters
 from aig.models.protocol import Condition, Model, Sampling
+from aig.path import Transitions, wide
 from aig.sampler import Arm, Grid, Noise, State, advance, encode
 
 Reward = Callable[[Tensor, list[str]], Tensor]
@@ -41,11 +43,12 @@ class DraftConfig:
     """Weight of the KL term, at least 0; relative to the reward's own scale."""
     kl: str = "eps_mse"
     """eps_mse: mean over the last K steps of ||eps - eps_base||^2 / numel (flow matching: of the velocities); path:
-    nats of the last K transitions, which have to be stochastic (eta > 0, or the sde-dpm scheduler)."""
+    nats of the last K transitions, each of which has to add noise: `grid_of` refuses what adds none."""
     micro_batch: int = 8
     """Images that carry gradient at once."""
     autocast: str | None = None
-    """bfloat16: forward passes in that precision where torch holds it safe, with float32 weights; None: as they are."""
+    """bfloat16: the denoiser and the decoder in that precision where torch holds it safe, with float32 weights; None:
+    as they are. The reward computes as it was loaded either way, on images in float32."""
     on_nan: str = "stop"
     """What an image does whose pixels, score or KL term are not finite: stop raises, naming it; skip leaves it out."""
 
@@ -62,12 +65,56 @@ class DraftConfig:
         for name, (ok, allowed) in checks.items():
             if not ok:
                 raise ValueError(f"draft.{name} = {getattr(self, name)!r} must be {allowed}")
-        stochastic = self.sampling.eta > 0 or self.sampling.scheduler == "sde-dpm"
-        if self.kl == "path" and self.kl_weight > 0 and not stochastic:
-            raise ValueError(
-                "draft.kl = 'path' needs sampling.eta > 0 or sampling.scheduler = 'sde-dpm': a deterministic step has "
-                "no density; use kl = 'eps_mse'"
-            )
+
+    @property
+    def by_path(self) -> bool:
+        """Whether the loss has the path KL in it."""
+        return self.kl == "path" and self.kl_weight > 0
+
+
+def grid_of(model: Model, config: DraftConfig) -> Grid:
+    """The grid that an objective is sampled on; ValueError where the path KL is asked for and one of the last K steps
+    adds no noise: its two transitions are points without a density, and its gradient would be missing."""
+    grid = Grid(model, config.sampling)
+    bare = _without_noise(grid, config.k) if config.by_path else []
+    if bare:
+        fixes = [said for said, change in NOISY.items() if _noisy(model, replace(config.sampling, **change), config.k)]
+        fix = ", or ".join([*fixes, "kl = 'eps_mse'"])
+        sampler = f"{config.sampling.scheduler or 'its own scheduler'} ({grid.name}, eta = {config.sampling.eta:g})"
+        steps = f"step{'s' * (len(bare) > 1)} {', '.join(str(i + 1) for i in bare)}"
+        raise ValueError(
+            f"draft.kl = 'path' needs noise in each of the last {config.k} of {len(grid)} steps, and {model.name} with "
+            f"{sampler} adds none in {steps}: take {fix}"
+        )
+    return grid
+
+
+# How a user asks for samplings that may add noise in every step. Whether one does is up to the configuration of the
+# model's own scheduler, which says at which noise level the last step ends.
+NOISY: dict[str, dict[str, Any]] = {
+    "sampling.scheduler = 'ddim' with sampling.eta > 0": {"scheduler": "ddim", "eta": 1.0},
+    "sampling.scheduler = 'sde-dpm'": {"scheduler": "sde-dpm", "eta": 0.0},
+}
+
+
+def _without_noise(grid: Grid, k: int) -> list[int]:
+    return [i for i in range(len(grid) - k, len(grid)) if not grid.deviation(i) > 0]
+
+
+def _noisy(model: Model, sampling: Sampling, k: int) -> bool:
+    try:
+        return not _without_noise(Grid(model, sampling), k)
+    except ValueError:  # the scheduler does not fit the model
+        return False
+
+
+def check_precision(model: Model) -> None:
+    """Raise ValueError for a model in float16, whose gradients need a loss scaler; there is none here."""
+    if model.dtype == torch.float16:
+        raise ValueError(
+            f"{model.name} is in float16, where small gradients vanish without a loss scaler, and there is none: train "
+            "it in bfloat16 or float32 (model.dtype)"
+        )
 
 
 def draw(prompts: Sequence[str], seed: int, step: int, batch: int) -> tuple[list[str], list[int]]:
@@ -81,12 +128,28 @@ def draw(prompts: Sequence[str], seed: int, step: int, batch: int) -> tuple[list
 
 
 @torch.no_grad()
-def rollout(model: Model, condition: Condition, noise: Noise, arm: Arm, config: DraftConfig, grid: Grid) -> State:
-    """The state of B latents before the last K steps, sampled by the tuned model without gradient, in one large
-    batch."""
-    start = grid.start(noise.initial(), model)
+def rollout(
+    model: Model,
+    condition: Condition,
+    noise: Noise,
+    arm: Arm,
+    config: DraftConfig,
+    grid: Grid,
+    path: Transitions | None = None,
+) -> State:
+    """The state of B latents before the last K steps, sampled by the tuned model without gradient, in one large batch.
+
+    `path` is told of the steps that a multistep scheduler will still remember, which takes the base's predictions too.
+    """
+    state = State(grid.start(noise.initial(), model))
     last = len(grid) - config.k
-    return advance(model, condition, start, [arm], config.sampling, grid=grid, last=last, noise=noise.at_step)[0]
+    told = max(0, last - (grid.order - 1)) if path is not None else last
+    for first, end in ((0, told), (told, last)):
+        state = advance(
+            model, condition, state, [arm], config.sampling, grid=grid, first=first, last=end, noise=noise.at_step,
+            with_base=first == told, observe=path.observe if path is not None and first == told else None,
+        )[0]  # fmt: skip
+    return state
 
 
 def train_step(
@@ -104,29 +167,33 @@ def train_step(
 
     `prompts` and `seeds` are this worker's share of a global batch of `total` images (default: all of it): every image
     weighs 1/total, so that gradients and sums of several workers add up to the whole batch's; the last `padding` of
-    them weigh nothing. The caller owns the optimizer.
+    them weigh nothing and are never counted. The caller owns the optimizer.
 
-    An image whose pixels, score or KL term are not finite raises FloatingPointError with its prompt and noise seed;
-    with `config.on_nan` = skip it weighs 0 and is counted in `skipped`, and `over_kept` makes means of the rest.
+    Raises ValueError for a model in float16, which would need a loss scaler. An image whose pixels, score or KL term
+    are not finite raises FloatingPointError with its prompt and noise seed; with `config.on_nan` = skip it weighs 0 and
+    is counted in `skipped`, and `over_kept` makes means of the rest.
     """
+    check_precision(model)
     if not prompts:
         return dict.fromkeys(SUMS, 0.0)
     total = total or len(prompts)
     # No padding: an image of a training depends on its batch within rounding only, and repeated rows cost time.
     config = replace(config, sampling=replace(config.sampling, block=1))
-    grid = Grid(model, config.sampling)
+    grid = grid_of(model, config)
     arm = Arm("tuned", adapter)
     condition = encode(model, prompts, config.sampling)
     noise = Noise(prompts, seeds, seed, model.latent_shape)
+    path = Transitions(grid) if config.by_path and config.lv == 1 else None
     with _autocast(model, config):
-        x = rollout(model, condition, noise, arm, config, grid)
+        x = rollout(model, condition, noise, arm, config, grid, path)
     if config.lv > 1:
         return _train_lv(model, reward, arm, prompts, seeds, condition, noise, x, config, grid, total, padding)
     sums = dict.fromkeys(SUMS, 0.0)
     step_noise = {i: noise.at_step(i) for i in range(len(grid) - config.k, len(grid))} if grid.stochastic else {}
 
     def last(rows: Rows) -> tuple[Tensor, Tensor]:
-        return last_steps(model, condition[rows], x[rows], arm, config, grid, lambda i: step_noise[i][rows])
+        before = None if path is None else path[rows]
+        return last_steps(model, condition[rows], x[rows], arm, config, grid, lambda i: step_noise[i][rows], before)
 
     for rows in _micro_batches(len(prompts), config.micro_batch):
         _accumulate(model, reward, last, rows, prompts, seeds, config, total, padding, sums)
@@ -160,19 +227,22 @@ def last_steps(
     config: DraftConfig,
     grid: Grid,
     noise: Callable[[int], Tensor] | None,
+    path: Transitions | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The last K steps with gradient: final latents (B, C, H, W) and each image's KL term (B,), eps_mse or nats."""
+    """The last K steps with gradient: final latents (B, C, H, W) and each image's KL term (B,), eps_mse or nats.
+
+    `path` has what a multistep scheduler remembers where they begin; without it, nothing.
+    """
     terms: list[Tensor] = []
+    path = Transitions(grid) if path is None else path
 
     def observe(i: int, a: int, state: State, tuned: Tensor, base: Tensor | None) -> None:
-        if base is not None:
-            full = torch.promote_types(
-                tuned.dtype, torch.float32
-            )  # squares of bf16 differences lose most of their bits
-            square = (tuned - base).to(full).square().flatten(1) * grid.eps_scale(i)
-            terms.append(
-                square.mean(dim=1) / config.k if config.kl == "eps_mse" else square.sum(dim=1) * grid.path_scale(i)
-            )
+        assert base is not None
+        if config.kl == "path":
+            terms.append(path.step(i, state.x, tuned, base))
+        else:  # squares of bf16 differences would lose most of their bits
+            square = wide(tuned - base).square().flatten(1)
+            terms.append(square.mean(dim=1) * grid.eps_scale(i) / config.k)
 
     penalized = config.kl_weight > 0
     final = advance(
@@ -235,7 +305,8 @@ def _accumulate(
         texts = [prompts[i] for i in images]
         with _autocast(model, config):
             final, kl = last(kept)
-            scores = _scores(reward, model.decode(final), texts)  # (B,)
+            pictures = model.decode(final)
+        scores = _scores(reward, pictures, texts)  # (B,)
         sound = (scores.isfinite() & kl.isfinite()).tolist()
         if all(sound):
             if images[-1] >= counted:
@@ -255,17 +326,18 @@ def _accumulate(
                 "weight, or leave such images out with on_nan = 'skip'"
             )
         # Made again without them: in the graph of the whole batch, 0 times their NaN would be NaN in every gradient.
-        sums["skipped"] += sound.count(False)
+        sums["skipped"] += sum(image < counted for image, ok in zip(images, sound, strict=True) if not ok)
         images = kept = [image for image, ok in zip(images, sound, strict=True) if ok]
 
 
 def _scores(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
-    """Scores (B,) in at least float32; where some images have pixels that are not finite, NaN for those, else 0."""
+    """Scores (B,) in at least float32, of images in at least float32 and outside autocast, whose casts would change
+    them; where some images have pixels that are not finite, NaN for those, else 0."""
     broken = ~images.isfinite().flatten(1).all(dim=1)  # (B,)
     if broken.any():  # rewards refuse such images
         return torch.where(broken, math.nan, 0.0)
-    scores = reward(images, prompts)
-    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+    with torch.autocast(images.device.type, enabled=False):
+        return wide(reward(wide(images), prompts))
 
 
 def _autocast(model: Model, config: DraftConfig) -> torch.autocast:

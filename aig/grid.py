@@ -63,6 +63,9 @@ class Grid:
         self.name = type(self.scheduler).__name__
         self._ddim = isinstance(self.scheduler, DDIMScheduler)
         self._multistep = isinstance(self.scheduler, DPMSolverMultistepScheduler)
+        self.order: int = self.scheduler.config.solver_order if self._multistep else 1
+        """Predictions that a step reads: its own, and in a multistep scheduler those of order - 1 steps before it."""
+        self._deviations: dict[int, float] = {}
 
     def __len__(self) -> int:
         return len(self.times)
@@ -93,8 +96,7 @@ class Grid:
             options = {"eta": self.eta, "variance_noise": noise}
         if self._multistep:
             options = {"variance_noise": noise}
-            order = self.scheduler.config.solver_order
-            self.scheduler.model_outputs = [None] * (order - len(state.memory)) + list(state.memory)
+            self.scheduler.model_outputs = [None] * (self.order - len(state.memory)) + list(state.memory)
             self.scheduler.lower_order_nums = len(state.memory)
         x = self.scheduler.step(prediction, self._times[i], state.x, **options, return_dict=False)[0]
         memory = self.scheduler.model_outputs if self._multistep else []
@@ -134,32 +136,24 @@ class Grid:
             alpha_bar = float(1 / (1 + self.scheduler.sigmas[i] ** 2))
         return alpha_bar if kind == "v_prediction" else alpha_bar / (1 - alpha_bar)
 
-    def path_scale(self, i: int) -> float:
-        """What turns ||eps - eps_base||^2 into the KL of step i's two Gaussians, ||mu - mu_base||^2 / (2 sigma^2), in
-        nats.
-
-        A step is affine in the prediction and in its noise, so the scheduler itself, asked at 0 and 1, says how far its
-        mean moves and how wide it is. 0 where the step is deterministic: both models' transitions are points, and no
-        density ratio exists. Of this step's prediction alone: `aig.path` also counts what a multistep scheduler
-        remembers.
-        """
-        deviation = self.deviation(i)
-        return self._response(i, 1, 0) ** 2 / (2 * deviation**2 * self.eps_scale(i)) if deviation > 0 else 0.0
-
     def deviation(self, i: int) -> float:
-        """Standard deviation of the noise that step i adds to each latent value; 0 where it adds none."""
-        return self._response(i, 0, 1) if self.stochastic else 0.0
+        """Standard deviation of the noise that step i adds to each latent value; 0 where it adds none.
+
+        A step is affine in its noise, so the scheduler itself, asked at 0 and 1, says how wide it is.
+        """
+        if not self.stochastic:
+            return 0.0
+        if i not in self._deviations:
+            zero = torch.zeros(1, 1, dtype=torch.float64, device=self.times.device)
+            state = State(zero, (zero,) * (min(i, self.order) if self._multistep else 0))
+            moved = self.move(i, zero, state, zero + 1).x - self.move(i, zero, state, zero).x
+            self._deviations[i] = float(moved)
+        return self._deviations[i]
 
     @property
     def has_path_kl(self) -> bool:
         """Whether some step adds noise, so that two models' trajectories have densities to compare."""
         return any(self.deviation(i) > 0 for i in range(len(self)))
-
-    def _response(self, i: int, prediction: float, noise: float) -> float:
-        """How far step i moves from where it would with neither prediction nor noise, all else being 0."""
-        zero = torch.zeros(1, 1, dtype=torch.float64, device=self.times.device)
-        state = State(zero, (zero,) * (min(i, self.scheduler.config.solver_order) if self._multistep else 0))
-        return float(self.move(i, zero + prediction, state, zero + noise).x - self.move(i, zero, state, zero).x)
 
     def _at(self, i: int) -> None:
         # The schedulers count their steps; one that is asked for step i has to be told, since arms and probes share it.

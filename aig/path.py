@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,15 +13,51 @@ from aig.grid import Grid, State
 Observer = Callable[[int, int, State, Tensor, "Tensor | None"], None]
 
 
+class Transitions:
+    """KL of an arm's transitions to the base's, in nats, one step after another along the arm's own trajectory.
+
+    By the chain rule, KL(p_arm(x_T..x_k) || p_base(x_T..x_k)) = E_arm sum_i ||mu_arm - mu_base||^2 / (2 sigma_i^2),
+    with both means at the arm's own x_T..x_i. A multistep scheduler's mean also reads the predictions of the steps
+    before: either model's own, made at those same x. So what it would remember is kept here for both. Differentiable
+    wherever gradients are enabled. Training and evaluation count their path KL with this class alone.
+    """
+
+    def __init__(self, grid: Grid, tuned: Sequence[Tensor] = (), base: Sequence[Tensor] = ()) -> None:
+        """`tuned` and `base`: what the scheduler remembers of each model's steps before, the latest last."""
+        self.grid = grid
+        self._tuned, self._base = tuple(tuned), tuple(base)
+
+    def __getitem__(self, rows: slice | Sequence[int]) -> Transitions:
+        """The same for some of the images."""
+        return Transitions(self.grid, [m[rows] for m in self._tuned], [m[rows] for m in self._base])
+
+    def observe(self, i: int, a: int, state: State, tuned: Tensor, base: Tensor | None) -> None:
+        """Take note of a step before those that are counted: an observer of `advance` with one arm, `with_base`."""
+        assert base is not None
+        self.step(i, state.x, tuned, base)
+
+    def step(self, i: int, x_t: Tensor, tuned: Tensor, base: Tensor) -> Tensor:
+        """KL (B,) of step i's two Gaussians, of the predictions (B, C, H, W) at x_t; call it for each step in turn.
+
+        0 where the step adds no noise: both transitions are points, and no density ratio exists.
+        """
+        # In float32, since means that bf16 holds apart by one bit are a sigma apart where sigma is small.
+        x, zero = wide(x_t), torch.zeros_like(wide(x_t))
+        arm = self.grid.move(i, wide(tuned), State(x, self._tuned), zero)
+        other = self.grid.move(i, wide(base), State(x, self._base), zero)
+        self._tuned, self._base = arm.memory, other.memory
+        sigma = self.grid.deviation(i)
+        if not sigma > 0:
+            return x.new_zeros(len(x))
+        return (arm.x - other.x).square().flatten(1).sum(dim=1) / (2 * sigma**2)
+
+
 class PathMeter:
     """Adds up what separates each arm from the base along the arm's own trajectory; an observer of `advance` from step
     0 on, `with_base`.
 
-    The path KL of an arm is that of its trajectories to the base's, KL(p_arm(x_T..x_k) || p_base(x_T..x_k)) =
-    E_arm sum_i ||mu_arm - mu_base||^2 / (2 sigma_i^2) by the chain rule, with both means at the arm's own x_t. An
-    image's value is the sum along its trajectory, in nats; its mean over images estimates the KL without bias. x_k is
-    the last state that got noise: a step without noise, as the last one of a schedule that ends at sigma = 0, has no
-    density ratio and is left out.
+    An image's path KL is the sum of its `Transitions`, in nats; its mean over images estimates the KL without bias. A
+    step without noise, as the last one of a schedule that ends at sigma = 0, is left out.
 
     The path length is the mean over all steps of ||eps_arm - eps_base||^2 / numel: no KL, and the same for any noise.
     """
@@ -32,9 +68,7 @@ class PathMeter:
         """eps_mse path lengths (arms, images), >= 0."""
         self.kl = torch.zeros(arms, images, device=device) if grid.has_path_kl else None
         """Path KL in nats (arms, images), >= 0; None where sampling is deterministic and no KL exists."""
-        self._sigma = [grid.deviation(i) for i in range(len(grid))]
-        # What a multistep scheduler would remember, had it followed the arm (and the base) on the arm's own x_t.
-        self._memories: list[tuple[tuple[Tensor, ...], ...]] = [((), ())] * arms
+        self._transitions = [Transitions(grid) for _ in range(arms)]
 
     @torch.no_grad()
     def __call__(self, i: int, a: int, state: State, mixed: Tensor, base: Tensor | None) -> None:
@@ -43,16 +77,9 @@ class PathMeter:
         square = (mixed.float() - base.float()).square().flatten(1)
         self.length[a] += self.grid.eps_scale(i) * square.mean(dim=1) / len(self.grid)
         if self.kl is not None:
-            self.kl[a] += self._step_kl(i, a, state.x, mixed, base)
+            self.kl[a] += self._transitions[a].step(i, state.x, mixed, base)
 
-    def _step_kl(self, i: int, a: int, x_t: Tensor, mixed: Tensor, base: Tensor) -> Tensor:  # (G,)
-        # In float32, since means that bf16 holds apart by one bit are a sigma apart where sigma is small.
-        x, zero = x_t.float(), torch.zeros_like(x_t, dtype=torch.float32)
-        means = [
-            self.grid.move(i, prediction.float(), State(x, memory), zero)
-            for prediction, memory in zip((mixed, base), self._memories[a], strict=True)
-        ]
-        self._memories[a] = means[0].memory, means[1].memory
-        if self._sigma[i] == 0:
-            return torch.zeros(len(x), device=x.device)
-        return (means[0].x - means[1].x).square().flatten(1).sum(dim=1) / (2 * self._sigma[i] ** 2)
+
+def wide(values: Tensor) -> Tensor:
+    """In float32, unless they are in float64."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -28,6 +28,7 @@ import psutil
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
 from aig import models
+from aig.world.scenes import all_prompts
 from benchmarks.pipeline import run_configuration
 from pipelines import config, study
 from pipelines.generate import units
@@ -194,7 +195,8 @@ def evaluation(storage: Path, address: str | None, overrides: Sequence[str] = ()
     return run_configuration(
         storage, 3,
         [
-            "evaluate.prompts=48", "evaluate.seeds=16", "evaluate.group=8", "evaluate.groups_at_once=1",
+            f"evaluate.prompts={json.dumps(all_prompts())}", "evaluate.seeds=16", "evaluate.group=8",
+            "evaluate.groups_at_once=1",
             "evaluate.schedules=[linear, 'power:2']", "evaluate.lora_scales=[0.5]", "evaluate.early_stops=[]",
             "evaluate.node=spot", f"ray.address={address or 'local'}",
             f"ray.grows_to={{CPU: {MOST_NODES * NODE_CPUS}, spot: {MOST_NODES}}}", *overrides,

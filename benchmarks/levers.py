@@ -26,7 +26,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "decoder in tiles": {"vae_tiling": True},
     "micro-batch 1": {"micro_batch": 1},
     "bf16 autocast": {"autocast": "bfloat16"},
-    "fused Adam": {"optimizer": "adam-fused"},
+    "fused AdamW": {"optimizer": "adamw-fused"},
     "compiled blocks": {"compiled": True},
 }
 
@@ -45,7 +45,7 @@ class Tower(nn.Module):
 
 def one(
     folder: Path, device: str, checkpointing: list[str] | None = None, vae_tiling: bool = False, compiled: bool = False,
-    micro_batch: int = BATCH, autocast: str | None = None, optimizer: str = "adam",
+    micro_batch: int = BATCH, autocast: str | None = None, optimizer: str = "adamw",
 ) -> Callable[[], object]:  # fmt: skip
     """A training step under some levers, on a model of its own."""
     torch.manual_seed(0)
@@ -58,14 +58,14 @@ def one(
         model.pipe.vae.tile_latent_min_size, model.pipe.vae.tile_sample_min_size = 16, 32
     tower = Tower().to(device).requires_grad_(False)
     reward = memory.checkpointed(tower) if "reward" in recomputed else tower
-    adam = memory.make_optimizer(optimizer, parameters, 1e-4, (0.9, 0.999), 0.0)
+    chosen = memory.make_optimizer(optimizer, parameters, 1e-4, (0.9, 0.999), 0.0)
     sampling = Sampling(STEPS, GUIDANCE, passes=2, fuse=True, block=1)
     config = draft.DraftConfig(sampling, k=K, micro_batch=micro_batch, autocast=autocast)
 
     def step() -> None:
-        adam.zero_grad()
+        chosen.zero_grad()
         draft.train_step(model, reward, "a", PROMPTS, list(range(BATCH)), config)
-        adam.step()
+        chosen.step()
 
     return step
 

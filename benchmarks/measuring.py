@@ -18,11 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
+from safetensors.torch import save_file
 
 from aig import adapters, models
 from benchmarks.watching import watch
 from pipelines import config, generate, study
-from pipelines.layout import RunFiles
+from pipelines.layout import IMAGES_FORMAT, RunFiles
 
 REWARDS, GOLD = ("fragile", "robust"), "gold"
 
@@ -46,7 +48,7 @@ def build(found: config.Config, dimension: int) -> int:
     config.claim_directory(found)
     for name in {arm.arm.adapter for arm in arms if arm.arm.adapter}:
         (files.adapters / name).mkdir(parents=True)
-        (files.adapters / name / adapters.WEIGHTS).write_bytes(name.encode())
+        save_file({name: torch.zeros(1)}, files.adapters / name / adapters.WEIGHTS)
     tuned = np.linspace(0, 1, len(arms), dtype=np.float32)[:, None]  # (arms, 1)
     images = 0
     for unit in generate.units(found, models.load(found.model.name).defaults):
@@ -55,17 +57,15 @@ def build(found: config.Config, dimension: int) -> int:
         features = centre + (1 - 0.5 * tuned[..., None]) * noise + 0.1 * rng.normal(size=(len(arms), seeds, dimension))
         reward = centre[0] + noise[:, 0] + 2 * tuned  # (arms, seeds)
         columns = dict.fromkeys(REWARDS, reward) | {GOLD: -reward, "pixel_std": np.full_like(reward, 0.2)}
-        listed = [arm for arm in arms for _ in unit.seeds]
-        identity = generate.identity_columns(listed, unit.prompt_id, unit.prompt, [*unit.seeds] * len(arms))
+        listed = ([each for each in by_arm for _ in unit.seeds] for by_arm in (arms, unit.origins))
+        identity = generate.identity_columns(*listed, unit.prompt_id, unit.prompt, [*unit.seeds] * len(arms))
         table = pa.table({
             **identity,
             **{name: pa.array(values.ravel(), pa.float32()) for name, values in columns.items()},
             "features": pa.FixedSizeListArray.from_arrays(pa.array(features.ravel(), pa.float32()), dimension),
         })  # fmt: skip
-        cost = json.dumps({"predictions": 1, "separate": 2, "published": 2})
-        generate.commit(
-            table.replace_schema_metadata({"cost": cost}), files.images / generate.PART.format(unit=unit.name)
-        )
+        about = {"cost": json.dumps({"predictions": 1, "separate": 2, "published": 2}), "format": str(IMAGES_FORMAT)}
+        generate.commit(table.replace_schema_metadata(about), files.images / generate.PART.format(unit=unit.name))
         images += len(table)
     return images
 

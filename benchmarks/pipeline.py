@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +103,7 @@ def loop(path: Path, kind: type[generate.Generator]) -> None:
     content = config.to_dict(found)
     generator, scorer = kind(content), scoring.Scorer(generate.Evaluation(content))
     for unit in generate.units(found, defaults):
-        row = {key: value for key, value in asdict(unit).items() if key != "name"}
-        scorer(generator(pa.Table.from_pylist([{"unit": unit.name, **row}])))
+        scorer(generator(pa.Table.from_pylist([unit.row()])))
 
 
 def used(way: str, groups: int, overrides: Sequence[str] = ()) -> Usage:

@@ -31,6 +31,7 @@ import torch
 from aig import adapters, draft, models, rewards
 from benchmarks.watching import SAMPLE_SECONDS, Usage, watch
 from pipelines import config, layout, study
+from pipelines.prompts import resolve_prompts
 
 STEPS, EVERY, TURNS = 30, 5, 3  # steps that are counted, and those between two snapshots
 BATCH, MICRO_BATCH = 64, 16  # of what is shared; the batch is that of arXiv 2409.06493 for SD 1.4
@@ -61,10 +62,10 @@ def bare_loop(found: config.Config) -> None:
         study.resolve_sampling(found, model.defaults), train.k, train.lv, train.kl_weight, train.kl,
         min(train.micro_batch, train.batch),
     )  # fmt: skip
-    prompts = study.resolve_prompts(train.prompts, "train.prompts")
+    prompts = resolve_prompts(found, "train.prompts")
     adapters.attach(model.denoiser, "tuned", train.rank, train.alpha, train.targets, train.seed)
     parameters = draft.trainable(model, "tuned")
-    optimizer = torch.optim.Adam(parameters, lr=train.lr, weight_decay=train.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay)
     for step in range(train.steps):
         optimizer.zero_grad()
         draft.train_step(model, reward, "tuned", *draft.draw(prompts, train.seed, step, train.batch), settings)

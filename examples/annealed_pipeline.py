@@ -4,7 +4,7 @@
 
 A LoRA is tuned to a reward for a few steps, saved, and loaded as any diffusers program would load it. Then one line
 anneals the pipeline. The picture has a row for each of: base model, tuned model, annealed (power:2); columns share
-their noise.
+their noise, and are of prompts that the LoRA was not tuned on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from PIL import Image
 import aig
 from aig import adapters, draft, rewards
 
-PROMPTS = ["a red star", "a blue heart", "a green cross", "a pink circle"]
+TUNED_ON = ["a red star", "a blue heart", "a green cross", "a pink circle"]
+SHOWN = ["a blue star", "a red heart", "a pink cross", "a green circle"]  # new combinations of the same words
 
 
 def tune(folder: Path, steps: int) -> None:
@@ -29,7 +30,7 @@ def tune(folder: Path, steps: int) -> None:
     optimizer = torch.optim.Adam(draft.trainable(model, "tuned"), lr=3e-3)
     reward, config = rewards.load("fragile"), aig.DraftConfig(model.defaults)
     for step in range(steps):
-        prompts, seeds = draft.draw(PROMPTS, 0, step, 12)
+        prompts, seeds = draft.draw(TUNED_ON, 0, step, 12)
         optimizer.zero_grad()
         aig.train_step(model, reward, "tuned", prompts, seeds, config)
         optimizer.step()
@@ -62,9 +63,9 @@ def main() -> None:
     for schedule in ("base", "tuned", "power:2"):
         aig.annealed(pipe, schedule)
         noise = torch.Generator().manual_seed(0)
-        rows.append(pipe(PROMPTS, num_inference_steps=10, guidance_scale=3.0, generator=noise).images)
+        rows.append(pipe(SHOWN, num_inference_steps=10, guidance_scale=3.0, generator=noise).images)
     sheet(rows).save(arguments.out)
-    print(f"wrote {arguments.out}: rows base, tuned, power:2; columns {', '.join(PROMPTS)}")
+    print(f"wrote {arguments.out}: rows base, tuned, power:2; columns {', '.join(SHOWN)}")
 
 
 if __name__ == "__main__":

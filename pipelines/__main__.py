@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import shlex
 import signal
@@ -16,9 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from aig import folders
 from pipelines import config as configuration
 from pipelines import remote
 from pipelines.config import Config, ConfigError
+from pipelines.errors import RunError, given
 from pipelines.progress import root_cause, stage
 
 if TYPE_CHECKING:
@@ -54,28 +55,25 @@ class Session:
         """Of a run that is kept elsewhere, before anything is read: make its mirror ours, and what the store has."""
         root = self.config.directory
         if remote.is_mirror(root):
-            root.mkdir(parents=True, exist_ok=True)
             self.lock()
+            remote.complete(root)
             remote.pull(root, without=remote.APART)
 
     def claim(self) -> None:
-        """Make the run's directory ours until the end: no second process works in it meanwhile."""
-        configuration.claim_directory(self.config)
+        """Make the run's directory ours until the end: no second process works in it meanwhile.
+
+        What has been seen of it before is checked again, and nothing is written before.
+        """
         self.lock()
+        configuration.claim_directory(self.config)
 
     def lock(self) -> None:
         """Hold the run's lock, on this machine."""
-        if self.locked:
-            return
-        path = self.config.directory / configuration.LOCK_FILE
-        file = self.held.enter_context(path.open("w"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"another process is working in {remote.shown(path.parent)}: wait for it, or choose another run.name"
-            ) from None
-        self.locked = True
+        if not self.locked:
+            self.held.enter_context(configuration.lock_directory(self.config))
+            self.locked = True
+            for parent in (self.config.directory, self.config.directory / "adapters"):
+                folders.recover_all(parent)
 
     def claim_existing(self) -> None:
         """The same for a command that works on what others left."""
@@ -116,18 +114,27 @@ def run_train(session: Session) -> None:
         from pipelines.train import room_for, train
 
         check.check_training(config, sweep=False)
+    tell_prompts(config)
     session.claim()
     files, key = RunFiles(config.directory), adapter_key(config.train)
     if study.is_finished(config):
         checkpoints.discard(files.checkpoints(key))  # a kill just after the end leaves them
         print(f"Finished already: {remote.shown(files.adapters / key)}{stopped_line(config)}")
         return
-    room_for(config, session.connect())
-    normalize(session)
+    cluster = session.connect()
+    room_for(config, cluster)
+    normalize(session, lambda: cluster)
     with stage("train", session.seconds), trainings(files.progress, [key]):
         folder = train(config)
     remote.pull(files.adapters, key, f"{key}@*")
     print(f"Adapter: {remote.shown(folder)}{stopped_line(config)}")
+
+
+def tell_prompts(config: Config) -> None:
+    """Which prompts train and which judge, and how many do both."""
+    from pipelines import prompts
+
+    print(prompts.told(prompts.prompt_lists(config)))
 
 
 def stopped_line(config: Config) -> str:
@@ -150,26 +157,35 @@ def run_sweep(session: Session) -> None:
         from pipelines import check
 
         model = check.check_study(session.config) if whole else check.check_training(session.config, sweep=True)
+    tell_prompts(session.config)
     session.claim()
-    do_sweep(session, session.arguments.retry_errored)
+    do_sweep(session, model if whole else None, session.arguments.retry_errored)
     if whole:
         do_evaluate(session, model)
         conclude(session)
 
 
-def normalize(session: Session) -> None:
+def normalize(session: Session, connect: Callable[[], Cluster]) -> None:
     """The statistics of weighted sums, measured where they are missing; most runs have no sum and need none."""
     from pipelines.normalization import ensure
 
-    ensure(session.config, session.connect)
+    ensure(session.config, connect)
 
 
-def do_sweep(session: Session, retry_errored: bool = False) -> None:
+def do_sweep(session: Session, model: Model | None, retry_errored: bool = False) -> None:
+    """Train what is left. With the model of an evaluation that follows, it needs room on the cluster, too."""
     with stage("sweep", session.seconds):
-        normalize(session)
-        from tune.sweep import ended, sweep, table
+        from tune.sweep import concurrency, ended, sweep, table
 
-        found = sweep(session.config, session.connect, retry_errored)
+        def connect() -> Cluster:
+            cluster = session.connect()
+            concurrency(session.config, cluster)
+            if model is not None:
+                evaluation_connect(session, model)()
+            normalize(session, lambda: cluster)
+            return cluster
+
+        found = sweep(session.config, connect, retry_errored)
         print("\n".join(filter(None, (table(found.rows), ended(found.record)))))
     found.check()
 
@@ -179,6 +195,7 @@ def run_evaluate(session: Session) -> None:
         from pipelines import check
 
         model = check.check_evaluation(session.config, trained=True)
+    tell_prompts(session.config)
     session.claim()
     do_evaluate(session, model)
     if session.arguments.adapter:
@@ -198,10 +215,23 @@ def do_generate(session: Session, model: Model) -> None:
         from pipelines.generate import generate
 
         external.bring(session.config)
-        normalize(session)
+        connect = evaluation_connect(session, model)
+        normalize(session, connect)
         for line in trials.left_out(session.config):
             print(line)
-        generate(session.config, session.connect, model.defaults, pools.host_memory(model))
+        generate(session.config, connect, model.defaults, pools.host_memory(model))
+
+
+def evaluation_connect(session: Session, model: Model) -> Callable[[], Cluster]:
+    """Connects, and refuses a cluster that has no room for the evaluation."""
+    from pipelines import pools
+
+    def connect() -> Cluster:
+        cluster = session.connect()
+        pools.check(session.config, cluster, pools.host_memory(model))
+        return cluster
+
+    return connect
 
 
 def conclude(session: Session) -> None:
@@ -227,9 +257,12 @@ def do_measure(session: Session, model: Model, everything: bool = False) -> None
 def run_measure(session: Session) -> None:
     with stage("check", session.seconds):
         from aig.models.empty import empty
+        from pipelines.prompts import EVALUATE, check_prompts
 
+        check_prompts(session.config, EVALUATE)
         # Its sampling is part of the names of the images' files; its weights are not needed.
-        model, _ = empty(session.config.model.name, session.config.model.revision)
+        with given("model.name"):
+            model, _ = empty(session.config.model.name, session.config.model.revision)
     session.claim_existing()
     do_measure(session, model, everything=True)
 
@@ -279,6 +312,7 @@ def run_search(session: Session) -> None:
         from pipelines import check
         from tune import plan
 
+        plan.check_given(session.config)
         made = plan.make(session.config, check.check_evaluation(session.config, trained=False))
     session.claim()
     with stage("search", session.seconds):
@@ -296,8 +330,9 @@ def run_demo(session: Session) -> None:
         from pipelines import check
 
         model = check.check_study(session.config)
+    tell_prompts(session.config)
     session.claim()
-    do_sweep(session)
+    do_sweep(session, model)
     do_evaluate(session, model)
     do_report(session)
     conclude(session)
@@ -310,6 +345,7 @@ def run_check(session: Session) -> None:
         from pipelines import check
 
         model = check.check_study(config)
+    tell_prompts(config)
     if session.arguments.weights:
         with stage("weights", session.seconds):
             for line in check.check_weights(config, model):
@@ -472,7 +508,7 @@ COMMANDS = {
 
 EXAMPLES = """examples:
   python -m pipelines demo                                     the whole path, in minutes on two CPU cores
-  python -m pipelines demo --preset demo-full                  the same thoroughly, in hours; run it again to resume
+  python -m pipelines demo --preset demo-full                  the same thoroughly, in some hours; rerun to resume
   python -m pipelines train train.kl_weight=1 train.steps=100  one adapter
   python -m pipelines train --preset sd14 --dry-run            what that would take, without a download
   python -m pipelines sweep run.name=mine sweep.kl_weights='[0, 1, 10]'
@@ -569,7 +605,7 @@ def keys_help() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 where a worker failed, 2 for bad input, 130 if it was interrupted."""
+    """Run a command; returns the exit code: 0, 1 for a failure, 2 for bad input, 130 for an interruption."""
     argv = list(sys.argv[1:] if argv is None else argv)
     command = shlex.join(["python", "-m", "pipelines", *argv])
     debug, begun = "--debug" in argv, time.monotonic()
@@ -601,12 +637,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def explain(error: Exception) -> int:
-    """One line on stderr, and the exit code: what the user can mend is bad input, the rest a failure."""
-    of_ray = any(kind.__module__.startswith("ray.") for kind in type(error).__mro__)
-    if isinstance(error, (ValueError, OSError)) and not of_ray:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    """One line on stderr, and the exit code: only a ConfigError is bad input, all else a failure.
+
+    What nobody has foreseen, in this process, is told as what it is: a ValueError of ours says nothing of the input.
+    """
+    of_ray, text = any(kind.__module__.startswith("ray.") for kind in type(error).__mro__), " ".join(str(error).split())
+    if isinstance(error, ConfigError) and not of_ray:
+        print(f"error: {text}", file=sys.stderr)
         return BAD_INPUT
-    print(f"failed: {root_cause(error)} (--debug shows where)", file=sys.stderr)
+    if of_ray or isinstance(error, (RunError, OSError)):
+        print(f"failed: {root_cause(error)} (--debug shows where)", file=sys.stderr)
+    else:
+        print(f"internal error: {type(error).__name__}: {text} (--debug shows the traceback)", file=sys.stderr)
     return FAILED
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import diffusers
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 
 from aig import adapters, rewards, schedules
 from aig.metrics import features
@@ -19,23 +16,27 @@ from aig.models import Model
 from aig.sampler import Grid
 from pipelines import external, guards, layout, normalization, parallel, remote, rewarding, study, tracking, trials
 from pipelines.config import Config, ConfigError
-from pipelines.generate import adapter_digest
+from pipelines.errors import given as _named
 from pipelines.layout import RunFiles
+from pipelines.prompts import EVALUATE, TRAIN, check_prompts, resolve_prompts
 from pipelines.training import draft_config
+from pipelines.units import adapter_digest
 
 
 def check_training(config: Config, *, sweep: bool) -> Model:
     """Load and try out what `config.train`, or every training of the sweep, needs; returns the model.
 
-    ValueError names what is wrong and the fix.
+    ConfigError names what is wrong and the fix.
     """
     if sweep and not layout.trainings(config):
         raise ConfigError("sweep.rewards is []: there is nothing to train; give the rewards to train on")
     tracking.check(config)
+    check_prompts(config, TRAIN, EVALUATE)
     model = _model(config)
     wanted = layout.trainings(config) if sweep else [config.train]
     if sweep and config.sweep.search != "grid":
-        wanted += [replace(train, kl_weight=1.0) for train in wanted if config.sweep.kl_range]
+        largest = 1.0 if config.sweep.kl_range else max(config.sweep.kl_weights)
+        wanted += [replace(train, kl_weight=largest) for train in wanted if largest > 0]
     for train in wanted:
         key = "sweep.rewards" if sweep else "train.reward"
         with _named(key):
@@ -43,16 +44,10 @@ def check_training(config: Config, *, sweep: bool) -> Model:
         with _named("train"):
             sampling = draft_config(replace(config, train=train), model).sampling
         guards.check(train, Grid(model, sampling).has_path_kl, rewarding.held_out(config, train.reward))
-    if config.train.method == "full" and config.model.dtype != "float32":
-        raise ConfigError(
-            f"train.method is full and model.dtype {config.model.dtype}, in which Adam's small steps are lost: take "
-            "model.dtype=float32, and train.autocast=bfloat16 for speed"
-        )
     for train in wanted:
         _check_parallel(replace(config, train=train))
-    prompts = study.resolve_prompts(config.train.prompts, "train.prompts")
-    with _named("train.prompts"):
-        model.encode(prompts)
+    with _named(TRAIN):
+        model.encode(resolve_prompts(config, TRAIN))
     _check_scores(config)
     if sweep:
         _check_compared(config)
@@ -79,7 +74,7 @@ def _check_parallel(config: Config) -> None:
         return
     for key, bad, fix in (
         ("on_nan", "skip", "its workers have to make the same forwards: take stop"),
-        ("optimizer", "adam8bit", "bitsandbytes cannot hold sharded moments: take adam"),
+        ("optimizer", "adamw-8bit", "bitsandbytes cannot hold sharded moments: take adamw"),
         ("compile", True, "compiled blocks would be made anew around the sharded weights: leave it off"),
     ):
         if getattr(train, key) == bad:
@@ -92,7 +87,7 @@ def _check_parallel(config: Config) -> None:
 def check_evaluation(config: Config, model: Model | None = None, *, trained: bool) -> Model:
     """Load and try out what the evaluation needs, with `trained` the adapters too; returns the model.
 
-    ValueError names what is wrong and the fix.
+    ConfigError names what is wrong and the fix.
     """
     evaluate = config.evaluate
     for key in ("schedules", "kl_schedules"):
@@ -100,10 +95,16 @@ def check_evaluation(config: Config, model: Model | None = None, *, trained: boo
             with _named(f"evaluate.{key}"):
                 schedules.parse(text)
     study.check_arms(config)
+    check_prompts(config, *prompt_keys(config))
     model = model or _model(config)
+    grid = Grid(model, study.resolve_sampling(config, model.defaults))
+    for key in ("schedules", "kl_schedules"):
+        for text in getattr(evaluate, key):
+            with _named(f"evaluate.{key}"):
+                grid.weights(text)
     external.check(config, model.denoiser)
-    with _named("evaluate.prompts"):
-        model.encode(study.resolve_prompts(evaluate.prompts, "evaluate.prompts"))
+    with _named(EVALUATE):
+        model.encode(resolve_prompts(config, EVALUATE))
     _check_scores(config)
     if trained:
         trials.check_drawn(config)
@@ -111,9 +112,16 @@ def check_evaluation(config: Config, model: Model | None = None, *, trained: boo
             if name is None or name in layout.external(config):
                 continue
             adapter_digest(config, name)
-            _check_readable(adapters.weights_file(RunFiles(config.directory).adapters / name))
         _check_adapters(config, layout.trainings(config))
     return model
+
+
+def prompt_keys(config: Config) -> tuple[str, ...]:
+    """The keys of prompts that an evaluation needs: what adapters from elsewhere were trained on is no matter of ours,
+    unless sums are z-scored by images of training prompts."""
+    with _named("evaluate.rewards"):
+        trained = bool(layout.trainings(config)) or bool(normalization.wanted(config).sums)
+    return (TRAIN, EVALUATE) if trained else (EVALUATE,)
 
 
 def check_study(config: Config) -> Model:
@@ -124,16 +132,16 @@ def check_study(config: Config) -> Model:
 def check_weights(config: Config, model: Model) -> Iterator[str]:
     """Load each reward of the run, downloading what is not here, and score an image of the model's size; a line each.
 
-    One is in memory at a time. ValueError where weights are not to be had or do not fit, or where a score is not
+    One is in memory at a time. ConfigError where weights are not to be had or do not fit, or where a score is not
     finite.
     """
     columns = normalization.wanted(config)
     gold = rewarding.gold(config)
     for name, spec in {**columns.parts, **({} if gold is None else {gold.column: gold})}.items():
-        reward = rewards.load(spec)
         height, width = model.image_size
         image = torch.linspace(0, 255, width).to(torch.uint8).expand(1, 3, height, width)
-        score = float(rewards.report(reward, image, ["a red star"])[0])
+        with _named("check --weights"):
+            score = float(rewards.report(rewards.load(spec), image, ["a red star"])[0])
         if not math.isfinite(score):
             raise ConfigError(
                 f"reward {name!r} loads, and scores an image {score}: its weights are damaged; get others"
@@ -158,7 +166,7 @@ def _model(config: Config) -> Model:
                 "save the pipeline again, or give another model"
             ) from error
     with _named("model"):
-        study.resolve_sampling(config, model.defaults)
+        Grid(model, study.resolve_sampling(config, model.defaults))
     return model
 
 
@@ -206,43 +214,10 @@ def _check_adapters(config: Config, trainings: list) -> None:
             folder = files.adapters / name
             if not (folder / adapters.RECORD).exists():
                 continue
-            found, wanted = adapters.read_record(folder), study.training_record(single, train, step)
+            found, wanted = study.adapter_record(folder), study.training_record(single, train, step)
             if not study.same_record(found, wanted):
                 raise ConfigError(
-                    f"{remote.shown(folder)}: this adapter was made by another configuration or for other model "
-                    f"weights ({_difference(found, wanted)}): delete the folder to train it again, or choose another "
-                    "run.name"
+                    f"{remote.shown(folder)}: this adapter was made {study.difference(found, wanted)}: choose another "
+                    "run.name and keep it (--adapter NAME=FOLDER evaluates it there), or delete the folder to train it "
+                    "again"
                 )
-
-
-def _check_readable(path: Path) -> None:
-    try:
-        with safe_open(path, "pt"):
-            return
-    except SafetensorError as error:
-        raise ConfigError(
-            f"{path}: the adapter's weights are corrupt ({error}): delete the folder and train it again"
-        ) from error
-
-
-def _difference(found: dict, wanted: dict, prefix: str = "") -> str:
-    """The first key that differs."""
-    for key, value in wanted.items():
-        if isinstance(value, dict):
-            inner = _difference(found.get(key) or {}, value, f"{prefix}{key}.")
-            if inner:
-                return inner
-        elif found.get(key) != value:
-            return f"{prefix}{key} = {found.get(key)!r}, not {value!r}"
-    return ""
-
-
-@contextmanager
-def _named(key: str) -> Iterator[None]:
-    """Put the configuration's key before what a library says about its value."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"{key}: {error}") from error

@@ -22,6 +22,7 @@ from typing import Any
 
 from pyarrow import fs
 
+from aig import folders
 from pipelines import layout, remote
 
 STATE = "state.pt"
@@ -125,7 +126,9 @@ def _remove(folder: Path) -> None:
 
 
 def clean_saves(adapters: Path, key: str) -> None:
-    """Remove what a worker that was killed while it saved the adapter or a snapshot has left."""
+    """What a worker that was killed while it saved the adapter or a snapshot has left: an old one is put back that the
+    new one had not replaced, the rest is removed."""
+    folders.recover_all(adapters, key)
     for folder in [*adapters.glob(f".{key}.*"), *adapters.glob(f".{key}@*")]:
         shutil.rmtree(folder, ignore_errors=True)
 

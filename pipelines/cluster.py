@@ -10,7 +10,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,48 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
+class Need:
+    """What a part of a run asks of Ray."""
+
+    what: str
+    """In words, as 'a generator'."""
+    one: Mapping[str, float]
+    """Ray resources of each of its actors, workers or tasks, which is on one node: see `needs`."""
+    keys: Mapping[str, str]
+    """The key of the configuration that says how much, by resource, and by 'count' how many."""
+    count: int = 1
+    """So many of them at once, or none can do its work."""
+    cpus: float = 0.0
+    """CPUs beside them, on any node."""
+
+    @property
+    def _counted(self) -> tuple[str, ...]:
+        return ("count",) * (self.count > 1)
+
+    def by(self, name: str) -> str:
+        """The keys behind an amount, in brackets."""
+        keys = [self.keys[key] for key in (name, *self._counted) if key in self.keys]
+        return f" ({', '.join(keys)})" if keys else ""
+
+    @property
+    def all(self) -> dict[str, float]:
+        """Ray resources of all of them."""
+        return {name: amount * self.count + self.cpus * (name == "CPU") for name, amount in self.one.items()}
+
+    def fix(self, short: Iterable[str]) -> str:
+        """What to do where these resources are short."""
+        amounts = [*(name for name in short if self.one[name] != PLACE), *self._counted]
+        lower = [self.keys[name] for name in amounts if name in self.keys]
+        fixes = [f"lower {', '.join(lower)}"] if lower else []
+        nodes = [self.keys[name] for name, amount in self.one.items() if amount == PLACE and name in self.keys]
+        fixes += [f"name another {key}" for key in nodes]
+        larger = (
+            "or take larger nodes or more of them (ray.num_cpus of a local cluster); where the cluster scales itself "
+        )
+        return f"{', '.join([*fixes, larger])}and does not say how far, set ray.grows_to"
+
+
+@dataclass(frozen=True)
 class Cluster:
     """A connection to Ray."""
 
@@ -60,36 +102,94 @@ class Cluster:
     nodes: tuple[dict[str, float], ...] = ()
     """Logical resources of each node; none where they may change, since the cluster scales itself."""
 
-    def room_now(self, one: Mapping[str, float], taken: Mapping[str, float]) -> int:
-        """How often `one` fits beside what is taken on the nodes that are there now; perhaps not once."""
+    def room_now(self, need: Need, *beside: Need) -> int:
+        """How many of a need fit beside others on the nodes that are there now; perhaps not one."""
         have = self.resources if self.present is None else self.present
-        free = (have.get(name, 0.0) - taken.get(name, 0.0) + 1e-6 for name in one)
-        return max(0, int(min(left / amount for left, amount in zip(free, one.values(), strict=True))))
+        taken = {name: sum(other.all.get(name, 0.0) for other in beside) for name in need.one}
+        return _times({name: have.get(name, 0.0) - amount for name, amount in taken.items()}, need.one)
 
-    def check_node(self, one: Mapping[str, float], what: str, fix: str) -> None:
-        """ConfigError where no single node could hold `one`, though all of them together might."""
-        if self.nodes and not any(all(node.get(n, 0.0) + 1e-6 >= v for n, v in one.items()) for node in self.nodes):
-            wanted = ", ".join(_told(name, amount) for name, amount in one.items())
-            each = "; ".join(", ".join(_told(name, node.get(name, 0.0)) for name in one) for node in self.nodes)
-            raise configuration.ConfigError(f"{what} needs {wanted} on one node, and the nodes have {each}: {fix}")
+    def room(self, need: Need, *beside: Need) -> int:
+        """How often the cluster has room for a need, all `count` of it, beside others.
 
-    def room(self, one: Mapping[str, float], taken: Mapping[str, float], what: str, fix: str) -> int:
-        """How often `one` fits beside what is taken; ConfigError, naming what is short, where that is not even once."""
-        times = math.inf
-        for name, amount in one.items():
-            have, other = self.resources.get(name, 0.0), taken.get(name, 0.0)
+        ConfigError, naming the keys, what is short and the fix, where that is not even once: Ray would wait for ever.
+        Where the nodes are known, each of them is looked at; else, where the cluster scales itself, their sum.
+        """
+        self._check_nodes(need)
+        together = self._room_in_sum(need, beside)
+        if not self.nodes:
+            return together
+        free = [dict(node) for node in self.nodes]
+        for other in beside:
+            _place(free, other)
+        places = sum(_times(node, need.one) for node in free)
+        if places < need.count:
+            wanted = ", ".join(_told(name, amount) for name, amount in need.one.items())
+            times = f"{need.count} times {wanted}, each on one node" if need.count > 1 else f"{wanted} on one node"
+            raise configuration.ConfigError(
+                f"{need.what} needs {times}, and the nodes have room for {places or 'none'}{_beside(beside)}: "
+                f"{need.fix(need.one)}"
+            )
+        return min(together, places // need.count)
+
+    def _check_nodes(self, need: Need) -> None:
+        """ConfigError where no single node could hold one of a need, though all of them together might."""
+        if not self.nodes or any(_times(node, need.one) for node in self.nodes):
+            return
+        most = {name: max(node.get(name, 0.0) for node in self.nodes) for name in need.one}
+        short = [name for name, amount in need.one.items() if amount > most[name] + 1e-6]
+        wanted = ", ".join(f"{_told(name, need.one[name])}{need.by(name)}" for name in short or need.one)
+        has = f"the largest node has {', '.join(_has(name, most[name], need) for name in short)}"
+        if not short:
+            each = [", ".join(_told(name, node.get(name, 0.0)) for name in need.one) for node in self.nodes]
+            has = f"no node has all of that (they have {'; '.join(dict.fromkeys(each))})"
+        raise configuration.ConfigError(
+            f"{need.what} needs {wanted} on one node, and {has}: {need.fix(short or need.one)}"
+        )
+
+    def _room_in_sum(self, need: Need, beside: Sequence[Need]) -> int:
+        """The same of the nodes' sum, which is all that is known of a cluster that scales itself."""
+        fits = math.inf
+        for name, amount in need.all.items():
+            have, other = self.resources.get(name, 0.0), sum(need.all.get(name, 0.0) for need in beside)
             if amount > have - other + 1e-6:
-                beside = f" beside the {_told(name, other)} of others" if other else ""
+                others = f"{_beside(beside)} with {_told(name, other)}" if other else ""
                 raise configuration.ConfigError(
-                    f"{what} needs {_told(name, amount)}{beside}, and the cluster has {_told(name, have)}: {fix}; "
-                    "where it scales itself and does not say how far, ray.grows_to does"
+                    f"{need.what} needs {_told(name, amount)}{need.by(name)}{others}, and the cluster has "
+                    f"{_has(name, have, need)}: {need.fix([name])}"
                 )
-            times = min(times, (have - other + 1e-6) / amount)
-        return int(times)
+            fits = min(fits, (have - other + 1e-6) / amount)
+        return int(fits)
+
+
+def _has(name: str, amount: float, need: Need) -> str:
+    """What there is of a resource, in the words in which it was asked for."""
+    return f"no {name}" if need.one[name] == PLACE else _told(name, amount)
+
+
+def _times(node: Mapping[str, float], one: Mapping[str, float]) -> int:
+    """How often a node has room for one."""
+    return max(0, int(min((node.get(name, 0.0) + 1e-6) / amount for name, amount in one.items())))
+
+
+def _place(free: list[dict[str, float]], need: Need) -> None:
+    """Take a need from what the nodes have free, each from the fullest node that has room for it."""
+    for _ in range(need.count):
+        fitting = [node for node in free if _times(node, need.one)]
+        if not fitting:
+            return
+        node = min(fitting, key=lambda each: _times(each, need.one))
+        for name, amount in need.one.items():
+            node[name] -= amount
+
+
+def _beside(others: Sequence[Need]) -> str:
+    return f" beside {' and '.join(other.what for other in others)}" if others else ""
 
 
 def _told(name: str, amount: float) -> str:
-    """An amount of a resource for people, who count memory in GiB."""
+    """An amount of a resource for people, who count memory in GiB; of a node's custom resource only its name."""
+    if amount == PLACE:
+        return f"the resource {name}"
     return f"{amount / GIB:.4g} GiB of memory" if name == "memory" else f"{amount:.4g} {name}"
 
 
@@ -98,10 +198,6 @@ def needs(cpus: float, gpus: float = 0.0, node: str | None = None, memory: float
     `memory` is in GiB."""
     wanted = {"CPU": cpus, "GPU": gpus, **({node: PLACE} if node else {}), "memory": (memory or 0) * GIB}
     return {name: amount for name, amount in wanted.items() if amount > 0}
-
-
-def times(one: Mapping[str, float], count: float) -> dict[str, float]:
-    return {name: amount * count for name, amount in one.items()}
 
 
 def actor(wanted: Mapping[str, float]) -> dict[str, Any]:
@@ -282,7 +378,7 @@ def _join(address: str) -> Any:
     runtime_env = None if submitted else {"working_dir": str(ROOT)}
     try:
         return ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
+    except (ConnectionError, ValueError) as error:
         raise configuration.ConfigError(
             f"ray.address: no Ray cluster answers at {address}: check it and RAY_ADDRESS, or take ray.address=local"
         ) from error

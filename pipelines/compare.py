@@ -50,7 +50,7 @@ def compare(a: Config, b: Config, *, shared: bool = False) -> Comparison:
 
     Arms go by their names, and families of arms by their studies' names. With `shared`, prompts that only one of the
     runs has are left out; else they are refused. Raises ConfigError for runs that differ in prompts, seeds, noise or
-    features, and ValueError where one is not measured yet.
+    features, and where one is not measured yet.
     """
     check_comparable(a, b)
     table_a, table_b = read_table(a), read_table(b)

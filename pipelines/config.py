@@ -11,20 +11,19 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
-from pipelines import remote, uris
+from pipelines import locks, remote, uris
+from pipelines.errors import ConfigError as ConfigError
+from pipelines.errors import given
 
 PRESETS = Path(__file__).parent / "presets"
 CONFIG_FILE = "config.yaml"
-
-
-class ConfigError(ValueError):
-    """The configuration, or the run directory that it names, is wrong; the message is one line that names the fix."""
 
 
 def number(
@@ -71,6 +70,11 @@ def _check_value(key: str, value: Any, rule: Mapping[str, Any]) -> None:
     raise ConfigError(f"{key} is {value}: give a number {' and '.join(bounds) or 'that is finite'}")
 
 
+# Noise seed indices from which validations and searches count theirs; an evaluation counts from 0. None reaches the
+# next one's, so that what selects adapters and schedules never sees an image that judges them.
+VALIDATION_SEEDS, SEARCH_SEEDS = 1_000_000, 2_000_000
+
+
 @dataclass(frozen=True)
 class Run(Section):
     name: str = field(default="run", metadata=EXECUTION)
@@ -107,7 +111,8 @@ class Model(Section):
     device: str = choice("auto", "auto", "cpu", "cuda", **EXECUTION)
     """Where the model runs; auto is the GPU where there is one."""
     dtype: str = choice("float32", "float32", "bfloat16", "float16")
-    """Of the frozen weights; an adapter that is trained stays in float32."""
+    """Of the frozen weights, and what the model computes in; what is trained, its moments and its file are float32
+    whatever this is. No training takes float16, which would need a loss scaler."""
     height: int | None = number(None, 8)
     """Of the images, in pixels; null is the size that the model was made for."""
     width: int | None = number(None, 8)
@@ -167,11 +172,14 @@ class Train(Section):
     seed: int = number(0, 0, **IN_KEY)
     """Seed of this training: LoRA initialization, prompts and noise."""
     kl: str = choice("eps_mse", "eps_mse", "path")
-    """Which KL penalty: the published mean squared difference, or the path KL in nats."""
+    """Which KL penalty: the published mean squared difference, or the path KL in nats, which needs a sampler that adds
+    noise in each of the last K steps."""
     lv: int = number(1, 1)
     """DRaFT-LV: how often the last step's noise is drawn anew; 1 is plain DRaFT."""
-    prompts: int | str | tuple[str, ...] = number(48, 1)
-    """How many of the embedded world's captions to train on, a list of prompts, or a text file with one a line."""
+    prompts: int | str | tuple[str, ...] = number(32, 1)
+    """A list of prompts, a file of them (text with one per line; .tsv, .csv, .jsonl or .parquet with a column prompt,
+    caption or text; .json), or how many of the embedded world's 32 training captions. A model of your own, or of the
+    hub, needs a list or a file."""
     steps: int = number(100, 1)
     """Optimizer steps."""
     batch: int = number(12, 1)
@@ -181,13 +189,19 @@ class Train(Section):
     micro_batch: int = number(12, 1, **EXECUTION)
     """Images whose graph is held at once."""
     lr: float = number(1e-3, above=0)
-    """Adam's learning rate, constant."""
+    """The optimizer's learning rate, constant."""
     weight_decay: float = number(5e-4, 0)
-    """Adam's weight decay (L2)."""
-    optimizer: str = choice("adam", "adam", "adam-fused", "adam8bit")
-    """Adam; in one kernel; or with moments of 8 bits, which needs a GPU and bitsandbytes."""
+    """Weight decay; each step of AdamW takes lr * weight_decay of a weight off it."""
+    optimizer: str = choice("adamw", "adamw", "adamw-fused", "adamw-8bit", "adam-l2")
+    """AdamW, with decoupled weight decay as published; the same in one kernel; with moments of 8 bits, which needs a
+    GPU and bitsandbytes; or Adam with the decay added to the gradient, as L2 regularization."""
+    ema: float | None = number(None, above=0)
+    """Decay, under 1, of an exponential moving average (EMA) of the tuned weights: it is then what is validated, saved
+    (snapshots and the best one too), held by a guard and evaluated. As published, its start still weighs decay^n after
+    n steps: 0.67 of 0.9999 after 4,000. Null is without."""
     autocast: str | None = choice(None, None, "bfloat16")
-    """Precision of the forward passes of a training step, where the weights are float32."""
+    """Precision of the denoiser and the decoder in a training step, where the weights are float32; rewards compute in
+    rewards.dtype."""
     checkpointing: tuple[str, ...] = choice((), "denoiser", "vae", "reward", **EXECUTION)
     """Whose activations are computed again in the backward pass instead of being held."""
     vae_tiling: bool = False
@@ -196,7 +210,7 @@ class Train(Section):
     """Compile the denoiser's repeated blocks with torch.compile: worth its minute in long trainings on a GPU."""
     clip: float = number(1.0, above=0)
     """The gradient's largest norm."""
-    on_nan: str = choice("stop", "stop", "skip", **EXECUTION)
+    on_nan: str = choice("stop", "stop", "skip")
     """What happens where an image's score is NaN: stop, naming the image, or skip it and count it."""
     method: str = choice("lora", "lora", "full")
     """What is tuned: a LoRA, or every weight of the denoiser, as a second set beside the frozen base."""
@@ -214,12 +228,13 @@ class Train(Section):
     """Steps between validations: the points of the training curves."""
     validate_prompts: int = number(8, 1)
     """Prompts of a validation, the first of the training prompts."""
-    validate_seeds: int = number(4, 2)
-    """Images a prompt of a validation; diversity needs two."""
+    validate_seeds: int = number(4, 2, SEARCH_SEEDS - VALIDATION_SEEDS)
+    """Images a prompt of a validation, with noise that no evaluation has; diversity needs two."""
     checkpoint_every: int = number(20, 1, **EXECUTION)
     """Steps between checkpoints: what a crash costs at most."""
     max_failures: int = number(3, -1, **EXECUTION)
-    """How often a dead worker is replaced; -1 is without limit."""
+    """How often a dead worker is replaced; -1 is without limit. One that fails as any other would (a score that is NaN,
+    a setting that does not fit) ends the training at once."""
     num_workers: int | tuple[int, ...] = number(1, 1, **EXECUTION)
     """Data-parallel training workers; [least, most] takes as many as the cluster has room for, and goes on with fewer
     or more when nodes come and go. The adapter is the same to rounding."""
@@ -240,7 +255,7 @@ class Train(Section):
     """Checkpoints that are kept; with two there is one before a last that a crash has spoiled."""
     keep_best: bool = field(default=False, metadata=EXECUTION)
     """Keep the adapter of the validation with the best held-out reward too, as KEY@best."""
-    explosion: float | None = number(1000.0, above=1, **EXECUTION)
+    explosion: float | None = number(1000.0, above=1)
     """A step whose gradient's norm, over clip, is so many times its median over the last steps, or whose loss lies
     above its median by so many of its usual deviations, has exploded: on_nan says what then, as where it is NaN. Null
     is never."""
@@ -259,7 +274,14 @@ class Train(Section):
     """A word in the adapter's name, before its seed; a sweep says there what else it varies, as in lr0.0003-r16."""
 
     def __post_init__(self) -> None:
+        if self.optimizer in ONCE_L2:
+            raise ConfigError(
+                f"train.optimizer is {self.optimizer!r}, which added the weight decay to the gradient (L2) and is no "
+                "longer there: take adamw, which decouples it as published and makes other adapters, or adam-l2"
+            )
         super().__post_init__()
+        if self.ema is not None and self.ema >= 1:
+            raise ConfigError(f"train.ema is {self.ema:g}: give a number below 1, as in 0.9999, or null for no average")
         _check_bounds("train.num_workers", self.num_workers)
         if not re.fullmatch(r"[A-Za-z0-9._-]*", self.label):
             raise ConfigError(f"train.label is {self.label!r}: give letters, digits, '.', '_' and '-' alone")
@@ -275,6 +297,9 @@ class Train(Section):
         bounds = {name: getattr(self, f"stop_{name}") for name in LIMITED}
         return {name: bound for name, bound in bounds.items() if bound is not None}
 
+
+# Names of optimizers in earlier runs' configurations, of which the first was the default.
+ONCE_L2 = ("adam", "adam-fused", "adam8bit")
 
 # What `train.stop_*` bounds; but for the patience, a key each.
 LIMITED = ("held_out", "diversity", "kl", "path")
@@ -308,7 +333,8 @@ class Sweep(Section):
     kl_range: tuple[float, ...] | None = number(None, above=0)
     """[low, high]: a search draws KL weights between, uniformly in their logarithm; null draws among kl_weights."""
     objectives: tuple[str, ...] = choice(("reward", "diversity"), "reward", "held_out", "gold", "diversity")
-    """What Optuna maximizes, as the last validation of a trial has it."""
+    """What Optuna maximizes, as the validation of a trial's adapter has it: where a guard has stopped it, of the one
+    that was kept."""
     seed: int = number(0, 0)
     """Seed of a search: the same draws the same trials, where the same came of those before."""
     scheduler: str = choice("none", "none", "asha", **EXECUTION)
@@ -356,8 +382,10 @@ class Sweep(Section):
 @dataclass(frozen=True)
 class Evaluate(Section):
     prompts: int | str | tuple[str, ...] = number(16, 2)
-    """How many of the embedded world's captions to draw, a list of prompts, or a text file with one a line."""
-    seeds: int = number(8, 2)
+    """A list of prompts or a file of them, as train.prompts, or how many of the embedded world's 16 held-out captions,
+    which no number of train.prompts has. Any other model needs a list or a file; how many of them were trained on is
+    told."""
+    seeds: int = number(8, 2, VALIDATION_SEEDS)
     """Images a prompt and arm; every arm has the same noise."""
     rewards: tuple[str, ...] = ("fragile", "robust")
     """Rewards that score every image, and the terms of weighted sums; the first that was not trained on is the held-out
@@ -523,12 +551,12 @@ class Search(Section):
     """What to maximize, at least two: the adapter's reward, the held-out one, gold, front.diversity. Gold is reported
     in any case and steers the search only where it is named here."""
     prompts: int | str | tuple[str, ...] = number(8, 2, **EXECUTION)
-    """The search set: a list of prompts, a text file, or how many of the embedded world's captions."""
+    """The search set: a list of prompts, a file of them, or how many of the embedded world's training captions."""
     held_out: int | str | tuple[str, ...] = number(16, 2, **EXECUTION)
-    """The held-out set, which validates what was found; a number takes captions that are not in the search set."""
-    seeds: int = number(4, 2, **EXECUTION)
-    """Images a prompt and candidate."""
-    held_out_seeds: int = number(8, 2, **EXECUTION)
+    """The held-out set, which validates what was found: likewise, a number counting the world's held-out captions."""
+    seeds: int = number(4, 2, VALIDATION_SEEDS, **EXECUTION)
+    """Images a prompt and candidate, with noise that no evaluation and no validation has."""
+    held_out_seeds: int = number(8, 2, VALIDATION_SEEDS, **EXECUTION)
     """Images a held-out prompt and schedule."""
     keep: int = number(4, 1, **EXECUTION)
     """Schedules to validate and to keep, at most: those that add most hypervolume on the search set."""
@@ -540,6 +568,10 @@ class Search(Section):
     """Workers, each with the model and the scores; fewer where the cluster has less room."""
     worker_cpus: float = number(1.0, above=0, **EXECUTION)
     """Ray CPUs that a worker holds."""
+    worker_gpus: float = number(0.0, 0, **EXECUTION)
+    """Ray GPUs that a worker holds, or a share of one; without any it draws and scores on CPUs."""
+    node: str | None = field(default=None, metadata=EXECUTION)
+    """A custom resource of Ray (`spot` in cluster.yaml) that only the workers' nodes have; null is any node."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -648,10 +680,8 @@ def _without_file(key: str, text: str) -> str:
         return text
     from aig import schedules  # with torch, which most configurations need not wait for
 
-    try:
+    with given(f"evaluate.{key}"):
         found = schedules.parse(text)
-    except ValueError as error:
-        raise ConfigError(f"evaluate.{key}: {error}") from error
     return f"{found.label}={schedules.format_name(found)}" if found.label else schedules.format_name(found)
 
 
@@ -683,7 +713,7 @@ def of_run(directory: str | Path, overrides: Sequence[str] = ()) -> Config:
             f"{remote.shown(path)} is no run (it has no {CONFIG_FILE}): give the directory of one, as ~/aig-runs/demo"
         )
     values: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
-    _merge(values, _read_yaml(path / CONFIG_FILE), str(path / CONFIG_FILE))
+    _merge(values, _read_kept(path / CONFIG_FILE), str(path / CONFIG_FILE))
     for text in overrides:
         _merge(values, _parse_override(text), text)
     values["run"] |= {"name": path.name, "storage": remote.storage_of(path)}
@@ -704,11 +734,21 @@ def find_run(directory: str | Path) -> Path:
 
 
 def _check_store(path: Path, writing: bool) -> None:
-    """Whether a run's store can be used; then its configuration is here, if it has one."""
+    """Whether a run's store can be used; then its configuration is here, if it has one.
+
+    The mirror of a run in which a process of this machine works is that one's, and is left as it is.
+    """
+    if not remote.is_mirror(path):
+        return
     try:
         remote.check(path, writing)
-        kept = remote.set_aside(path)
-        remote.pull(path / CONFIG_FILE)
+        path.mkdir(parents=True, exist_ok=True)
+        file = locks.take(path / LOCK_FILE)
+        if file is None:
+            return
+        with file:
+            kept = remote.set_aside(path)
+            remote.pull(path / CONFIG_FILE)
     except remote.StorageError as error:
         raise ConfigError(f"run.storage: {error}") from error
     if kept is not None:
@@ -777,20 +817,45 @@ def describe() -> dict[str, tuple[str, str]]:
     return described
 
 
+def lock_directory(config: Config) -> TextIO:
+    """Make the run's directory, and hold its lock on this machine until the file that is returned is closed.
+
+    ConfigError where another process holds it.
+    """
+    path = config.directory
+    with _writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        file = locks.take(path / LOCK_FILE)
+    if file is None:
+        raise ConfigError(
+            f"another process is working in {remote.shown(path)}: wait for it, or choose another run.name"
+        )
+    return file
+
+
 def claim_directory(config: Config) -> Path:
-    """Make the run's directory, after `check_directory`, and write its `config.yaml`."""
+    """Make the run's directory, after `check_directory`, and write its `config.yaml`.
+
+    Where other processes may do the same, hold its lock before: what was checked is still so when it is written.
+    """
     path = check_directory(config)
-    try:
+    with _writing(path):
         path.mkdir(parents=True, exist_ok=True)
         part = path / f".{CONFIG_FILE}.part"
         part.write_text(to_yaml(config))
         part.replace(path / CONFIG_FILE)
         remote.push(path / CONFIG_FILE)
+    return path
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot write the run directory ({error.strerror}): choose another run.storage"
         ) from error
-    return path
 
 
 LOCK_FILE = remote.LOCK_FILE
@@ -800,7 +865,7 @@ OWN_FILES = (f".{CONFIG_FILE}.part", LOCK_FILE)
 
 def _check_same_run(config: Config, made: Path) -> None:
     try:
-        existing = from_dict(_read_yaml(made))
+        existing = from_dict(_read_kept(made))
     except ConfigError as error:
         raise ConfigError(
             f"{remote.shown(made.parent)} belongs to another version or program ({error}): choose another run.name"
@@ -850,6 +915,15 @@ def _read_yaml(path: Path) -> Any:
         ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML ({_one_line(error)}): correct the file") from error
+
+
+def _read_kept(path: Path) -> Any:
+    """The configuration that a run keeps. A key that it lacks is younger than the run, and its default what was done
+    then; only the optimizer's has changed."""
+    values = _read_yaml(path)
+    if not isinstance(values, dict) or not isinstance(values.get("train", {}), dict):
+        return values
+    return {**values, "train": {"optimizer": ONCE_L2[0], **values.get("train", {})}}
 
 
 def _parse_override(text: str) -> dict[str, Any]:

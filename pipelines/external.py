@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tempfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
-from aig import adapters
+from aig import adapters, folders
 from pipelines import layout, remote
 from pipelines.config import Config, ConfigError
+from pipelines.errors import given
 from pipelines.layout import RunFiles
 
 KEY = "evaluate.adapters"
@@ -31,19 +31,19 @@ def check(config: Config, denoiser: nn.Module) -> None:
     for name, source in layout.external(config).items():
         if name in trained:
             raise ConfigError(f"{KEY}: the sweep trains an adapter {name!r} itself: give this one another name")
-        path = _where(config, name, source)
+        with given(f"{KEY}: {name}"):
+            path = _where(config, name, source)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             warnings.simplefilter("error", adapters.OtherBase)
             try:
-                adapters.load(denoiser, path, name)
+                with given(f"{KEY}: {name}"):
+                    adapters.load(denoiser, path, name)
             except adapters.OtherBase as error:
                 raise ConfigError(
                     f"{KEY}: {name}: {str(error).partition(';')[0]}: set model.name to the model that it was made on, "
                     f"or give its weights without the {adapters.RECORD} beside them"
                 ) from error
-            except ValueError as error:
-                raise ConfigError(f"{KEY}: {name}: {error}") from error
         for warning in caught:
             if issubclass(warning.category, UserWarning):
                 print(f"warning: {warning.message}", file=sys.stderr)
@@ -58,17 +58,11 @@ def bring(config: Config) -> None:
             continue
         weights = adapters.weights_file(source)
         known = weights.name if weights.name == adapters.FULL_WEIGHTS else adapters.WEIGHTS
-        folder.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
-        try:
+        with folders.whole(target) as part:
             shutil.copyfile(weights, part / known)
             record = weights.parent / adapters.RECORD
             if record.exists():
                 shutil.copyfile(record, part / adapters.RECORD)
-            part.chmod(0o755)
-            part.rename(target)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
         remote.push_whole(target)
         print(f"Copied {weights} to {target}: the run has all that it needs.")
 
@@ -80,7 +74,9 @@ def _where(config: Config, name: str, source: Path) -> Path:
         if not source.exists():
             raise ConfigError(f"{KEY}: {name}: {source} does not exist: give the path of a LoRA file or of its folder")
         return source
-    if source.exists() and len({layout.file_digest(adapters.weights_file(path)) for path in (copy, source)}) > 1:
+    with given(f"{KEY}: {name}"):
+        differs = source.exists() and adapters.digest(copy) != adapters.digest(source)
+    if differs:
         raise ConfigError(
             f"{KEY}: {copy} holds another adapter than {source}: give this one another name, or choose another run.name"
         )

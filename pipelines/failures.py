@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines import layout
 from pipelines.config import Config
+from pipelines.errors import RunError
 from pipelines.layout import RunFiles
 from pipelines.scoring import PART, commit
 
@@ -33,7 +33,7 @@ class Unit(Protocol):
     def seeds(self) -> tuple[int, ...]: ...
 
 
-class EvaluationError(RuntimeError):
+class EvaluationError(RunError):
     """More failed than the configuration lets pass."""
 
 
@@ -74,7 +74,10 @@ class Failures:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows of a table of failures; none where there is no table."""
-    return pq.read_table(path).to_pylist() if path.exists() else []
+    return layout.read_parquet(path, FIX).to_pylist() if path.exists() else []
+
+
+FIX = "delete it, and run `python -m pipelines evaluate` again, which tells of what fails anew"
 
 
 def of_run(config: Config) -> list[dict[str, Any]]:

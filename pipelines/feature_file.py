@@ -16,7 +16,7 @@ COLUMN = "features"
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """A file of shape (arms, prompts, seeds, d); it holds no more than its path, and any process can open it."""
+    """A file of shape (arms, prompts, seeds, d), on this machine alone; it holds no more than its path."""
 
     path: Path
 

@@ -24,6 +24,7 @@ from pipelines.config import Config, ConfigError, Front
 from pipelines.families import FAMILIES, counted, family_name, members
 from pipelines.layout import RunFiles
 from pipelines.measure import Table, read_rows, read_table
+from pipelines.prompts import prompt_lists
 from pipelines.report.words import cost_words
 from pipelines.scoring import GOLD
 from pipelines.study import Study
@@ -42,7 +43,7 @@ DISTANCE_UNITS = {"kl_to_base": "nats per image", "path": "mean squared differen
 def write_front(config: Config) -> Path:
     """Write `front.json`, and all arms as `table.csv`, from the metrics that `evaluate` left.
 
-    ValueError where they are missing.
+    ConfigError where they are missing.
     """
     files, front = RunFiles(config.directory), config.front
     table, measured = read_table(config), _measured(read_rows(config))
@@ -57,6 +58,7 @@ def write_front(config: Config) -> Path:
         "seed": front.seed,
         "interval": front.interval,
         "prompts": len(table.prompts),
+        "prompt_lists": prompt_lists(config),
         "seeds": table.seeds,
         "reference": found[0]["reference"],
         "normalization": found[0]["normalization"],

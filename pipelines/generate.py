@@ -8,11 +8,10 @@ record exists that could disagree with them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,71 +23,18 @@ import torch
 from aig import adapters, models
 from aig.sampler import Grid, sample_arms, to_uint8
 from pipelines import config as configuration
-from pipelines import failures, layout, normalization, pools, remote, rewarding, streaming, study
+from pipelines import demands, failures, layout, normalization, pools, remote, rewarding, streaming, study
 from pipelines.attempt import attempt
 from pipelines.bar import Bar
 from pipelines.breakdown import PIXEL_STD, pixel_std
 from pipelines.cluster import Cluster, actor
 from pipelines.config import Config, ConfigError
-from pipelines.layout import RunFiles
+from pipelines.layout import IMAGES_FORMAT, RunFiles
+from pipelines.prompts import resolve_prompts
 from pipelines.scoring import PART, Pictures, Scores, scoring_device, to_png
 from pipelines.scoring import commit as commit  # for who writes tables beside the images
 from pipelines.study import StudyArm
-
-FORMAT = 2  # of the files; part of their names
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One prompt with some of its seeds, for all arms; `name` is a hash of all that its images and scores depend on."""
-
-    name: str
-    prompt_id: int
-    prompt: str
-    seeds: tuple[int, ...]
-
-
-def units(config: Config, model_defaults: models.Sampling) -> list[Unit]:
-    """Every unit of the evaluation; the adapters have to be there, since their content is part of the names."""
-    evaluate = config.evaluate
-    shared = {
-        "format": FORMAT,
-        "model": study.fingerprint(config.model.name, config.model.revision, config.model.variant),
-        "dtype": config.model.dtype,
-        "size": [config.model.height, config.model.width],
-        "sampling": asdict(replace(_sampling(config, model_defaults), max_rows=1)),
-        "run_seed": config.run.seed,
-        "arms": [(arm.arm.name, arm.arm.id, adapter_digest(config, arm.arm.adapter)) for arm in study.all_arms(config)],
-        "scores": [study.scored_rewards(config), evaluate.gold, evaluate.features],
-    }
-    columns = rewarding.columns(config, study.scored_rewards(config))
-    if columns.sums or config.rewards.define:  # else the names say it all
-        shared["columns"] = [columns.to_json(), normalization.of_sums(config)]
-    found = []
-    for prompt_id, prompt in enumerate(study.resolve_prompts(evaluate.prompts, "evaluate.prompts")):
-        for first in range(0, evaluate.seeds, evaluate.group):
-            seeds = tuple(range(first, min(first + evaluate.group, evaluate.seeds)))
-            content = {**shared, "prompt_id": prompt_id, "path": has_path(config, prompt_id)}
-            name = _hash({**content, "prompt": prompt, "seeds": seeds})
-            found.append(Unit(name, prompt_id, prompt, seeds))
-    return found
-
-
-def has_path(config: Config, prompt_id: int) -> bool:
-    """Whether the distance to the base is measured on this prompt."""
-    return config.evaluate.path_prompts is None or prompt_id < config.evaluate.path_prompts
-
-
-def adapter_digest(config: Config, name: str | None) -> str | None:
-    """A hash of an adapter's weights; ConfigError where it was not trained."""
-    if name is None:
-        return None
-    try:
-        return layout.file_digest(adapters.weights_file(RunFiles(config.directory).adapters / name))
-    except ValueError:
-        raise ConfigError(
-            f"adapter {name!r} is not trained: run `python -m pipelines sweep` with the same configuration first"
-        ) from None
+from pipelines.units import Unit, has_path, image_id, sampling_of, units
 
 
 def generate(
@@ -128,12 +74,12 @@ def _plan(config: Config, missing: Sequence[Unit], pool: pools.Pool, generator: 
     evaluate = config.evaluate
     streaming.quiet_data()
     content = {"config": configuration.to_dict(config)}
-    rows = [{"unit": u.name, "prompt_id": u.prompt_id, "prompt": u.prompt, "seeds": list(u.seeds)} for u in missing]
+    rows = [unit.row() for unit in missing]
     drawn = streaming.rows(rows).map_batches(
         generator,
         fn_constructor_kwargs=content,
         compute=pool.strategy(len(rows)),
-        **actor(pools.generator_needs(evaluate, pool.memory)),
+        **actor(demands.generator(evaluate, pool.memory).one),
         batch_size=min(evaluate.groups_at_once, -(-len(rows) // pool.start)),
         batch_format="pyarrow",
     )
@@ -151,7 +97,7 @@ class Generator:
         files = RunFiles(self.config.directory)
         remote.pull(files.root, files.adapters.name, files.sweep.name)
         self.model = study.load_model(self.config)
-        self.sampling = _sampling(self.config, self.model.defaults)
+        self.sampling = sampling_of(self.config, self.model.defaults)
         self.has_kl = Grid(self.model, self.sampling).has_path_kl
         self.arms = study.all_arms(self.config)
         for name in dict.fromkeys(arm.arm.adapter for arm in self.arms):
@@ -211,6 +157,7 @@ class Generator:
 
 UNIT_SCHEMA = pa.schema({
     "unit": pa.string(), "prompt_id": pa.int32(), "prompt": pa.string(), "seeds": pa.list_(pa.int32()),
+    "origins": pa.list_(pa.string()),
     "image": pa.list_(pa.binary()), PIXEL_STD: pa.list_(pa.float32()), "path": pa.list_(pa.float32()),
     "kl_to_base": pa.list_(pa.float32()),
     "cost": pa.string(), "predictions": pa.int64(), "error": pa.string(),
@@ -245,19 +192,21 @@ class Evaluation:
 
     def pictures(self, row: Mapping[str, Any]) -> Pictures:
         arms = [arm for arm in self.arms for _ in row["seeds"]]
-        columns = identity_columns(arms, row["prompt_id"], row["prompt"], [*row["seeds"]] * len(self.arms))
+        made = [origin for origin in row["origins"] for _ in row["seeds"]]
+        columns = identity_columns(arms, made, row["prompt_id"], row["prompt"], [*row["seeds"]] * len(self.arms))
         columns |= {"image": pa.array(row["image"], pa.binary())}
         measured = [name for name in (PIXEL_STD, *DISTANCES) if row[name] is not None]
         columns |= {name: pa.array(row[name], pa.float32()) for name in measured}
         prompts = [row["prompt"]] * len(arms)
-        return Pictures(columns["id"].to_pylist(), row["image"], prompts, columns, {"cost": row["cost"]})
+        about = {"cost": row["cost"], "format": str(IMAGES_FORMAT)}
+        return Pictures(columns["id"].to_pylist(), row["image"], prompts, columns, about)
 
 
 def identity_columns(
-    arms: Sequence[StudyArm], prompt_id: int, prompt: str, seeds: Sequence[int]
+    arms: Sequence[StudyArm], origins: Sequence[str], prompt_id: int, prompt: str, seeds: Sequence[int]
 ) -> dict[str, pa.Array]:
-    """The columns that say which image a row is; `id` is a hash of (arm, prompt, seed index)."""
-    ids = [_hash([arm.arm.id, prompt, seed]) for arm, seed in zip(arms, seeds, strict=True)]
+    """The columns that say which image a row is: an arm, an origin and a seed index for each, and `image_id`."""
+    ids = [image_id(origin, prompt, seed) for origin, seed in zip(origins, seeds, strict=True)]
     return {
         "id": pa.array(ids),
         "arm": pa.array([arm.arm.name for arm in arms]),
@@ -286,13 +235,16 @@ class Images:
     failed: int = 0
     left_out: tuple[int, ...] = ()
     """Prompts of units that failed, by their places in evaluate.prompts."""
+    others: int = 0
+    """Units' files beside those that are asked for."""
 
     def require_complete(self) -> None:
         """ConfigError where images are missing."""
         if self.missing:
+            others = f", and there are {self.others} groups of them {OTHERWISE}" if self.others else ""
             raise ConfigError(
-                f"{self.missing} of {self.expected} images are missing: run `python -m pipelines evaluate` with the "
-                "same configuration"
+                f"{self.missing} of {self.expected} images are missing{others}: run `python -m pipelines evaluate` "
+                "with the same configuration"
             )
 
     def check(self) -> dict[str, int]:
@@ -317,7 +269,7 @@ def read(config: Config, model_defaults: models.Sampling, without: Sequence[str]
         if unit.prompt_id in left_out:
             continue
         path = folder / PART.format(unit=unit.name)
-        ids = {_hash([arm.arm.id, unit.prompt, seed]) for seed in unit.seeds for arm in arms}
+        ids = set(unit.ids)
         expected += len(ids)
         if path.exists():
             found, kept = _read_unit(path, ids, without)
@@ -325,7 +277,10 @@ def read(config: Config, model_defaults: models.Sampling, without: Sequence[str]
             tables.append(kept)
             paths.append(path)
     every = len(arms) * sum(len(unit.seeds) for unit in asked)
-    about: dict[str, Any] = {"expected": every, "failed": every - expected, "left_out": left_out}
+    others = {path.name for path in folder.glob(PART.format(unit="*"))} - {PART.format(unit=u.name) for u in asked}
+    about: dict[str, Any] = {
+        "expected": every, "failed": every - expected, "left_out": left_out, "others": len(others)
+    }  # fmt: skip
     if not paths:
         empty = pa.table({"id": pa.array([], pa.string())})
         return Images(empty, found=0, missing=expected, duplicate=0, cost={}, **about)
@@ -336,14 +291,21 @@ def read(config: Config, model_defaults: models.Sampling, without: Sequence[str]
 
 def _read_unit(path: Path, ids: set[str], without: Sequence[str]) -> tuple[int, pa.Table]:
     """How many rows a unit's file has, and the first of each of these ids."""
-    schema = pq.read_schema(path)
-    table = pq.read_table(path, columns=[name for name in schema.names if name == "id" or name not in without])
+    try:
+        names = pq.read_schema(path).names
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{remote.shown(path)} cannot be read ({reason}): {REMAKE}") from error
+    table = layout.read_parquet(path, REMAKE, [name for name in names if name == "id" or name not in without])
     first: dict[str, int] = {}
     for row, name in enumerate(table["id"].to_pylist()):
         if name in ids:
             first.setdefault(name, row)
     kept = table.take(pa.array(first.values(), pa.int64())) if len(first) < len(table) else table
     return len(table), kept.drop_columns("id" if "id" in without else []).replace_schema_metadata(None)
+
+
+REMAKE = "delete it, and run `python -m pipelines evaluate` with the same configuration"
 
 
 def _mean_cost(paths: Sequence[Path]) -> dict[str, float]:
@@ -353,17 +315,9 @@ def _mean_cost(paths: Sequence[Path]) -> dict[str, float]:
     return {name: sum(cost[name] for cost in costs) / len(costs) for name in names}
 
 
-def _sampling(config: Config, defaults: models.Sampling) -> models.Sampling:
-    sampling = study.resolve_sampling(config, defaults)
-    return replace(sampling, max_rows=config.evaluate.max_rows or sampling.max_rows)
-
-
-def _hash(content: Any) -> str:
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
-
-
 def _drop_others(config: Config, folder: Path, wanted: set[str]) -> None:
-    """Remove units of adapters that have been trained anew since, and what a killed writer left.
+    """Remove units of an earlier format, or of adapters, rewards or features that have changed since, and what a
+    killed writer left.
 
     ConfigError, before anything is removed, where the folder holds images of another run.
     """
@@ -372,17 +326,20 @@ def _drop_others(config: Config, folder: Path, wanted: set[str]) -> None:
     others = [path for path in folder.glob("part-*.parquet") if path.stem.removeprefix("part-") not in wanted]
     if others:
         _check_ours(config, others)
-        print(f"Removing {len(others)} groups of images whose adapters or format have changed since.")
+        print(f"Removing {len(others)} groups of images {OTHERWISE}: they are made anew.")
     for path in folder.glob(".part-*.part"):
         path.unlink()
     for path in others:
         layout.forget(path)
 
 
+OTHERWISE = "that an earlier version made, or whose model, adapters, rewards or features have changed since"
+
+
 def _check_ours(config: Config, paths: Sequence[Path]) -> None:
     """ConfigError where a unit's file has an arm or a prompt that this run does not have."""
     arms = {arm.arm.name for arm in study.all_arms(config)}
-    prompts = set(study.resolve_prompts(config.evaluate.prompts, "evaluate.prompts"))
+    prompts = set(resolve_prompts(config, "evaluate.prompts"))
     for path in paths:
         try:
             found = pq.read_table(path, columns=["arm", "prompt"])

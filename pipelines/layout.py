@@ -7,18 +7,21 @@ import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from aig import folders
 from pipelines import remote
 from pipelines.config import Config, ConfigError, Train
 
 RECORD = "adapter.json"  # `aig.adapters.RECORD`, without its torch
+# What an earlier version has left is of an earlier format, is said to be, and is never read as if it were of this one.
+RECORD_FORMAT = 2  # of adapters' records; 1 had no such key, and a fingerprint of the ends of the model's files
+IMAGES_FORMAT = 3  # of the units' files and what is measured of them; 2 had ids of (arm, prompt, seed index) alone
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,12 @@ def trainings(config: Config) -> list[Train]:
     ]
 
 
+def saved_adapters(files: RunFiles) -> list[str]:
+    """The names of the adapters that are there whole, in their order; the folders of killed writers are hidden."""
+    found = (path.parent.name for path in files.adapters.glob(f"*/{RECORD}"))
+    return sorted(name for name in found if not name.startswith("."))
+
+
 def external(config: Config) -> dict[str, Path]:
     """Adapters that were made elsewhere: their names, and where they came from; the run has copies."""
     return {name: Path(path) for name, _, path in (text.partition("=") for text in config.evaluate.adapters)}
@@ -184,6 +193,15 @@ def read_sweep(config: Config) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read ({error}): restore it, or choose another run.name") from error
 
 
+def other_format(files: RunFiles) -> int | None:
+    """The format of the images that another version has measured; None where this one has, or nothing was."""
+    try:
+        found = json.loads(files.arms.read_text()).get("format", 2)
+    except (OSError, ValueError, AttributeError):
+        return None
+    return None if found == IMAGES_FORMAT else found
+
+
 def snapshot_steps(config: Config) -> list[int]:
     """The steps whose snapshots are kept, the last step excepted: that is the adapter itself."""
     return list(range(config.train.snapshot_every, config.train.steps, config.train.snapshot_every))
@@ -216,24 +234,23 @@ def stopped(config: Config) -> dict[str, Any] | None:
     return record if found and found["step"] <= config.train.steps else None
 
 
+def curve(config: Config) -> list[dict[str, Any]]:
+    """The validations of `config.train`, from step 0 on; none where it has not begun."""
+    path = RunFiles(config.directory).curves / f"{adapter_key(config.train)}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def standings(config: Config) -> list[dict[str, Any]]:
+    """What the adapter of `config.train` was worth at each validation, the last being what the training came to: its
+    curve, but after the step of what a guard kept the values of that."""
+    rows, last = curve(config), last_step(config)
+    kept = next((row for row in reversed(rows) if row["step"] <= last), {})
+    return [row if row["step"] <= last else {**kept, "step": row["step"]} for row in rows]
+
+
 def best_folder(train: Train) -> str:
     """The name of the adapter of the validation with the best held-out reward, where train.keep_best asks for it."""
     return f"{adapter_key(train)}@best"
-
-
-def read_prompts(path: str, key: str) -> list[str]:
-    """The distinct lines of a text file; ConfigError where it cannot be read or has fewer than two."""
-    try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{key}: {path} cannot be read ({getattr(error, 'strerror', None) or error}): give a text file with one "
-            "prompt a line, a list, or a number"
-        ) from error
-    prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if len(prompts) < 2:
-        raise ConfigError(f"{key}: {path} has {len(prompts)} prompts: give one a line, at least two")
-    return prompts
 
 
 def file_digest(path: Path) -> str:
@@ -278,10 +295,32 @@ def whole(path: Path, by: str = "") -> Iterator[Path]:
 def forget(path: Path) -> None:
     """Remove a file or a folder of a run, wherever that is kept; nothing where there is none."""
     if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
+        folders.remove(path)
     else:
         path.unlink(missing_ok=True)
     remote.remove(path)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a file of ours; ConfigError where it cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{remote.shown(path)} cannot be read ({error}): restore it, or delete it to have it made again"
+        ) from error
+
+
+def read_parquet(path: Path, fix: str, columns: Sequence[str] | None = None) -> Any:
+    """A table of ours; ConfigError with the fix where it cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{remote.shown(path)} cannot be read ({reason}): {fix}") from error
 
 
 def write_json(path: Path, content: Any) -> None:

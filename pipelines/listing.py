@@ -192,15 +192,15 @@ def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             reader = csv.DictReader(lines)
             for row in reader:
                 yield f"line {reader.line_num}", row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{file}: not a CSV file in UTF-8 ({error})") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{file}: not a CSV file in UTF-8 that can be read ({error})") from error
 
 
 def _json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: not text in UTF-8 ({error})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not text in UTF-8 that can be read ({error})") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

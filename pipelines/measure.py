@@ -11,20 +11,22 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from aig.pareto import Subsample, bootstrap
 from pipelines import failures, generate, layout, remote, study, tables
 from pipelines.breakdown import PIXEL_STD
-from pipelines.config import Config
+from pipelines.cluster import Cluster
+from pipelines.config import CONFIG_FILE, Config, ConfigError
 from pipelines.feature_file import gathered
-from pipelines.layout import RunFiles, slug
+from pipelines.layout import IMAGES_FORMAT, RunFiles, slug
 from pipelines.measuring import BY_PROMPT, Measured, measure_arms
+from pipelines.prompts import resolve_prompts
 from pipelines.report.data import Estimate
 from pipelines.scoring import ACCURACIES, GOLD
 from pipelines.sets import SetMeasures
@@ -59,7 +61,7 @@ class Table:
         return {metric: values[index] for metric, values in self.values.items()}
 
 
-def measure(config: Config, images: generate.Images, command: str, connect: Callable[[], object]) -> Table:
+def measure(config: Config, images: generate.Images, command: str, connect: Callable[[], Cluster]) -> Table:
     """Write `metrics.parquet`, the table prompt by prompt beside it, and `arms.json` with the command.
 
     `connect` connects to Ray, and is called where sets are too large for one process. ConfigError where the dataset is
@@ -90,14 +92,22 @@ def measure(config: Config, images: generate.Images, command: str, connect: Call
         check["prompts_left_out"] = [prompt for i, prompt in _prompts(config).items() if i not in kept]
     versions = {package: version(package) for package in ("torch", "diffusers", "peft", "ray")}
     layout.write_json(
-        files.arms, {"arms": listed, "cost": images.cost, "check": check, "command": command, "versions": versions}
+        files.arms,
+        {
+            "format": IMAGES_FORMAT,
+            "arms": listed,
+            "cost": images.cost,
+            "check": check,
+            "command": command,
+            "versions": versions,
+        },
     )
     return table
 
 
 def _prompts(config: Config) -> dict[int, str]:
     """Every prompt by its place in evaluate.prompts, the number of its images in the dataset."""
-    return dict(enumerate(study.resolve_prompts(config.evaluate.prompts, "evaluate.prompts")))
+    return dict(enumerate(resolve_prompts(config, "evaluate.prompts")))
 
 
 def _kept(config: Config, images: generate.Images) -> dict[int, str]:
@@ -158,11 +168,8 @@ def _again(config: Config) -> str:
 
 
 def read_table(config: Config) -> Table:
-    """The table prompt by prompt that `measure` wrote; ValueError where it did not."""
-    path = RunFiles(config.directory).root / PER_PROMPT
-    if not path.exists():
-        raise ValueError(f"{path} is missing: run `{_again(config)}` first")
-    long = pq.read_table(path)
+    """The table prompt by prompt that `measure` wrote; ConfigError where it did not."""
+    long = _read(config, RunFiles(config.directory).root / PER_PROMPT)
     arms, metrics = (list(dict.fromkeys(long[name].to_pylist())) for name in ("arm", "metric"))
     known = _prompts(config)
     prompts = [known[i] for i in dict.fromkeys(long["prompt_id"].to_pylist())]
@@ -173,15 +180,32 @@ def read_table(config: Config) -> Table:
 
 
 def read_rows(config: Config) -> list[dict[str, Any]]:
-    """The rows of `metrics.parquet`; ValueError where it is missing or of an earlier version."""
-    path = RunFiles(config.directory).metrics
-    fix = f"run `{_again(config)}` first"
-    if not path.exists():
-        raise ValueError(f"{path} is missing: {fix}")
-    table = pq.read_table(path)
+    """The rows of `metrics.parquet`; ConfigError where it is missing or another version measured."""
+    files = RunFiles(config.directory)
+    path = files.metrics
+    if (made := layout.other_format(files)) is not None:
+        raise ConfigError(
+            f"{path} was measured by another version, on images of format {made} where this one makes {IMAGES_FORMAT}: "
+            f"run `python -m pipelines evaluate --config {files.root / CONFIG_FILE}` first, or use that version"
+        )
+    table = _read(config, path)
     if table.schema.names != SCHEMA.names:
-        raise ValueError(f"{path} has columns {table.schema.names}, not {SCHEMA.names}: {fix}")
+        raise ConfigError(f"{path} has columns {table.schema.names}, not {SCHEMA.names}: {_made_by(config)}")
     return table.to_pylist()
+
+
+def _read(config: Config, path: Path) -> pa.Table:
+    """A table that `measure` wrote; ConfigError with the command that makes it where it is missing or spoilt."""
+    if not path.exists():
+        raise ConfigError(f"{remote.shown(path)} is missing: {_made_by(config)}")
+    return layout.read_parquet(path, _made_by(config))
+
+
+def _made_by(config: Config) -> str:
+    """What to run for the measures of a run: `evaluate` where it has no images yet."""
+    if any(name.startswith("part-") for name in remote.names(RunFiles(config.directory).images)):
+        return f"run `{_again(config)}` first"
+    return "run `python -m pipelines evaluate` with the same configuration first"
 
 
 def _scores(
@@ -289,7 +313,7 @@ def read_sets(config: Config) -> dict[str, SetMeasures]:
     path = RunFiles(config.directory).root / PER_SUBSET
     if not path.exists():
         return {}
-    long = pq.read_table(path)
+    long = _read(config, path)
     prompts, size, images = (int((long.schema.metadata or {})[name]) for name in (b"prompts", b"size", b"images"))
     arms, metrics = (list(dict.fromkeys(long[name].to_pylist())) for name in ("arm", "metric"))
     grid = long["value"].to_numpy().reshape(len(arms), len(metrics), -1)

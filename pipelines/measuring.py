@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from aig.metrics import NeighbourScores, mean_pairwise_cosine_distance, vendi_score
-from pipelines import breakdown, sets, study
+from aig.metrics import FeatureError, NeighbourScores, mean_pairwise_cosine_distance, vendi_score
+from pipelines import breakdown, demands, sets, study
 from pipelines.bar import Bar
+from pipelines.cluster import Cluster
 from pipelines.config import Config, ConfigError
 from pipelines.feature_file import FeatureFile
 from pipelines.sets import SetMeasures
@@ -36,7 +37,7 @@ class Measured:
 
 
 def measure_arms(
-    config: Config, scores: dict[str, np.ndarray], features: FeatureFile, connect: Callable[[], object]
+    config: Config, scores: dict[str, np.ndarray], features: FeatureFile, connect: Callable[[], Cluster]
 ) -> tuple[list[Measured], dict[str, Any]]:
     """What each arm has, and the row of the noise floor; features are read from their file a block at a time.
 
@@ -75,9 +76,11 @@ def _sets(
         return None, refused
     try:
         whole = sets.measure_sets(config, base, rows, tiled)
-    except ValueError as error:  # as where a subset's features are all the same
+    except FeatureError as error:  # as where a subset's features are all the same
         if rows is base:
-            raise
+            raise ConfigError(
+                f"no arm can be measured against the base model's images ({error}): see evaluate.features"
+            ) from error
         return None, [str(error)]
     return whole, []
 
@@ -88,16 +91,16 @@ def _warning(config: Config, whole: SetMeasures) -> str | None:
 
 
 def _tiled(
-    config: Config, features: FeatureFile, base: int, n: int, connect: Callable[[], object]
+    config: Config, features: FeatureFile, base: int, n: int, connect: Callable[[], Cluster]
 ) -> Callable[[int], NeighbourScores] | None:
     """Measures an arm's neighbours with Ray; None for sets that one process can do."""
     if n < config.measure.tiles_from:
         return None
+    connect().room(demands.tile(config.measure))
     tiles = Tiles(features, n, sets.NEIGHBOURS, config.measure.tile, config.measure.tile_cpus)
 
     @cache
     def radii() -> torch.Tensor:
-        connect()
         return tiles.radii(base)
 
     return lambda arm: tiles.scores(base, arm, radii())

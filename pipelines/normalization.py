@@ -1,8 +1,11 @@
-"""The base model's scores, by which the terms of a weighted sum are z-scored: measured once, and kept in the run."""
+"""The base model's scores, by which the terms of a weighted sum are z-scored: measured once, and kept in the run.
+
+They are those of the validations' prompts and noise: the scale of what is trained on owes nothing to the images that
+judge it.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -12,10 +15,11 @@ import torch
 
 from aig.sampler import Arm, sample_arms, to_uint8
 from pipelines import config as configuration
-from pipelines import layout, rewarding, study
-from pipelines.cluster import Cluster, actor, needs
+from pipelines import demands, layout, rewarding, study
+from pipelines.cluster import Cluster, actor
 from pipelines.config import Config, ConfigError
 from pipelines.layout import RunFiles
+from pipelines.prompts import validation_prompts, validation_seeds
 from pipelines.rewarding import Columns, Statistics
 from pipelines.scoring import Scores
 
@@ -39,31 +43,32 @@ def read(config: Config) -> dict[str, tuple[float, float]]:
 
 
 def ensure(config: Config, connect: Callable[[], Cluster]) -> None:
-    """Measure what `read` lacks, in a Ray task of a training worker's size.
+    """Measure what `read` lacks, or has of another model or of other weights of a reward, in a Ray task of a training
+    worker's size.
 
     `connect` connects to Ray, and is called where something is lacking.
     ValueError where a reward gives all the base model's images one score.
     """
-    columns, known = wanted(config), _components(config)
+    columns = wanted(config)
+    if not columns.normalized:
+        return
+    known, digests = _current(config), _digests(columns)
     lacking = [name for name in columns.normalized if name not in known]
     if not lacking:
         return
-    connect()
-    train = config.train
+    cluster, train = connect(), config.train
+    need = demands.statistics(config)
+    cluster.room(need)
+    for name in set(lacking) & set(_components(config)):
+        print(f"{name} was measured by an earlier version, or of another model or other weights: it is measured anew.")
     print(f"Measuring {', '.join(lacking)} on {_images(config)} images of the base model, to z-score weighted sums.")
-    resources = actor(needs(train.cpus_per_worker, train.gpus_per_worker, train.node))
-    task = ray.remote(_task).options(max_retries=max(0, train.max_failures), **resources)
+    task = ray.remote(_task).options(max_retries=max(0, train.max_failures), **actor(need.one))
     found = ray.get(task.remote(configuration.to_dict(config), lacking))
     for name, row in found.items():
         print(f"  {name}: mean {row['mean']:.4g}, standard deviation {row['std']:.4g}")
+    found = {name: {**row, "digest": digests[name]} for name, row in found.items()}
     layout.write_json(
-        RunFiles(config.directory).reward_statistics,
-        {
-            "model": study.fingerprint(config.model.name, config.model.revision, config.model.variant),
-            "prompts": _prompts(config),
-            "seeds": train.validate_seeds,
-            "components": known | found,
-        },
+        RunFiles(config.directory).reward_statistics, {**_measured_on(config), "components": known | found}
     )
 
 
@@ -85,8 +90,8 @@ def measure(config: Config, names: Sequence[str]) -> dict[str, Any]:
     sampling = replace(sampling, max_rows=settings.rollout_batch or sampling.max_rows)
     scores = Scores(Columns({name: columns.parts[name] for name in names}, {}), device=model.device)
     found: dict[str, list[float]] = {name: [] for name in names}
-    seeds = list(range(settings.validate_seeds))
-    for prompt in _prompts(config):
+    seeds = validation_seeds(config)
+    for prompt in validation_prompts(config):
         texts = [prompt] * len(seeds)
         samples = sample_arms(model, texts, seeds, [Arm("base", None, 1.0, "base")], config.run.seed, sampling)
         images = model.decode(samples.latents["base"])
@@ -117,15 +122,32 @@ def _moments(name: str, values: Sequence[float]) -> dict[str, float]:
 
 def _components(config: Config) -> dict[str, Any]:
     path = RunFiles(config.directory).reward_statistics
-    return json.loads(path.read_text())["components"] if path.exists() else {}
+    return layout.read_json(path)["components"] if path.exists() else {}
 
 
-def _prompts(config: Config) -> list[str]:
-    return study.resolve_prompts(config.train.prompts, "train.prompts")[: config.train.validate_prompts]
+def _measured_on(config: Config) -> dict[str, Any]:
+    model = study.fingerprint(config.model.name, config.model.revision, config.model.variant)
+    return {"model": model, "prompts": validation_prompts(config), "seeds": validation_seeds(config)}
+
+
+def _current(config: Config) -> dict[str, Any]:
+    """Of `_components` those that were measured on this model, and with the weights that the rewards have here."""
+    path = RunFiles(config.directory).reward_statistics
+    if not path.exists():
+        return {}
+    file, asked = layout.read_json(path), _measured_on(config)
+    if any(file.get(key) != value for key, value in asked.items()):
+        return {}
+    digests = _digests(wanted(config))
+    return {name: row for name, row in file["components"].items() if row.get("digest") == digests.get(name, "")}
+
+
+def _digests(columns: Columns) -> dict[str, str]:
+    return rewarding.digests(columns.parts[name] for name in columns.normalized)
 
 
 def _images(config: Config) -> int:
-    return len(_prompts(config)) * config.train.validate_seeds
+    return len(validation_prompts(config)) * config.train.validate_seeds
 
 
 def of_sums(config: Config) -> Statistics | None:

@@ -7,22 +7,28 @@ with checkpointing, those of the one block that is being computed again.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from aig import adapters, memory
-from aig.grid import scheduler_for
+from aig.draft import DraftConfig
+from aig.grid import Grid, scheduler_for
 from aig.models import LatentModel
 from aig.models.empty import empty, parameters
 from aig.models.protocol import Condition
 from aig.models.published import PUBLISHED
 from pipelines import parallel, remote, study
 from pipelines.config import Config
+from pipelines.errors import given
+from pipelines.prompts import EVALUATE, TRAIN, missing, prompt_lists, told
 from pipelines.training import ADAPTER, attach, draft_config
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -50,7 +56,7 @@ class Plan:
     predictions: int
     weights: int
     states: int
-    """The adapter's weights, gradients and optimizer moments."""
+    """The adapter's weights, their gradients, moments and, where it is on, their moving average, all in float32."""
     activations: int
     operations: float
     """Of one optimizer step, without the reward."""
@@ -70,24 +76,30 @@ def all_parameters(model: LatentModel) -> int:
 
 
 def make(config: Config) -> Plan:
-    """The plan of `config.train`; ValueError where model, sizes and settings do not go together."""
+    """The plan of `config.train`; ConfigError where model, sizes and settings do not go together."""
     train = config.train
-    model, here = empty(config.model.name, config.model.revision)
-    model = study.sized(model, config)
-    settings = draft_config(config, model)
+    with given("model"):
+        model, here = empty(config.model.name, config.model.revision, study.DTYPES[config.model.dtype])
+        model = study.sized(model, config)
+        scheduler_for(model, study.resolve_sampling(config, model.defaults))
+    with given("train"):
+        settings, order = _objective(config, model)
     sampling = settings.sampling
-    scheduler_for(model, sampling)
     frozen = all_parameters(model)
-    attach(train, model.denoiser)
+    with given("train"):
+        attach(train, model.denoiser)
     trained = sum(parameter.numel() for parameter in adapters.parameters(model.denoiser, ADAPTER))
     memory.prepare(model, [part for part in train.checkpointing if part != "reward"])
-    size = BYTES[config.model.dtype if train.autocast is None else train.autocast]
+    # On the meta device there is no autocast: what it halves is taken to be all that is held.
+    halved = train.autocast is not None and config.model.dtype == "float32"
     micro = min(train.micro_batch, train.batch)
     once, saved = _count(model, lambda: _predict(model, micro, sampling.guidance))
-    latents = torch.randn(micro, *model.latent_shape, device="meta", requires_grad=True)
+    latents = torch.randn(micro, *model.latent_shape, device="meta", dtype=model.dtype, requires_grad=True)
     decoded, saved_decoding = _count(model, lambda: model.decode(latents))
     with_gradient = train.k * train.lv
     extra = with_gradient if train.kl_weight > 0 else 0
+    if settings.by_path and train.lv == 1:  # the base's, of the steps that a multistep scheduler remembers
+        extra += min(order - 1, sampling.steps - train.k)
     steps = sampling.steps - train.k + (1 if train.lv > 1 else 0)
     predictions = train.batch * (steps + with_gradient + extra)
     # A backward pass through frozen weights costs about what the forward one does; with their gradients, twice.
@@ -96,23 +108,32 @@ def make(config: Config) -> Plan:
     return Plan(
         config, model, here, trained, predictions * (1 if sampling.guidance == 1 else 2), predictions,
         weights=frozen * BYTES[config.model.dtype],
-        states=trained * (4 + 4 + (2 if train.optimizer == "adam8bit" else 8)),
-        activations=(saved * train.k + saved_decoding) * size // 4, operations=operations,
+        states=trained * (4 + 4 + (2 if train.optimizer == "adamw-8bit" else 8) + (0 if train.ema is None else 4)),
+        activations=(saved * train.k + saved_decoding) // (2 if halved else 1), operations=operations,
     )  # fmt: skip
 
 
+def _objective(config: Config, model: LatentModel) -> tuple[DraftConfig, int]:
+    """The objective, and how many predictions a step of its scheduler reads."""
+    here = copy.copy(model)
+    here.device = torch.device("cpu")  # on the meta device times would have no values
+    settings = draft_config(config, here)
+    return settings, Grid(here, settings.sampling).order
+
+
 def _predict(model: LatentModel, batch: int, guidance: float) -> Tensor:
-    x = torch.randn(batch, *model.latent_shape, device="meta")
+    x = torch.randn(batch, *model.latent_shape, device="meta", dtype=model.dtype)
     shapes = model.input_shapes()
-    condition = Condition(
-        {name: torch.zeros(batch, *shape, device="meta") for name, shape in shapes.items()},
-        {name: torch.zeros(1, *shape, device="meta") for name, shape in shapes.items()},
+    rows, shared = (
+        {name: torch.zeros(count, *shape, device="meta", dtype=model.dtype) for name, shape in shapes.items()}
+        for count in (batch, 1)
     )
+    condition = Condition(rows, shared)
     return model.predict(x, torch.zeros((), device="meta"), condition, [adapters.key(ADAPTER)] * batch, guidance)
 
 
 def _count(model: LatentModel, run: Callable[[], Tensor]) -> tuple[float, int]:
-    """Floating-point operations of a forward, and bytes of the distinct float32 storage that autograd holds of it."""
+    """Floating-point operations of a forward, and bytes of the distinct storage that autograd holds of it."""
     parts = [part for part in model.pipe.components.values() if isinstance(part, torch.nn.Module)]
     weights = {tensor.untyped_storage()._cdata for part in parts for tensor in part.parameters()}
     held: dict[int, int] = {}
@@ -123,21 +144,37 @@ def _count(model: LatentModel, run: Callable[[], Tensor]) -> tuple[float, int]:
             held[storage._cdata] = storage.nbytes()
         return tensor
 
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with (
+        FlopCounterMode(display=False) as counter,
+        _FusedAttention(),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+    ):
         out = run()
     total = sum(held.values())
     del out
     return counter.get_total_flops(), total
 
 
+class _FusedAttention(TorchFunctionMode):
+    """Attention as every device has it, which holds no matrix of all pairs; on the meta device torch would hold one, in
+    float32."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {**dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)), **(kwargs or {})}
+        if func is not F.scaled_dot_product_attention or given.get("attn_mask") is not None:
+            return func(*args, **(kwargs or {}))
+        fused = torch.ops.aten._scaled_dot_product_efficient_attention
+        return fused(given["query"], given["key"], given["value"], None, True, scale=given.get("scale"))[0]
+
+
 def lines(plan: Plan) -> list[str]:
     """The plan as text, a fact a line."""
     config, model, train = plan.config, plan.model, plan.config.train
-    sampling = draft_config(config, model).sampling
+    sampling = study.resolve_sampling(config, model.defaults)
     height, width = model.image_size
     whole = train.method == "full"
-    denoiser = parameters(model.denoiser) - plan.trained
-    how = "every weight" if whole else f"LoRA rank {train.rank}, {train.targets}"
+    denoiser = plan.trained if whole else parameters(model.denoiser) - plan.trained
+    what = "every weight" if whole else f"LoRA rank {train.rank}, {train.targets}"
     scheduler = sampling.scheduler or type(model.scheduler).__name__
     download = "nothing: the weights are here" if plan.here else f"about {_size(plan.download)} from the hub"
     least, most = train.workers
@@ -152,10 +189,12 @@ def lines(plan: Plan) -> list[str]:
         "sampling": f"{scheduler}, {sampling.steps} steps, guidance {sampling.guidance:g}, eta {sampling.eta:g}",
         "objective": f"DRaFT-{train.k}, reward {train.reward}, KL weight {train.kl_weight:g}"
         + (f", {train.lv} draws of the last step" if train.lv > 1 else ""),
-        "trained": f"{plan.trained / 1e6:.2f} M parameters ({how}) beside {denoiser / 1e6:,.0f} M frozen ones",
+        "trained": f"{plan.trained / 1e6:.2f} M parameters ({what}) beside {denoiser / 1e6:,.0f} M frozen ones",
         "a step": f"{train.batch} images, {plan.predictions:,} predictions ({plan.rows:,} rows of the denoiser), "
         f"{plan.operations / 1e12:,.3g} TFLOP without the reward",
-        "all steps": f"{train.steps:,} steps, {train.steps * train.batch:,} images",
+        "prompts": _prompts(config),
+        "all steps": f"{train.steps:,} steps, {train.steps * train.batch:,} images"
+        + ("" if train.ema is None else f"; averaged, with the start at {train.ema**train.steps:.2g} of the weight"),
         "to end in a day": f"{train.steps * train.batch / DAY:.2f} images/s are needed",
         f"at {100 * SHARE:g} % of peak": times,
         "workers": f"{least}" + (f" to {most}" if most > least else "") + (f", {HOW[how]}" if most > 1 else ""),
@@ -165,6 +204,15 @@ def lines(plan: Plan) -> list[str]:
         "run directory": remote.shown(config.directory),
     }
     return [f"{name:<20}{value}" for name, value in rows.items()]
+
+
+def _prompts(config: Config) -> str:
+    """Which prompts there are; those that are missing keep no plan from being made."""
+    absent = missing(config, TRAIN, EVALUATE)
+    if absent:
+        example = " ".join(f"{key}=FILE" for key in absent)
+        return f"missing: give {' and '.join(absent)}, each as a list or a file, as in {example}"
+    return told(prompt_lists(config))
 
 
 def _size(count: float) -> str:

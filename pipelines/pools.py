@@ -16,11 +16,11 @@ from ray.data import ActorPoolStrategy
 
 from aig.models import Model
 from pipelines import config as configuration
-from pipelines.cluster import Cluster, needs, times
+from pipelines import demands
+from pipelines.cluster import Cluster
 from pipelines.config import Config
+from pipelines.prompts import resolve_prompts
 
-# Beside the pools, a task has to find room to hand out the groups.
-SPARE_CPUS = 0.25
 # A worker with torch, before it has loaded anything: 840 MB were measured.
 WORKER_BYTES = 2**30
 IN_FLIGHT = 2
@@ -51,37 +51,33 @@ def scorers(evaluate: configuration.Evaluate) -> Pool:
     return Pool(least, least, most)
 
 
-def scorer_needs(evaluate: configuration.Evaluate) -> dict[str, float]:
-    """Ray resources of one scorer."""
-    return needs(evaluate.scorer_cpus, evaluate.scorer_gpus, evaluate.node)
+def check(config: Config, cluster: Cluster, memory: int = 0) -> None:
+    """ConfigError where the cluster has no room for what an evaluation starts: scorers, generators, tiles.
 
-
-def generator_needs(evaluate: configuration.Evaluate, memory: int = 0) -> dict[str, float]:
-    """Ray resources of one generator; where their number is the cluster's, of `memory` bytes of a node's memory too."""
-    wanted = needs(evaluate.generator_cpus, evaluate.generator_gpus, evaluate.node)
-    return wanted | ({"memory": memory} if evaluate.generators is None and memory else {})
+    memory: bytes of a node that a generator takes (`host_memory`).
+    """
+    generators(config, cluster, memory)
+    images = len(resolve_prompts(config, "evaluate.prompts")) * config.evaluate.seeds
+    if images >= config.measure.tiles_from:
+        cluster.room(demands.tile(config.measure))
 
 
 def generators(config: Config, cluster: Cluster, memory: int = 0) -> Pool:
-    """The generators that the cluster has room for beside the scorers; ConfigError where that is none.
+    """The generators that the cluster has room for beside the scorers; ConfigError where there is none for either.
 
     memory: bytes of a node that one takes (`host_memory`); it counts where evaluate.generators is null.
     """
     evaluate = config.evaluate
-    taken = times(scorer_needs(evaluate), scorers(evaluate).start)
-    taken["CPU"] += SPARE_CPUS
-    fix = (
-        "lower evaluate.generator_cpus, scorer_cpus or scorers (_gpus for GPUs), name another evaluate.node, or take a "
-        "larger cluster (ray.num_cpus for one of this machine)"
-    )
-    one = generator_needs(evaluate, memory)
-    room = cluster.room(one, taken, "a generator", fix)
+    need, beside = demands.generator(evaluate, memory), (demands.scorers(evaluate), demands.SPARE)
+    cluster.room(*beside)
+    room = cluster.room(need, *beside)
     least, most = (1, math.inf) if evaluate.generators is None else configuration.bounds(evaluate.generators)
     if least == most:  # those that have no node yet make the cluster bring them one
         fixed = int(min(room, most))
         return Pool(fixed, fixed, fixed)
     least = min(least, room)
-    return Pool(least, int(max(least, min(cluster.room_now(one, taken), most))), most, int(one.get("memory", 0)))
+    start = int(max(least, min(cluster.room_now(need, *beside), most)))
+    return Pool(least, start, most, int(need.one.get("memory", 0)))
 
 
 def host_memory(model: Model) -> int:

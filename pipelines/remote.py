@@ -11,7 +11,6 @@ say that the two are the same. Of local folders nothing here knows: every functi
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -27,6 +26,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from pipelines import locks
+from pipelines.errors import RunError
 from pipelines.uris import joined, parted
 
 T = TypeVar("T")
@@ -43,7 +44,7 @@ LONGEST = 300  # characters of a reason
 PUSH_SECONDS = 15.0  # between two pushes of what grows all the time
 
 
-class StorageError(RuntimeError):
+class StorageError(RunError):
     """A store cannot be reached or written; the message names it, the reason and the fix."""
 
 
@@ -139,6 +140,15 @@ def push_whole(folder: Path) -> None:
     remove(mark)
 
 
+def complete(root: Path) -> None:
+    """Push again each folder of a run whose push was cut off, where it is here: ours is whole, this one or the last."""
+    if not is_mirror(root):
+        return
+    for folder in sorted(root / name for name in _half(_files(root, (), APART))):
+        if folder.is_dir():
+            push_whole(folder)
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder from the store; what is here is the caller's."""
     if not is_mirror(path):
@@ -201,9 +211,10 @@ def refresh(root: Path) -> None:
     if not is_mirror(root):
         return
     root.mkdir(parents=True, exist_ok=True)
-    with (root / LOCK_FILE).open("w") as file, suppress(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        pull(root, without=APART)
+    file = locks.take(root / LOCK_FILE)
+    if file is not None:
+        with file:
+            pull(root, without=APART)
 
 
 def check(root: Path, writing: bool) -> None:
@@ -318,6 +329,22 @@ def _here(path: Path, patterns: Collection[str], without: Collection[str]) -> se
 
 def _there(path: Path, patterns: Collection[str], without: Collection[str], incomplete: bool = False) -> dict[str, Any]:
     """The same of the store, with what pyarrow knows of each; folders that are incomplete only where asked for."""
+    files = _files(path, patterns, without)
+    half = _half(files)
+    return {
+        name: info
+        for name, info in files.items()
+        if not _is_hidden(name) and (incomplete or name.rpartition("/")[0] not in half)
+    }
+
+
+def _half(files: Collection[str]) -> set[str]:
+    """The folders among a store's files that are incomplete."""
+    return {name.rpartition("/")[0] for name in files if name.rpartition("/")[2] == INCOMPLETE}
+
+
+def _files(path: Path, patterns: Collection[str], without: Collection[str]) -> dict[str, Any]:
+    """All files of a folder of the store, hidden ones too."""
     from pyarrow import fs
 
     filesystem, base = place(path)
@@ -336,13 +363,7 @@ def _there(path: Path, patterns: Collection[str], without: Collection[str], inco
         return [*entries, *(info for folder in folders for info in listed(folder, True))]
 
     infos = {info.path[len(base) :].strip("/"): info for info in patiently(path, work)}
-    files = {name: info for name, info in infos.items() if info.type == fs.FileType.File}
-    half = {name.rpartition("/")[0] for name in files if name.rpartition("/")[2] == INCOMPLETE}
-    return {
-        name: info
-        for name, info in files.items()
-        if not _is_hidden(name) and (incomplete or name.rpartition("/")[0] not in half)
-    }
+    return {name: info for name, info in infos.items() if info.type == fs.FileType.File}
 
 
 def _seconds(info: Any) -> int | None:

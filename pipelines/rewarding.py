@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 
 from aig import rewards
+from aig.metrics import features
 from aig.rewards import RewardSpec
 from pipelines.config import Config, ConfigError
+from pipelines.errors import given
 from pipelines.layout import slug
 
 Statistics = Mapping[str, tuple[float, float]]
@@ -137,6 +140,33 @@ def columns(config: Config, names: Sequence[str]) -> Columns:
             take(slug(name), weights, name)
             sums[slug(name)] = weights
     return Columns(parts, sums)
+
+
+def digests(specs: Iterable[RewardSpec]) -> dict[str, str]:
+    """`aig.rewards.digests` of these rewards, by column: hashes of what their scores come from."""
+    return {slug(spec.column): _digest(spec) for spec in specs}
+
+
+def scoring_digests(config: Config, columns: Columns) -> dict[str, Any]:
+    """Hashes of what an evaluation's scores and features come from: of the columns, of the judge, of the extractor."""
+    judge = gold(config)
+    return {
+        "rewards": digests(columns.parts.values()),
+        "gold": None if judge is None else _digest(judge),
+        "features": _features_digest(features.parse(config.evaluate.features)),
+    }
+
+
+@lru_cache
+def _features_digest(extractor: features.FeatureSpec) -> str:
+    with given("evaluate.features"):
+        return features.digest(extractor)
+
+
+@lru_cache
+def _digest(spec: RewardSpec) -> str:
+    with given():
+        return rewards.digests(spec)[spec.column]
 
 
 def load_trained(config: Config, device: torch.device, statistics: Statistics) -> Any:

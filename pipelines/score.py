@@ -6,7 +6,6 @@ images that are scored, and have not changed since, are not scored again.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -21,10 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from aig import rewards
-from pipelines import listing, rewarding, uris
+from pipelines import demands, listing, locks, rewarding, uris
 from pipelines.bar import Bar
 from pipelines.cluster import Cluster
 from pipelines.config import Config, ConfigError
+from pipelines.errors import RunError, given
 from pipelines.listing import Listed, Listing
 from pipelines.rewarding import Columns
 from pipelines.scoring import PART, Pictures, Scores, commit, scoring_device
@@ -32,7 +32,7 @@ from pipelines.scoring import PART, Pictures, Scores, commit, scoring_device
 KEY = b"aig.scores"  # the metadata that says which rewards a file's columns are
 
 
-class ScoreError(RuntimeError):
+class ScoreError(RunError):
     """Some images have no score; the message names them."""
 
 
@@ -107,22 +107,33 @@ def _images(path: str, group: int) -> pa.ChunkedArray:
 
 def check(config: Config, request: Request) -> tuple[Listing, Columns, Files]:
     """What is there and wanted; ConfigError, before any worker starts, for all that is wrong with it."""
-    for name in request.rewards:
-        rewarding.check(config, name)
-    columns = rewarding.columns(config, request.rewards)
+    with given():
+        for name in request.rewards:
+            rewarding.check(config, name)
+        columns = rewarding.columns(config, request.rewards)
     needed = any(rewards.reads_prompts(spec) for spec in columns.parts.values())
     found = listing.read(request.source, request.metadata, request.names, prompts_needed=needed)
     source = request.source.absolute()
-    default = f"{source.stem}-{_hash([str(source), columns.to_json()])}.parquet"
+    key = _key(columns)
+    default = f"{source.stem}-{_hash([str(source), key])}.parquet"
     if request.out is None and uris.is_uri(config.run.storage):
         raise ConfigError(f"run.storage is {config.run.storage}, and scores go to a file: name a local one by --out")
     out = request.out or Path(config.run.storage).expanduser() / "scores" / default
-    files = Files(out.absolute(), _key(columns))
-    if files.out.is_dir():
-        raise ConfigError(f"--out {out} is a folder: give the path of a file, as in {out / 'scores.parquet'}")
-    if files.out.exists() and _key_of(files.out) != files.key:
-        raise ConfigError(f"{out} is there already and holds something else: give another --out, or remove it")
+    files = Files(out.absolute(), key)
+    _check_out(files)
     return found, columns, files
+
+
+def _check_out(files: Files) -> None:
+    """ConfigError where the scores' file is there and is none of these scores."""
+    out = files.out
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder: give the path of a file, as in {out / 'scores.parquet'}")
+    if out.exists() and _key_of(out) != files.key:
+        raise ConfigError(
+            f"{out} is there already and holds something else: give another --out, or remove it (scores by other "
+            "weights of the rewards, or by an earlier version, are something else too)"
+        )
 
 
 def score(
@@ -133,12 +144,14 @@ def score(
     `connect` connects to Ray, and is called where something is left to score.
     """
     with _locked(files):
+        _check_out(files)
+        files.parts.mkdir(exist_ok=True)
         done = _done(files, found)
         missing = [image for image in found.images if image.id not in done]
         if missing:
             if len(missing) < len(found.images):
                 print(f"{len(found.images) - len(missing)} of {len(found.images)} images are scored already.")
-            connect()
+            connect().room(demands.scorers(config.evaluate), demands.SPARE)
             _stream(config, columns, files, missing)
         table = _collect(files, columns, found)
         if not files.out.exists() or pq.read_table(files.out) != table:
@@ -196,25 +209,25 @@ OPTIONAL = ("image_id", "group")  # left out where no image has one
 
 @contextmanager
 def _locked(files: Files) -> Iterator[None]:
-    """Make the units' folder ours: no second process scores into the same file meanwhile."""
+    """Make the scores' file ours: no second process scores into it meanwhile, by whatever rewards."""
+    path = files.out.with_name(f".{files.out.name}.lock")
     try:
-        files.parts.mkdir(parents=True, exist_ok=True)
-        lock = (files.parts / ".lock").open("w")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = locks.take(path)
     except OSError as error:
         raise ConfigError(f"{files.out}: cannot write there ({error.strerror}): choose another --out") from error
+    if lock is None:
+        raise ConfigError(f"another process is scoring into {files.out}: wait for it")
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another process is scoring into {files.out}: wait for it") from None
-        yield
+            yield
+        finally:
+            path.unlink()
 
 
 def _key(columns: Columns) -> str:
-    """What the columns' scores depend on beside the images: the rewards, and the times of weights that are files."""
-    paths = [Path(term.weights).expanduser() for term in columns.parts.values() if term.weights]
-    times = [path.stat().st_mtime_ns for path in paths if path.is_file()]
-    return _hash([columns.to_json(), times])
+    """What the columns' scores depend on beside the images: the rewards, and the content of their weights and code."""
+    return _hash([columns.to_json(), rewarding.digests(columns.parts.values())])
 
 
 def _key_of(path: Path) -> str | None:

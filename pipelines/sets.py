@@ -57,7 +57,7 @@ def measure_sets(config: Config, ref: np.ndarray, gen: np.ndarray, tiled: Tiled 
     """All measures of gen against ref, both (prompts, seeds, d).
 
     tiled: computes the neighbours' measures of all images elsewhere; the subsets are small enough to be done here.
-    Raises ValueError for features that a measure refuses.
+    Raises FeatureError for features that a measure refuses.
     """
     settings, (prompts, seeds, _) = config.measure, ref.shape
     names: list[str] = []

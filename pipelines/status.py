@@ -22,16 +22,18 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipelines import config as configuration
-from pipelines import guards, layout, progress, remote, trials, uris
+from pipelines import guards, layout, progress, prompts, remote, trials, uris
 from pipelines.config import Config, ConfigError
-from pipelines.layout import RECORD, RunFiles
+from pipelines.layout import IMAGES_FORMAT, RECORD, RECORD_FORMAT, RunFiles
 
+EARLIER = "earlier"
 QUIET = 120.0  # seconds without a word, and ten steps, after which it is said of a training that is under way
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training of the sweep: `state` is done, running, interrupted, waiting, errored or stopped."""
+    """One training of the sweep: `state` is done, running, interrupted, waiting, errored, stopped or earlier (its
+    adapter is there, made by an earlier version)."""
 
     train: configuration.Train
     state: str
@@ -84,7 +86,7 @@ def report(folder: Path) -> str:
     arms = arm_count(config)
     lines += [f"images     {done} of {wanted} units ({arms} arms, {_images(config) * arms} images)"]
     lines += _failures(files)
-    lines += [f"{name:<11}{'there' if path.exists() else 'missing'}" for name, path in _results(files).items()]
+    lines += [f"{name:<11}{_there(files, path)}" for name, path in _results(files).items()]
     lines += _searches(files)
     lines += _more_adapters(config, files, states)
     return "\n".join([*lines, "", f"next: {_next(made, folder, states, trials.draws(config, record), (done, wanted))}"])
@@ -119,6 +121,8 @@ def _tells(files: RunFiles) -> bool:
 def _training(config: Config, record: trials.Record, train: configuration.Train, working: bool) -> Training:
     files, key, single = RunFiles(config.directory), layout.adapter_key(train), replace(config, train=train)
     folders, found = layout.adapter_folders(single), layout.stopped(single)
+    if any(_is_earlier(files.adapters / name) for name, _ in folders):
+        return Training(train, EARLIER, layout.last_step(single))
     if (files.curves / f"{key}.jsonl").exists() and all(_saved(files.adapters / name, step) for name, step in folders):
         return Training(train, "done", layout.last_step(single), "" if found is None else guards.told(found))
     path = files.progress / f"{key}.json"
@@ -158,6 +162,12 @@ def _is_alive(pid: int) -> bool:
 def _saved(folder: Path, step: int) -> bool:
     record = _read_json(folder / RECORD)
     return record is not None and record.get("step") == step
+
+
+def _is_earlier(folder: Path) -> bool:
+    """Whether an adapter is there that an earlier version made."""
+    record = _read_json(folder / RECORD)
+    return record is not None and record.get("format", 1) < RECORD_FORMAT
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -231,12 +241,12 @@ def _images(config: Config) -> int:
 def _prompts(config: Config) -> int:
     wanted = config.evaluate.prompts
     if isinstance(wanted, str):
-        return len(layout.read_prompts(wanted, "evaluate.prompts"))
+        return len(prompts.read(wanted, "evaluate.prompts"))
     return wanted if isinstance(wanted, int) else len(wanted)
 
 
 def _units(files: RunFiles, states: list[Training]) -> int:
-    """Whole files of images; while trainings are missing, what is there belongs to other adapters."""
+    """Whole files of images of this version; while trainings are missing, what is there belongs to other adapters."""
     if not all(state.ended for state in states):
         return 0
     if remote.is_mirror(files.images):  # where files are whole or not there
@@ -246,16 +256,25 @@ def _units(files: RunFiles, states: list[Training]) -> int:
 
 def _failures(files: RunFiles) -> Iterator[str]:
     """Units that failed, and why the first did."""
-    failed = pq.read_table(files.failures, columns=["prompt", "error"]).to_pylist() if files.failures.exists() else []
+    failed = []
+    if files.failures.exists():
+        failed = layout.read_parquet(files.failures, "delete it", ["prompt", "error"]).to_pylist()
     if failed:
         yield f"failures   {len(failed)} units, as of {failed[0]['prompt']!r}: {failed[0]['error']}"
 
 
 def _is_whole(path: Path) -> bool:
     try:
-        return pq.read_metadata(path).num_rows > 0
+        found = pq.read_metadata(path)
+        return found.num_rows > 0 and (found.metadata or {}).get(b"format", b"") == str(IMAGES_FORMAT).encode()
     except (OSError, ValueError):  # pyarrow's own errors are among them
         return False
+
+
+def _there(files: RunFiles, path: Path) -> str:
+    if not path.exists():
+        return "missing"
+    return "there" if layout.other_format(files) is None else "there, made by another version"
 
 
 def _results(files: RunFiles) -> dict[str, Path]:
@@ -274,9 +293,9 @@ def _searches(files: RunFiles) -> Iterator[str]:
 def _more_adapters(config: Config, files: RunFiles, states: list[Training]) -> Iterator[str]:
     """Adapters that `train` made beside the sweep's."""
     ours = {state.key for state in states} | set(layout.external(config))
-    others = [p.parent.name for p in files.adapters.glob(f"*/{RECORD}") if p.parent.name.partition("@")[0] not in ours]
+    others = [name for name in layout.saved_adapters(files) if name.partition("@")[0] not in ours]
     if others:
-        yield f"adapters   besides: {', '.join(sorted(others))}"
+        yield f"adapters   besides: {', '.join(others)}"
 
 
 def _next(config: Config, folder: Path, states: Sequence[Training], draws: bool, units: tuple[int, int]) -> str:
@@ -288,13 +307,18 @@ def _next(config: Config, folder: Path, states: Sequence[Training], draws: bool,
         given.append(f"run.storage={remote.storage_of(folder)}")
     files, (done, wanted) = RunFiles(folder), units
     retry = ""
+    if any(state.state == EARLIER for state in states):
+        return (
+            "an earlier version made this run's adapters, whose records do not say enough to go on: choose another "
+            "run.name and keep them (--adapter NAME=FOLDER evaluates one there), or delete them to train them again"
+        )
     if any(state.state == "errored" for state in states):
         retry = (
             f"; trainings that failed: {shlex.join(['python', '-m', 'pipelines', 'sweep', '--retry-errored', *given])}"
         )
     if not all(state.ended for state in states) or draws:
         command = "sweep"
-    elif done < wanted or not files.metrics.exists():
+    elif done < wanted or not files.metrics.exists() or layout.other_format(files) is not None:
         command = "evaluate"
     elif not files.front.exists():
         command = "front"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from ray.train.collective import broadcast_from_rank_zero
-from torch import nn
+from torch import Tensor
 
 from aig.adapters import sharding
 from pipelines import guards
@@ -17,10 +17,13 @@ from pipelines.guards import Explosions, Stop
 
 
 class Guard:
-    """Watches one training by the rules of `pipelines.guards`; every worker has one, and calls what it is told to."""
+    """Watches one training by the rules of `pipelines.guards`; every worker has one, and calls what it is told to.
 
-    def __init__(self, settings: Train, parameters: Sequence[nn.Parameter]) -> None:
-        self.settings, self.parameters = settings, parameters
+    `tensors` are what the training's adapter is saved from: the parameters, or their moving averages.
+    """
+
+    def __init__(self, settings: Train, tensors: Sequence[Tensor]) -> None:
+        self.settings, self.tensors = settings, tensors
         self.explosions = Explosions(settings.explosion, settings.clip)
         self.stop: Stop | None = None
         self.held: dict[str, Any] | None = None
@@ -28,7 +31,7 @@ class Guard:
     def hold(self, step: int) -> None:
         """Remember the adapter as it is, whole: it is what remains where a later validation stops the training."""
         if self.settings.limits:
-            weights = [sharding.full(p.detach()).to("cpu", copy=True) for p in self.parameters]
+            weights = [sharding.full(tensor.detach()).to("cpu", copy=True) for tensor in self.tensors]
             self.held = {"step": step, "weights": weights}
 
     def judge(self, step: int, rows: Sequence[Mapping[str, Any]] | None, world: int) -> None:
@@ -50,8 +53,8 @@ class Guard:
         """Make what was held the adapter again; returns its step."""
         assert self.held is not None
         with torch.no_grad():
-            for parameter, held in zip(self.parameters, self.held["weights"], strict=True):
-                parameter.copy_(sharding.like(held, parameter))
+            for tensor, held in zip(self.tensors, self.held["weights"], strict=True):
+                tensor.copy_(sharding.like(held, tensor))
         return self.held["step"]
 
     def state(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import ray.data
 from ray.data._internal.execution import streaming_executor_state
 
-from pipelines import pools
+from pipelines import demands, pools
 from pipelines.bar import Bar
 from pipelines.cluster import actor
 from pipelines.config import Config
@@ -40,7 +40,7 @@ def scored(units: ray.data.Dataset, job: Job, config: Config, most: int) -> ray.
         Scorer,
         fn_constructor_kwargs={"job": job},
         compute=pools.scorers(config.evaluate).strategy(most),
-        **actor(pools.scorer_needs(config.evaluate)),
+        **actor(demands.scorers(config.evaluate).one),
         batch_size=1,
         batch_format="pyarrow",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -15,20 +14,21 @@ import torch
 from aig import adapters, models, schedules
 from aig.models import LatentModel
 from aig.sampler import Arm, Sampling
-from aig.world.scenes import all_prompts
 from pipelines import guards, rewarding, trials
 from pipelines.config import Config, ConfigError, Train
+from pipelines.errors import given
 from pipelines.layout import (
+    RECORD_FORMAT,
     RunFiles,
     adapter_folders,
     adapter_key,
     best_folder,
     external,
-    read_prompts,
     snapshot_steps,
     stopped,
     trainings,
 )
+from pipelines.prompts import resolve_prompts
 
 
 @dataclass(frozen=True)
@@ -98,20 +98,6 @@ def early_stops(config: Config) -> list[int]:
         if step not in kept:
             raise ConfigError(f"evaluate.early_stops: there is no snapshot of step {step}: choose among {kept}")
     return list(wanted)
-
-
-def resolve_prompts(wanted: int | str | tuple[str, ...], key: str) -> list[str]:
-    """A list of prompts as given, a file's lines, or so many of the embedded world's captions."""
-    if isinstance(wanted, str):
-        return read_prompts(wanted, key)
-    if not isinstance(wanted, int):
-        return list(wanted)
-    known = all_prompts()
-    if wanted > len(known):
-        raise ConfigError(
-            f"{key} is {wanted}: the embedded world has {len(known)} captions; give fewer, or a list of prompts"
-        )
-    return known[:wanted]
 
 
 def scored_rewards(config: Config) -> list[str]:
@@ -315,7 +301,7 @@ def _guided(adapter: str, text: str) -> tuple[Arm, str, str]:
 def training_record(config: Config, train: Train, step: int) -> dict[str, Any]:
     """What made an adapter, as JSON holds it: it decides whether one that is there is the one that is wanted."""
     settings: dict[str, Any] = {key: getattr(train, key) for key in RECORDED}
-    settings["prompts"] = resolve_prompts(train.prompts, "train.prompts")
+    settings["prompts"] = resolve_prompts(replace(config, train=train), "train.prompts")
     if train.method != "lora":  # nor has a LoRA's record a method
         settings = {key: value for key, value in settings.items() if key not in OF_LORA} | {"method": train.method}
     # Only where they say more than the name does: records are compared, and older ones have no such keys.
@@ -328,26 +314,33 @@ def training_record(config: Config, train: Train, step: int) -> dict[str, Any]:
         settings["reward_dtype"] = config.rewards.dtype
     if config.rewards.rounding:
         settings["reward_rounding"] = True
+    settings["reward_digests"] = rewarding.digests(rewarding.terms(config, train.reward))
     model = {key: value for key, value in asdict(config.model).items() if key != "device"}
     model["fingerprint"] = fingerprint(config.model.name, config.model.revision, config.model.variant)
-    return json.loads(json.dumps({"step": step, "train": settings, "model": model}))
+    return json.loads(json.dumps({"format": RECORD_FORMAT, "step": step, "train": settings, "model": model}))
 
 
 # The settings of a training that make its adapter; the others decide how it is carried out and watched.
 RECORDED = (
     "reward", "kl_weight", "k", "seed", "kl", "lv", "batch", "lr", "weight_decay", "clip", "rank", "alpha", "targets",
-    "optimizer", "autocast", "vae_tiling", "compile",
+    "optimizer", "autocast", "vae_tiling", "compile", "on_nan", "explosion", "ema",
 )  # fmt: skip
 
 
 OF_LORA = ("rank", "alpha", "targets")
 
 
+def adapter_record(folder: Path) -> dict[str, Any]:
+    """What made a saved adapter; ConfigError where its record cannot be read."""
+    with given():
+        return adapters.read_record(folder)
+
+
 def is_saved(config: Config, folder: Path, step: int) -> bool:
     """Whether an adapter is there that `config.train` made by this step."""
     if not (folder / adapters.RECORD).exists():
         return False
-    return same_record(adapters.read_record(folder), training_record(config, config.train, step))
+    return same_record(adapter_record(folder), training_record(config, config.train, step))
 
 
 def is_finished(config: Config) -> bool:
@@ -363,7 +356,7 @@ def is_finished(config: Config) -> bool:
 def has_best(config: Config) -> bool:
     """Whether the best adapter by held-out reward is there, of whatever step of this training."""
     folder = RunFiles(config.directory).adapters / best_folder(config.train)
-    return (folder / adapters.RECORD).exists() and is_saved(config, folder, adapters.read_record(folder)["step"])
+    return (folder / adapters.RECORD).exists() and is_saved(config, folder, adapter_record(folder)["step"])
 
 
 def same_record(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
@@ -371,18 +364,31 @@ def same_record(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
     return all(found.get(key) == value for key, value in wanted.items())
 
 
+def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What made an adapter in another way than the wanted one, as it follows "was made": the first key that differs."""
+    if (made := found.get("format", 1)) != RECORD_FORMAT:
+        older = f"by an earlier version, whose records (format {made}, now {RECORD_FORMAT}) say less of the model's and"
+        newer = f"by a later version (its record has format {made}, this one reads {RECORD_FORMAT})"
+        return f"{older} the reward's weights" if made < RECORD_FORMAT else newer
+    key, was, now = next(_differing_keys(found, wanted))
+    if key == "model.fingerprint":
+        return f"for other weights than those of model.name={wanted['model']['name']} ({key} = {was!r}, not {now!r})"
+    if key.startswith("train.reward_digests."):
+        return f"by other weights, or other code, of the reward {key.rpartition('.')[2]} ({was!r}, not {now!r})"
+    return f"by another configuration ({key} = {was!r}, not {now!r})"
+
+
+def _differing_keys(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Keys whose values differ: those wanted and, inside a section, those found beside them."""
+    for key in dict.fromkeys([*wanted, *(found if prefix else ())]):
+        if isinstance(wanted.get(key), dict):
+            yield from _differing_keys(found.get(key) or {}, wanted[key], f"{prefix}{key}.")
+        elif found.get(key) != wanted.get(key) or (key in found) != (key in wanted):
+            yield f"{prefix}{key}", found.get(key), wanted.get(key)
+
+
 @lru_cache
 def fingerprint(model: str, revision: str | None = None, variant: str | None = None) -> str:
-    """A hash of a model's files by names, sizes and both ends of their content: other weights differ there, too."""
-    folder = models.resolve(model, revision, variant)
-    digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(ENDS)
-            file.seek(max(0, size - ENDS))
-            digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode() + head + file.read(ENDS))
-    return digest.hexdigest()
-
-
-ENDS = 2**20  # bytes
+    """`aig.models.fingerprint`, settled once in a process: of the files that are loaded."""
+    with given("model.name"):
+        return models.fingerprint(model, revision, variant)

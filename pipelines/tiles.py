@@ -1,12 +1,18 @@
-"""Nearest neighbours of sets too large for one process: tiles of distances as Ray tasks, exact as in one process."""
+"""Nearest neighbours of sets too large for one process: tiles of distances as Ray tasks, exact as in one process.
+
+The features lie in a file of this machine. Tasks run on any node, so they get the blocks that they need through
+Ray's object store, of which no more than a part is taken.
+"""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, product
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from torch import Tensor
@@ -15,6 +21,29 @@ from aig.metrics import Hits, NeighbourScores, hits_tile, merge_radii, radii_til
 from pipelines.feature_file import FeatureFile
 
 AHEAD = 2  # tasks a CPU that wait, so that none of them stands idle
+STORE_SHARE = 0.4  # of this node's object store for blocks that are kept; tasks that wait hold as much again at most
+
+Key = tuple[int, int]  # an arm, and one of its blocks
+
+
+@dataclass
+class Blocks:
+    """Blocks in the object store, the `most` that were asked for last; a task keeps those that it was given."""
+
+    load: Callable[[int, int], np.ndarray]
+    most: int
+    put: Callable[[np.ndarray], Any] = ray.put
+    kept: OrderedDict[Key, Any] = field(default_factory=OrderedDict)
+
+    def ref(self, key: Key) -> Any:
+        """A block's reference; read from the file where it is not kept."""
+        found = self.kept.pop(key, None)
+        if found is None:
+            while len(self.kept) >= self.most:
+                self.kept.popitem(last=False)
+            found = self.put(self.load(*key))
+        self.kept[key] = found
+        return found
 
 
 @dataclass(frozen=True)
@@ -32,11 +61,13 @@ class Tiles:
         """Squared distance (n,) of each of an arm's rows to its k-th nearest other row; Ray has to be connected."""
         nearest: dict[int, Tensor] = {}
         # Each block with itself first: its radii bound what the other tiles have to look at.
-        for (_, i, *_), (of_i, _) in self.run(_radii_task, ((arm, i, i, None, None) for i in self.blocks())):
+        for ((_, i),), (of_i, _) in self.run(_radii_of_one, ((((arm, i),), (self.k,)) for i in self.blocks())):
             nearest[i] = of_i
-        pairs = combinations(self.blocks(), 2)
-        jobs = ((arm, i, j, nearest[i][:, -1].clone(), nearest[j][:, -1].clone()) for i, j in pairs)
-        for (_, i, j, *_), (of_i, of_j) in self.run(_radii_task, jobs):
+        jobs = (
+            (((arm, i), (arm, j)), (self.k, nearest[i][:, -1].clone(), nearest[j][:, -1].clone()))
+            for i, j in combinations(self.blocks(), 2)
+        )
+        for ((_, i), (_, j)), (of_i, of_j) in self.run(radii_tile, jobs):
             nearest[i], nearest[j] = merge_radii(nearest[i], of_i), merge_radii(nearest[j], of_j)
         return torch.cat([nearest[i] for i in self.blocks()])[:, -1].clone()
 
@@ -46,10 +77,10 @@ class Tiles:
         total = Hits.none(self.n, self.n)
         # A slice would take the whole tensor along.
         jobs = (
-            (ref, gen, i, j, radii_ref[self.rows(i)].clone(), radii_gen[self.rows(j)].clone())
+            (((ref, i), (gen, j)), (radii_ref[self.rows(i)].clone(), radii_gen[self.rows(j)].clone()))
             for i, j in product(self.blocks(), self.blocks())
         )
-        for (_, _, i, j, *_), tile in self.run(_hits_task, jobs):
+        for ((_, i), (_, j)), tile in self.run(hits_tile, jobs):
             total.add(tile, self.rows(i).start, self.rows(j).start)
         return total.scores(self.k)
 
@@ -59,28 +90,40 @@ class Tiles:
     def rows(self, block: int) -> slice:
         return slice(block * self.tile, min((block + 1) * self.tile, self.n))
 
-    def load(self, arm: int, block: int) -> Any:
+    def load(self, arm: int, block: int) -> np.ndarray:
         rows = self.rows(block)
         return self.features.rows(arm, rows.start, rows.stop)
 
-    def run(self, task: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> Iterator[tuple[tuple[Any, ...], Any]]:
-        """Each job with its result, as they finish; a few more than there is room for wait at a time."""
-        remote: Any = ray.remote(task).options(num_cpus=self.cpus)
-        room = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1) / self.cpus))
-        running: dict[Any, tuple[Any, ...]] = {}
-        for job in jobs:
+    def run(
+        self, function: Callable[..., Any], jobs: Iterable[tuple[tuple[Key, ...], tuple[Any, ...]]]
+    ) -> Iterator[tuple[tuple[Key, ...], Any]]:
+        """What the function of a job's blocks and its other arguments gives, with the blocks' keys, as tasks finish.
+
+        A few more tasks than there is room for wait at a time.
+        """
+        task: Any = ray.remote(function).options(num_cpus=self.cpus)
+        blocks = Blocks(self.load, self.most())
+        room = min(blocks.most, AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1) / self.cpus)))
+        running: dict[Any, tuple[Key, ...]] = {}
+        for keys, more in jobs:
             if len(running) >= room:
-                (done,), _ = ray.wait(list(running), num_returns=1)
-                yield running.pop(done), ray.get(done)
-            running[remote.remote(self, *job)] = job
+                yield _next(running)
+            running[task.remote(*map(blocks.ref, keys), *more)] = keys
         while running:
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            yield running.pop(done), ray.get(done)
+            yield _next(running)
+
+    def most(self) -> int:
+        """How many blocks this node's object store has room for; at least the two of a tile."""
+        here = ray.get_runtime_context().get_node_id()
+        store = next(node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["NodeID"] == here)
+        return max(2, int(STORE_SHARE * store) // self.load(0, 0).nbytes)
 
 
-def _radii_task(tiles: Tiles, arm: int, i: int, j: int, *bounds: Tensor | None) -> tuple[Tensor, Tensor]:
-    return radii_tile(tiles.load(arm, i), None if i == j else tiles.load(arm, j), tiles.k, *bounds)
+def _radii_of_one(x: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
+    return radii_tile(x, None, k)
 
 
-def _hits_task(tiles: Tiles, ref: int, gen: int, i: int, j: int, radii_ref: Tensor, radii_gen: Tensor) -> Hits:
-    return hits_tile(tiles.load(ref, i), tiles.load(gen, j), radii_ref, radii_gen)
+def _next(running: dict[Any, tuple[Key, ...]]) -> tuple[tuple[Key, ...], Any]:
+    """The first task that has finished, taken out of those that run."""
+    (done,), _ = ray.wait(list(running), num_returns=1)
+    return running.pop(done), ray.get(done)

@@ -1,31 +1,65 @@
 """Training one adapter: a Ray Train `TorchTrainer` around the worker of `pipelines.training`.
 
 Everything random comes from (seed, step, index of the sample in the global batch), so a replayed step gives the same
-bits and any number of workers the same adapter. A worker that dies is replaced and goes on from the last checkpoint.
-The same command resumes what was interrupted.
+bits and any number of workers the same adapter. A worker that dies is replaced and goes on from the last checkpoint;
+one that would fail again in the same way ends the training. The same command resumes what was interrupted.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
-from pipelines import checkpoints, layout, remote
+from pipelines import checkpoints, demands, layout, remote
 from pipelines import config as configuration
-from pipelines.cluster import Cluster, needs, times
-from pipelines.config import Config, Train
+from pipelines.cluster import Cluster
+from pipelines.config import Config
 from pipelines.layout import RunFiles, adapter_key
+
+# What a worker's own code raises about its input and its numbers. Since a step can be replayed to the bit, so would
+# these be; what files, stores, devices and other processes do (OSError, RuntimeError) may be over the next time.
+REPEATABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+
+
+# Exceptions travel from process to process without their tracebacks; this attribute of theirs has it as text.
+TOLD = "_in_worker"
+
+
+class InWorkerError(Exception):
+    """A worker's traceback, as the cause of what it raised."""
+
+
+class EndAtOnce(UserCallback):
+    """Ends a training where a worker has raised what any other would raise again, without the retries that dead workers
+    are for.
+
+    Ray Train counts an error of its callbacks as one of the controller's, which it does not retry.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, BaseException]) -> None:
+        raised = list(worker_exceptions.values())
+        # Where another worker has died, what is left may fail in any way.
+        if all(isinstance(error, Exception) and not _of_ray(error) for error in raised):
+            for error in raised:
+                if isinstance(error, REPEATABLE):
+                    raise error
+
+
+def _of_ray(error: BaseException) -> bool:
+    return any(kind.__module__.startswith("ray.") for kind in type(error).__mro__)
 
 
 def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
     """Train the adapter of `config.train`, or finish what was begun; returns its folder. Ray must be connected.
 
-    `callbacks` are Ray Train's. Raises ray.train.TrainingFailedError where a worker fails more often than allowed.
+    `callbacks` are Ray Train's. Raises what a worker raised where it is one of `REPEATABLE`, and
+    ray.train.TrainingFailedError where workers fail more often than allowed in other ways.
     """
     files, key, settings = RunFiles(config.directory), adapter_key(config.train), config.train
     (least, most), storage = settings.workers, files.checkpoints(key)
@@ -37,41 +71,31 @@ def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
         scaling_config=ScalingConfig(
             num_workers=least if least == most else (least, most),
             use_gpu=settings.gpus_per_worker > 0,
-            resources_per_worker=worker_needs(settings),
+            resources_per_worker=dict(demands.training(config).one),
         ),
         run_config=RunConfig(
             name=key,
             storage_path=remote.storage_path(storage.parent),
             failure_config=FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=settings.num_to_keep),
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, EndAtOnce()],
         ),
     )
-    _interruptibly(trainer.fit)
+    try:
+        _interruptibly(trainer.fit)
+    except ControllerError as error:
+        failure = error.controller_failure
+        if isinstance(failure, REPEATABLE):
+            told = failure.__dict__.get(TOLD)
+            raise failure from (None if told is None else InWorkerError(f"\n{told}"))
+        raise
     checkpoints.discard(storage)
     return files.adapters / key
 
 
-def worker_needs(settings: Train) -> dict[str, float]:
-    """Ray resources of one training worker."""
-    return needs(settings.cpus_per_worker, settings.gpus_per_worker, settings.node, settings.memory_per_worker)
-
-
 def room_for(config: Config, cluster: Cluster, driver_cpus: float = 0.0) -> int:
     """How many trainings the cluster has room for at once; ConfigError, at once, where it never could run one."""
-    settings = config.train
-    needed = worker_needs(settings)
-    cluster.check_node(
-        needed, "a training worker",
-        "lower train.cpus_per_worker, train.gpus_per_worker or train.memory_per_worker, or take larger nodes",
-    )  # fmt: skip
-    one = times(needed, settings.workers[0])
-    one["CPU"] += driver_cpus
-    fix = (
-        "lower train.num_workers, train.cpus_per_worker, train.gpus_per_worker or train.memory_per_worker, name "
-        "another train.node, or take a larger cluster (ray.num_cpus for one of this machine)"
-    )
-    return cluster.room(one, {}, "a training", fix)
+    return cluster.room(demands.training(config, driver_cpus))
 
 
 def _interruptibly(function: Callable[[], Any]) -> None:
@@ -96,4 +120,8 @@ def worker(loop_config: dict[str, Any]) -> None:
     # Imported here, so that the processes that only launch and watch a training do not load the model's libraries.
     from pipelines.training import run
 
-    run(configuration.from_dict(loop_config["config"]))
+    try:
+        run(configuration.from_dict(loop_config["config"]))
+    except REPEATABLE as error:
+        error.__dict__[TOLD] = traceback.format_exc()
+        raise

@@ -7,7 +7,8 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 
 from aig import adapters, memory
 from aig.adapters import sharding
-from aig.draft import DraftConfig, draw, over_kept, train_step
+from aig.draft import DraftConfig, check_precision, draw, grid_of, over_kept, train_step
+from aig.ema import Ema
 from aig.models import Model
 from pipelines import (
     checkpoints,
@@ -35,14 +37,15 @@ from pipelines import (
     study,
     validation,
 )
-from pipelines.config import Config, Train
+from pipelines.config import Config, ConfigError, Train
 from pipelines.guards import Stop
 from pipelines.layout import RunFiles
+from pipelines.prompts import resolve_prompts
 from pipelines.stopping import Guard
 from pipelines.tracking import Tracker
 from pipelines.validation import ADAPTER, scores_of
 
-BETAS = (0.9, 0.999)  # Adam's, as published
+BETAS = (0.9, 0.999)  # AdamW's, as published
 EMPTY_STEPS = 10  # so many steps in a row without a gradient, and a training is stopped whatever train.on_nan says
 
 
@@ -82,6 +85,7 @@ def resume(training: Training) -> None:
     storage = training.files.checkpoints(training.key)
     found, warnings = None, []
     if training.scores is not None:
+        checkpoints.clean_saves(training.files.adapters, training.key)  # first: every worker looks at what is saved
         found, warnings = checkpoints.newest(storage)
     name = broadcast_from_rank_zero(found.name if found else None)
     chosen = storage / name if name is not None else None
@@ -95,7 +99,6 @@ def resume(training: Training) -> None:
         reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED, timeout_s=10)
         listed = {Path(each.checkpoint.path).name for each in reported}
         checkpoints.clean(storage, chosen, listed, training.config.train.num_to_keep)
-        checkpoints.clean_saves(training.files.adapters, training.key)
 
 
 class Training:
@@ -110,7 +113,7 @@ class Training:
         sampling = study.resolve_sampling(config, self.model.defaults)
         self.sampling = replace(sampling, max_rows=settings.rollout_batch or sampling.max_rows)
         self.draft = draft_config(config, self.model)
-        self.prompts = study.resolve_prompts(settings.prompts, "train.prompts")
+        self.prompts = resolve_prompts(config, "train.prompts")
         memory.prepare(self.model, settings.checkpointing, settings.vae_tiling, settings.compile)
         statistics = normalization.of_sums(config)
         self.reward = rewarding.load_trained(config, self.model.device, statistics or {})
@@ -122,6 +125,7 @@ class Training:
         self.optimizer = memory.make_optimizer(
             settings.optimizer, self.parameters, settings.lr, BETAS, settings.weight_decay
         )
+        self.ema = None if settings.ema is None else Ema(self.parameters, settings.ema)
         self.scores = scores_of(config, self.model.device, statistics) if watched else None
         self.step, self.seconds, self.skipped = 0, 0.0, 0.0
         self.sums: dict[str, float] = {}
@@ -130,7 +134,7 @@ class Training:
         self.status = progress.StatusFile(self.files.progress / f"{self.key}.json", **place)
         self.begun = time.monotonic()
         self.empty = 0
-        self.guard = Guard(settings, self.parameters)
+        self.guard = Guard(settings, self.parameters if self.ema is None else self.ema.means)
         self.tracker: Tracker | None = None
         self.pace = progress.Pace()
 
@@ -166,13 +170,15 @@ class Training:
         wrong = self.guard.explosions.found(self.sums["loss"], norm) if whole else "no finite gradient"
         if wrong is None:
             self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update()
             self.empty = 0
             return
         self.empty += 1
         if settings.on_nan == "stop" or self.empty >= EMPTY_STEPS:
             prompts, seeds = draw(self.prompts, settings.seed, self.step, settings.batch)
             before = f", and the {self.empty - 1} before it were no better" if self.empty > 1 else ""
-            skip = ", or leave such steps out with train.on_nan=skip" if settings.on_nan == "stop" else ""
+            skip = ", or leave such steps out in another run with train.on_nan=skip" * (settings.on_nan == "stop")
             raise FloatingPointError(
                 f"step {self.step} has {wrong}{before}; its first image: {prompts[0]!r} with noise seed {seeds[0]}, "
                 f"its prompts: {_some(prompts)}. Lower train.lr or raise the KL weight{skip}"
@@ -208,6 +214,14 @@ class Training:
             self.guard.hold(0)
         self.pace.stepped(self.step)
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Within the context the adapter is the one that is validated and saved, whole in every worker: the average
+        with train.ema. Every worker has to enter it."""
+        averaged = nullcontext() if self.ema is None else self.ema.in_place()
+        with averaged, sharding.whole(self.model.denoiser):
+            yield
+
     def keep(self) -> None:
         """Save the adapter where this step is a snapshot or the last; where a guard has stopped, that which it held.
 
@@ -219,13 +233,13 @@ class Training:
         names = [name for name, step in layout.adapter_folders(self.config) if step == self.step]
         if not names:
             return
-        with sharding.whole(self.model.denoiser):
+        with self.kept():
             for name in names:
                 if self.scores is not None and not study.is_saved(self.config, self.files.adapters / name, self.step):
                     self.save(name, self.step, {})
 
     def save(self, name: str, step: int, more: dict[str, Any]) -> None:
-        """Save the adapter as it is, as that of a step."""
+        """Save the adapter as it is, as that of a step; belongs inside of `kept`."""
         record = study.training_record(self.config, self.config.train, step)
         made_with: dict[str, Any] = {
             "versions": {package: version(package) for package in ("torch", "diffusers", "peft")},
@@ -239,7 +253,7 @@ class Training:
         """Make the adapter that the guard held the last one, and remove the snapshots of later steps; every worker has
         to call it."""
         step = self.guard.put_back()
-        with sharding.whole(self.model.denoiser):
+        with self.kept():
             if self.scores is None:
                 return
             if not study.is_finished(self.config):
@@ -256,7 +270,7 @@ class Training:
     def validate(self) -> None:
         """One more point of the training curves, from fixed prompts and noise, and a picture of it; every worker has to
         call it, and the first one makes it."""
-        with sharding.whole(self.model.denoiser):
+        with self.kept():
             if self.scores is None:
                 return
             found = validation.validate(self.config, self.model, self.scores, self.sampling, self.step)
@@ -285,8 +299,12 @@ class Training:
 
     def report(self, saving: bool) -> None:
         """Metrics to Ray Train and, with `saving`, a checkpoint; every worker has to call it."""
-        latest = validation.metrics(self.curve[-1]) if self.curve else {}
-        metrics = {**latest, "step": self.step, "loss": self.sums["loss"], "batch_reward": self.sums["reward"]}
+        metrics = {
+            **validation.metrics(self.standing()),
+            "step": self.step,
+            "loss": self.sums["loss"],
+            "batch_reward": self.sums["reward"],
+        }
         checkpoint = None
         state = self.state() if saving and (self.scores is not None or self.how == parallel.FSDP) else None
         if state is not None and self.scores is not None:
@@ -302,12 +320,20 @@ class Training:
             delete_local_checkpoint_after_upload=True,
         )
 
+    def standing(self) -> dict[str, Any]:
+        """The last validation of the adapter: where a guard has stopped, of the one that it held. Empty on all workers
+        but the first."""
+        held = self.guard.held if self.guard.stop is not None else None
+        last = self.step if held is None else held["step"]
+        return next((row for row in reversed(self.curve) if row["step"] <= last), {})
+
     def state(self) -> dict[str, Any]:
         """All that a training needs to go on, with any number of workers; sharded ones all have to call it."""
         record = study.training_record(self.config, self.config.train, self.step)
         return {
             "parameters": [sharding.full(parameter.detach()) for parameter in self.parameters],
             "optimizer": _map(self.optimizer.state_dict(), sharding.full),
+            "ema": [] if self.ema is None else [sharding.full(mean) for mean in self.ema.means],
             "step": self.step,
             "seconds": self.elapsed(),
             "skipped": self.skipped,
@@ -318,22 +344,31 @@ class Training:
         }
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint, unless another configuration made it or a snapshot from before it is gone."""
+        """Go on from a checkpoint, unless a snapshot from before it is gone.
+
+        ConfigError where another version, model or reward made it: that work is not ours to train over.
+        """
         state = torch.load(path, map_location="cpu", mmap=self.how == parallel.FSDP, weights_only=True)
         wanted = study.training_record(self.config, self.config.train, state["step"])
         earlier = [(n, s) for n, s in layout.adapter_folders(self.config) if s < state["step"]]
-        if json.loads(state["record"]) != wanted or not all(
-            study.is_saved(self.config, self.files.adapters / name, step) for name, step in earlier
-        ):
+        found = json.loads(state["record"])
+        if not study.same_record(found, wanted):
+            raise ConfigError(
+                f"the interrupted training {self.key} in {remote.shown(self.files.checkpoints(self.key))} was made "
+                f"{study.difference(found, wanted)}: choose another run.name, or delete the folder to train anew"
+            )
+        if not all(study.is_saved(self.config, self.files.adapters / name, step) for name, step in earlier):
             return
         curve = json.loads(state["curve"])
         if self.config.train.keep_best and len(curve) > 1 and not study.has_best(self.config):
             return
         if not self.guard.restore(state["guard"], curve):
             return
+        means = [] if self.ema is None else self.ema.means
         with torch.no_grad():
-            for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
-                parameter.copy_(sharding.like(saved, parameter))
+            for tensors, kept in ((self.parameters, state["parameters"]), (means, state["ema"])):
+                for tensor, saved in zip(tensors, kept, strict=True):
+                    tensor.copy_(sharding.like(saved, tensor))
         for index, moments in state["optimizer"]["state"].items():
             for name, saved in moments.items():
                 whole = isinstance(saved, Tensor) and saved.shape == self.parameters[index].shape
@@ -361,13 +396,16 @@ def attach(settings: Train, denoiser: nn.Module) -> None:
 def draft_config(config: Config, model: Model) -> DraftConfig:
     """The objective of `config.train` on this model; ValueError where the two do not go together."""
     settings = config.train
+    check_precision(model)
     sampling = study.resolve_sampling(config, model.defaults)
     sampling = replace(sampling, max_rows=settings.rollout_batch or sampling.max_rows)
     micro_batch = min(settings.micro_batch, settings.batch)
-    return DraftConfig(
+    objective = DraftConfig(
         sampling, settings.k, settings.lv, settings.kl_weight, settings.kl, micro_batch, settings.autocast,
         settings.on_nan,
     )  # fmt: skip
+    grid_of(model, objective)
+    return objective
 
 
 def write_curve(files: RunFiles, key: str, rows: Sequence[dict[str, Any]]) -> None:

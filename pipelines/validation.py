@@ -1,4 +1,8 @@
-"""Validations of a training: scores, diversity and distances to the base on fixed prompts and noise, and a picture."""
+"""Validations of a training: scores, diversity and distances to the base on fixed prompts and noise, and a picture.
+
+The prompts are training prompts, and no evaluation has their noise: guards, schedulers and searches select by
+validations, and what selects must not be what judges.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +23,9 @@ from torch import Tensor
 from aig.metrics import per_prompt, vendi_score
 from aig.models import Model, Sampling
 from aig.sampler import Arm, Grid, sample_arms, to_uint8
-from pipelines import layout, normalization, rewarding, study
+from pipelines import layout, normalization, rewarding
 from pipelines.config import Config
+from pipelines.prompts import validation_prompts, validation_seeds
 from pipelines.rewarding import Statistics
 from pipelines.scoring import ACCURACIES, GOLD, Scores
 
@@ -62,9 +67,9 @@ def validate(config: Config, model: Model, scores: Scores, sampling: Sampling, s
     left out of every mean, and counted.
     """
     settings = config.train
-    chosen = study.resolve_prompts(settings.prompts, "train.prompts")[: settings.validate_prompts]
-    prompts = [prompt for prompt in chosen for _ in range(settings.validate_seeds)]
-    seeds = list(range(settings.validate_seeds)) * len(chosen)
+    chosen, indices = validation_prompts(config), validation_seeds(config)
+    prompts = [prompt for prompt in chosen for _ in indices]
+    seeds = indices * len(chosen)
     # At step 0 the adapter is still the base: its distance is 0 without being measured.
     samples = sample_arms(
         model, prompts, seeds, [Arm(ADAPTER, ADAPTER)], config.run.seed, sampling, measure_path=step > 0
@@ -110,8 +115,8 @@ def _sound(
         lost = int((~sound).nonzero()[0])
         raise FloatingPointError(
             f"the validation of step {step} has {len(prompts) - len(kept)} images without a finite score, first that "
-            f"of {prompts[lost]!r} with seed {seeds[lost]}: lower train.lr, or leave such images out with "
-            "train.on_nan=skip"
+            f"of {prompts[lost]!r} with seed {seeds[lost]}: lower train.lr, or leave such images out in "
+            "another run with train.on_nan=skip"
         )
     if not kept:
         raise FloatingPointError(f"the validation of step {step} has no image with a finite score: lower train.lr")

@@ -76,9 +76,17 @@ def inputs(denoiser, rows=4):
     return given
 
 
+def cast(given, dtype):
+    """Inputs with their floating-point tensors in another precision."""
+    if isinstance(given, dict):
+        return {name: cast(each, dtype) for name, each in given.items()}
+    return given.to(dtype) if given.is_floating_point() else given
+
+
 @torch.no_grad()
-def predict(denoiser, rows=None):
+def predict(denoiser, rows=None, dtype=torch.float32):
+    given = cast(inputs(denoiser), dtype)
     if rows is None:
-        return denoiser(**inputs(denoiser), return_dict=False)[0]
+        return denoiser(**given, return_dict=False)[0]
     with adapters.routed(denoiser, rows):
-        return denoiser(**inputs(denoiser), return_dict=False)[0]
+        return denoiser(**given, return_dict=False)[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -52,8 +51,7 @@ def by_hand(found: Config) -> dict[str, bytes]:
     content = config.to_dict(found)
     generator, scorer = generate.Generator(content), scoring.Scorer(generate.Evaluation(content))
     for unit in generate.units(found, TinyModel.defaults):
-        row = {key: value for key, value in asdict(unit).items() if key != "name"}
-        scorer(generator(pa.Table.from_pylist([{"unit": unit.name, **row}])))
+        scorer(generator(pa.Table.from_pylist([unit.row()])))
     return files(found)
 
 

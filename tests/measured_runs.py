@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
+from safetensors.torch import save_file
 
 from aig import adapters
 from aig.models import TinyModel
 from pipelines import config, generate, study
 from pipelines.config import Config
-from pipelines.layout import RunFiles, slug
+from pipelines.layout import IMAGES_FORMAT, RunFiles, slug
 
 DIMENSION = 6
 RED, BRIGHT = "pipeline_toys:red", "pipeline_toys:bright"
@@ -57,21 +59,22 @@ def build(found: Config, change: Change | None = None, gain: float = 1.0) -> Con
     config.claim_directory(found)
     for name in {arm.arm.adapter for arm in arms if arm.arm.adapter}:
         (files.adapters / name).mkdir(parents=True)
-        (files.adapters / name / adapters.WEIGHTS).write_bytes(name.encode())
+        save_file({name: torch.zeros(1)}, files.adapters / name / adapters.WEIGHTS)
     for unit in generate.units(found, TinyModel.defaults):
         parts = []
-        for arm in arms:
+        for arm, origin in zip(arms, unit.origins, strict=True):
             made = columns(arm, unit.prompt_id, unit.seeds, gain)
             if change is not None:
                 change(arm.arm.name, made)
             features = made.pop("features").astype(np.float32)
-            identity = generate.identity_columns([arm] * len(unit.seeds), unit.prompt_id, unit.prompt, unit.seeds)
+            listed = [arm] * len(unit.seeds), [origin] * len(unit.seeds)
+            identity = generate.identity_columns(*listed, unit.prompt_id, unit.prompt, unit.seeds)
             parts.append(pa.table({
                 **identity,
                 **{name: pa.array(values, pa.float32()) for name, values in made.items()},
                 "features": pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), DIMENSION),
             }))  # fmt: skip
-        cost = json.dumps({"predictions": 5, "separate": 8, "published": 10})
-        table = pa.concat_tables(parts).replace_schema_metadata({"cost": cost})
+        about = {"cost": json.dumps({"predictions": 5, "separate": 8, "published": 10}), "format": str(IMAGES_FORMAT)}
+        table = pa.concat_tables(parts).replace_schema_metadata(about)
         generate.commit(table, files.images / generate.PART.format(unit=unit.name))
     return found

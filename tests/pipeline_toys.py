@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -9,6 +11,8 @@ from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor
+
+from aig.world.scenes import all_prompts
 
 HERE = Path(__file__).parent
 
@@ -47,17 +51,31 @@ def spoiled(images: Tensor, prompts: list[str]) -> Tensor:
 
 
 def __getattr__(name: str) -> Callable[[Tensor, list[str]], Tensor]:
-    """`until_HEX`: how red an image is, but no reward to train on until there is a file at the path in hexadecimal."""
-    if not name.startswith("until_"):
+    """`until_HEX`: how red an image is, but no reward to train on until there is a file at the path in hexadecimal;
+    `nan_HEX`: NaN where it is trained on, with each such process noted in that file."""
+    kind, _, path = name.partition("_")
+    if kind not in ("until", "nan"):
         raise AttributeError(name)
-    path = Path(bytes.fromhex(name.removeprefix("until_")).decode())
+    path = Path(bytes.fromhex(path).decode())
+
+    def nan(images: Tensor, prompts: list[str]) -> Tensor:
+        if not images.requires_grad:
+            return red(images, prompts)
+        with path.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return red(images, prompts) * float("nan")
 
     def until(images: Tensor, prompts: list[str]) -> Tensor:
         if images.requires_grad and not path.exists():
             raise RuntimeError(f"{path.name} is not there yet")
         return red(images, prompts)
 
-    return until
+    return until if kind == "until" else nan
+
+
+def misshapen(images: Tensor, prompts: list[str]) -> Tensor:
+    """No score an image, which is found where it is first called."""
+    return images.mean()
 
 
 def constant(images: Tensor, prompts: list[str]) -> Tensor:
@@ -85,7 +103,14 @@ pixels.dimension = 48  # type: ignore[attr-defined]
 
 
 def overrides(model: Path, storage: Path, **more: object) -> list[str]:
-    """A smoke run on an untrained model, with the toys for rewards; `more` are keys with two underscores for a dot."""
+    """A smoke run on an untrained model, with the toys for rewards; `more` are keys with two underscores for a dot.
+
+    A number of prompts is that of the embedded world's captions, as a list: only the embedded model takes a number.
+    """
+    given = {"train__prompts": 32, "evaluate__prompts": 2, **more}
+    for key in ("train__prompts", "evaluate__prompts"):
+        if isinstance(given[key], int):
+            given[key] = json.dumps(all_prompts()[: given[key]])
     return [
         f"model.name={model}",
         f"run.storage={storage}",
@@ -96,5 +121,5 @@ def overrides(model: Path, storage: Path, **more: object) -> list[str]:
         "evaluate.gold=pipeline_toys:bright",
         "evaluate.features=pipeline_toys:pixels",
         "evaluate.generators=1",
-        *(f"{key.replace('__', '.')}={value}" for key, value in more.items()),
+        *(f"{key.replace('__', '.')}={value}" for key, value in given.items()),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
@@ -153,6 +154,26 @@ def bert_encoder() -> BertModel:
         for part in (layer.crossattention.self.key, layer.crossattention.self.value):
             part.__init__(BLIP_VISION, BLIP_TEXT)
     return model
+
+
+@torch.no_grad()
+def published_blip(state: dict[str, torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """`(pixels (B, 3, h, w), ids (B, L), mask (B, L)) -> (B, d)` of the modules that ImageReward was published with,
+    filled from a checkpoint as `blip_state` makes it."""
+    tower, text = timm_tower().eval(), bert_encoder().eval()
+    parts = [
+        {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        for prefix in ("blip.visual_encoder.", "blip.text_encoder.")
+    ]
+    tower.load_state_dict(parts[0])
+    text.load_state_dict(parts[1], strict=False)
+    text.embeddings.token_type_embeddings.weight.zero_()
+    text.config.is_decoder = False  # no causal mask: the text is read whole
+
+    def features(pixels: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return text(ids, attention_mask=mask, encoder_hidden_states=tower(pixels)).last_hidden_state[:, 0]
+
+    return features
 
 
 WORDS = [

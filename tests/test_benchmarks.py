@@ -116,7 +116,7 @@ def test_separate_loops_make_the_same_images_and_the_published_ones_nearly_by_bo
     toys = [text for text in overrides(tmp_path / "untrained", tmp_path) if not text.startswith("run.storage")]
     found = pipeline.run_configuration(tmp_path, 1, [*toys, *pipeline.PUBLISHED, "model.steps=3"])
     unit = generate.units(found, TinyModel.defaults)[0]
-    row = {"unit": unit.name, "prompt_id": unit.prompt_id, "prompt": unit.prompt, "seeds": list(unit.seeds[:2])}
+    row = {**unit.row(), "seeds": list(unit.seeds[:2])}
     content = config.to_dict(found)
     kinds = (generate.Generator, pipeline.Separate, pipeline.Published)
     shared, separate, published = (kind(content).draw([row], False)[0] for kind in kinds)

@@ -10,7 +10,7 @@ import bare_training
 import pytest
 import torch
 
-from aig import adapters
+from aig import adapters, folders
 from pipelines import checkpoints, progress, study
 from pipelines.layout import RunFiles, adapter_key, best_folder
 
@@ -150,6 +150,16 @@ def test_a_training_whose_best_adapter_is_gone_starts_anew(single, undisturbed):
     shutil.rmtree(RunFiles(single.directory).adapters / best_folder(single.train))
     bare_training.run(single)
     assert same(single, undisturbed)
+
+
+def test_an_adapter_that_its_killed_writer_had_moved_aside_is_there_again_before_a_training_goes_on(tmp_path):
+    for name in ("red-s1@best", "red-s1"):
+        (tmp_path / f".{name}{folders.ASIDE}").mkdir()
+        (tmp_path / f".{name}{folders.ASIDE}" / "adapter.json").write_text("{}")
+    (tmp_path / ".red-s1@best.abc").mkdir()
+    checkpoints.clean_saves(tmp_path, "red-s1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["red-s1", "red-s1@best"]
+    assert (tmp_path / "red-s1@best" / "adapter.json").exists()
 
 
 def test_half_saved_adapters_of_a_training_are_removed_and_those_of_others_are_not(tmp_path):

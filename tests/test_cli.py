@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -12,7 +13,9 @@ from pipeline_toys import HERE, overrides
 from waiting import wait_for
 
 from aig.world.tiny import build_pipeline
+from pipelines import cluster
 from pipelines.__main__ import main
+from pipelines.cluster import Cluster
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,9 +68,9 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, expected, tmp_path, ca
         ("model.name=nowhere", "model.name: "),
         ("sweep.ks=[99]", "train: draft.k = 99"),
         ("evaluate.prompts=[a red star, a beige dodecahedron]", "evaluate.prompts: "),
-        ("train.prompts=49", "train.prompts is 49: the embedded world has 48 captions"),
+        ("train.prompts=33", "train.prompts must be given: train.prompts=33 counts captions of the embedded world"),
         ("evaluate.early_stops=[3]", "there is no snapshot of step 3"),
-        ("train.kl=path", "needs sampling.eta > 0"),
+        ("train.kl=path", "train: draft.kl = 'path' needs noise in each of the last 1 of"),
     ],
 )
 def test_what_only_the_libraries_can_know_is_found_before_ray_starts(wrong, expected, model, tmp_path, capsys):
@@ -76,6 +79,12 @@ def test_what_only_the_libraries_can_know_is_found_before_ray_starts(wrong, expe
     err = capsys.readouterr().err
     assert expected in err and err.startswith("error: ") and err.count("\n") == 1
     assert not (tmp_path / "storage").exists()
+
+
+def test_a_penalty_that_a_search_would_draw_is_tried_out_too(model, tmp_path, capsys):
+    asked = {"sweep__kl_weights": "[0, 1]", "sweep__search": "random", "train__kl": "path", "model__eta": 1}
+    assert main(["demo", "--preset", "smoke", *overrides(model, tmp_path / "storage", **asked)]) == 2
+    assert "(DDIMScheduler, eta = 1) adds none in step" in capsys.readouterr().err
 
 
 def test_full_fine_tuning_of_half_precision_weights_is_refused(tmp_path, capsys):
@@ -143,6 +152,32 @@ def test_a_second_process_in_the_same_run_is_refused(model, tmp_path, capsys):
         fcntl.flock(file, fcntl.LOCK_EX)
         assert main(["report", "--preset", "smoke", *arguments]) == 2
     assert "another process is working in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "keys", "expected"),
+    [
+        ("sweep", {"evaluate__scorer_gpus": 1}, "a scorer needs 1 GPU (evaluate.scorer_gpus) on one node"),
+        ("sweep", {"evaluate__generator_cpus": 5}, "a generator needs 5 CPU (evaluate.generator_cpus) on one node"),
+        ("demo", {"evaluate__node": "spot"}, "a scorer needs the resource spot (evaluate.node) on one node"),
+        ("sweep", {"train__cpus_per_worker": 5}, "a training needs 5 CPU (train.cpus_per_worker) on one node"),
+        ("train", {"train__cpus_per_worker": 5}, "a training needs 5 CPU (train.cpus_per_worker) on one node"),
+    ],
+)
+def test_a_cluster_without_room_for_a_later_stage_is_refused_before_the_first(
+    command, keys, expected, model, tmp_path, monkeypatch, capsys
+):
+    nodes = ({"CPU": 4.0}, {"CPU": 4.0})
+
+    @contextmanager
+    def connected(settings):
+        yield Cluster({"CPU": 8.0}, False, None, nodes=nodes)
+
+    monkeypatch.setattr(cluster, "connected", connected)
+    assert main([command, "--preset", "smoke", *overrides(model, tmp_path, **keys)]) == 2
+    err = capsys.readouterr().err
+    assert expected in err and "the largest node has" in err and err.count("\n") == 1
+    assert not (tmp_path / "smoke" / "adapters").exists()
 
 
 @pytest.mark.kills

@@ -42,6 +42,19 @@ def test_a_feature_extractor_is_named_or_described_by_a_mapping(tmp_path):
         config.load(None, None, ["evaluate.features=3"])
 
 
+def test_what_selects_and_what_judges_have_no_noise_in_common_whatever_the_number_of_seeds():
+    def most(section: type, key: str) -> int:
+        return next(item.metadata["high"] for item in dataclasses.fields(section) if item.name == key)
+
+    evaluated, validated = most(config.Evaluate, "seeds"), most(config.Train, "validate_seeds")
+    assert evaluated <= config.VALIDATION_SEEDS
+    assert config.VALIDATION_SEEDS + validated <= config.SEARCH_SEEDS
+    for key in ("seeds", "held_out_seeds"):  # seed indices are 32-bit integers in the images' files
+        assert config.SEARCH_SEEDS + most(config.Search, key) < 2**31
+    with pytest.raises(ConfigError, match=r"evaluate\.seeds is 1000001: give a number at least 2"):
+        config.load(None, None, ["evaluate.seeds=1000001"])
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
@@ -58,6 +71,10 @@ def test_a_feature_extractor_is_named_or_described_by_a_mapping(tmp_path):
         ("train.steps=true", "train.steps is True: give a whole number"),
         ("train.lr=fast", "train.lr is 'fast': give a number"),
         ("train.kl=huber", "train.kl is 'huber': give one of eps_mse, path"),
+        ("train.optimizer=sgd", "give one of adamw, adamw-fused, adamw-8bit, adam-l2"),
+        ("train.optimizer=adam", "train.optimizer is 'adam', which added the weight decay to the gradient (L2)"),
+        ("train.ema=1", "train.ema is 1: give a number below 1, as in 0.9999, or null"),
+        ("train.ema=0", "train.ema is 0.0: give a number above 0"),
         ("train.num_workers=[2, 1]", "train.num_workers is [2, 1]: give a number, or [least, most] as in [1, 4]"),
         ("train.num_workers=[1, 2, 3]", "give a number, or [least, most]"),
         ("train.num_workers=[0, 2]", "train.num_workers is 0: give a number at least 1"),
@@ -129,6 +146,22 @@ def test_another_configuration_is_refused_and_the_difference_named(tmp_path):
     with pytest.raises(ConfigError, match=r"was made with train\.lr = 0\.001, not 0\.01: choose another run\.name"):
         config.claim_directory(run_in(tmp_path, "train.lr=0.01"))
     assert (path / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("kept", ["optimizer: adam", "steps: 100"])
+def test_a_run_that_was_made_with_l2_decay_is_refused_also_where_its_file_does_not_say_so(tmp_path, kept):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(f"train: {{{kept}}}\n")
+    for read in (lambda: config.claim_directory(run_in(tmp_path)), lambda: config.of_run(tmp_path / "run")):
+        with pytest.raises(ConfigError, match=r"train\.optimizer is 'adam', which added the weight decay .*adam-l2"):
+            read()
+
+
+@pytest.mark.parametrize("change", ["train.on_nan=skip", "train.explosion=null", "train.ema=0.9"])
+def test_what_decides_which_steps_count_and_what_is_kept_is_a_runs_identity(tmp_path, change):
+    config.claim_directory(run_in(tmp_path))
+    with pytest.raises(ConfigError, match=rf"was made with {change.partition('=')[0]} = "):
+        config.claim_directory(run_in(tmp_path, change))
 
 
 def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path):

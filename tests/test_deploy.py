@@ -19,9 +19,10 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from aig.world import weights
 from pipelines import config as configuration
 from pipelines import pools
-from pipelines.cluster import PLACE, Cluster, largest, needs
+from pipelines.cluster import Cluster, Need, largest, needs
 from pipelines.config import ConfigError
 from pipelines.train import room_for
+from tune.pool import size
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE_LIMIT = 5 * 2**20
@@ -122,7 +123,8 @@ def test_the_run_configuration_asks_for_nodes_that_both_clusters_have(cluster, k
     config = configuration.load(file=ROOT / "deploy" / "gpu.yaml")
     types = cluster["available_node_types"]
     groups = {group["groupName"]: group for group in kuberay["spec"]["workerGroupSpecs"]}
-    for node_type, name in (("train", config.train.node), ("evaluate", config.evaluate.node)):
+    named = ("train", config.train.node), ("evaluate", config.evaluate.node), ("evaluate", config.search.node)
+    for node_type, name in named:
         assert name in types[node_type]["resources"]
         # KubeRay hands the value to a shell, so it stands in two pairs of quotes.
         assert name in yaml.safe_load(yaml.safe_load(groups[node_type]["rayStartParams"]["resources"]))
@@ -139,6 +141,7 @@ def test_the_actors_of_the_run_configuration_fit_into_the_largest_cluster(cluste
     grown = Cluster(config.ray.grows_to, started=False, dashboard=None)
     assert pools.generators(config, grown).start == config.evaluate.generators
     assert room_for(config, grown) >= config.sweep.max_concurrent
+    assert size(config, grown) == config.search.workers
 
 
 @pytest.mark.parametrize("group", ["head", "train", "evaluate"])
@@ -205,26 +208,33 @@ def test_a_shipped_copy_of_the_code_finds_the_installed_worlds_weights(package, 
     assert weights.folder("tiny") == ROOT / "aig" / "world" / "weights" / "tiny"
 
 
+def an_actor(one):
+    return Need("an actor", one, {"CPU": "its.cpus", "GPU": "its.gpus", "memory": "its.memory", "tpu": "its.node"})
+
+
 def test_the_room_of_a_cluster_is_that_of_its_scarcest_resource():
     cluster = Cluster({"CPU": 64, "GPU": 5, "spot": 4}, started=False, dashboard=None)
-    assert cluster.room(needs(2, 0.75, "spot"), {"GPU": 1}, "an actor", "") == 5
-    assert cluster.room(needs(20), {}, "an actor", "") == 3
-    assert Cluster({"CPU": 64, "memory": 7.5 * 2**30}, False, None).room(needs(1, memory=2), {}, "an actor", "") == 3
+    assert cluster.room(an_actor(needs(2, 0.75, "spot")), Need("another", {"GPU": 1}, {})) == 5
+    assert cluster.room(an_actor(needs(20))) == 3
+    assert Cluster({"CPU": 64, "memory": 7.5 * 2**30}, False, None).room(an_actor(needs(1, memory=2))) == 3
 
 
 @pytest.mark.parametrize(
     ("wanted", "named"),
     [
-        (needs(100), "100 CPU"),
-        (needs(1, 6), "6 GPU"),
-        (needs(1, 0, "tpu"), f"{PLACE} tpu"),
-        (needs(1, memory=1.5), "1.5 GiB of memory"),
+        (needs(100), r"100 CPU \(its.cpus\), and the cluster has 64 CPU: lower its.cpus"),
+        (needs(1, 6), r"6 GPU \(its.gpus\), and the cluster has 5 GPU: lower its.gpus"),
+        (needs(1, 0, "tpu"), r"the resource tpu \(its.node\), and the cluster has no tpu: name another its.node"),
+        (
+            needs(1, memory=1.5),
+            r"1.5 GiB of memory \(its.memory\), and the cluster has 0 GiB of memory: lower its.memory",
+        ),
     ],
 )
 def test_what_could_never_run_is_refused_with_the_resource_and_what_there_is(wanted, named):
     cluster = Cluster({"CPU": 64, "GPU": 5}, started=False, dashboard=None)
-    with pytest.raises(ConfigError, match=f"an actor needs {named}.*the cluster has .*: take fewer"):
-        cluster.room(wanted, {}, "an actor", "take fewer")
+    with pytest.raises(ConfigError, match=f"an actor needs {named}"):
+        cluster.room(an_actor(wanted))
 
 
 def test_a_training_worker_that_fits_no_single_node_is_refused_however_large_they_are_together():
@@ -232,7 +242,8 @@ def test_a_training_worker_that_fits_no_single_node_is_refused_however_large_the
     together = {"CPU": 16.0, "memory": 8.0 * 2**30}
     cluster = Cluster(together, started=False, dashboard=None, nodes=nodes)
     large = configuration.load(overrides=["train.memory_per_worker=3"])
-    with pytest.raises(ConfigError, match=r"3 GiB of memory on one node, and the nodes have 4 CPU, 2 GiB of memory;"):
+    said = r"3 GiB of memory \(train.memory_per_worker\) on one node, and the largest node has 2 GiB of memory: lower"
+    with pytest.raises(ConfigError, match=said):
         room_for(large, cluster)
     assert room_for(configuration.load(overrides=["train.memory_per_worker=2"]), cluster) == 4
 

@@ -64,20 +64,6 @@ def test_two_steps_train_every_family(family, name, change):
             p.copy_(old)
 
 
-STOCHASTIC = [
-    ("sd", {"eta": 1.0}),
-    ("sd-v", {"eta": 1.0}),
-    ("sdxl", {"eta": 1.0, "scheduler": "ddim"}),
-    *((name, {"scheduler": "sde-dpm"}) for name in ("sd", "sd3", "flux")),
-]
-
-
-@pytest.mark.parametrize(("name", "noise"), STOCHASTIC)
-def test_the_path_kl_trains_where_steps_are_stochastic(family, name, noise):
-    config = DraftConfig(replace(FEW, **noise), k=2, kl_weight=1e-3, kl="path")
-    assert train_step(family(name), smooth_reward, "a", PROMPTS, SEEDS, config)["kl"] > 0
-
-
 @pytest.mark.parametrize(
     ("name", "scheduler", "k"),
     [("sd", None, 3), ("sd", "euler", 1), ("sd", "dpm", 1), ("sd-v", None, 1), ("sdxl", None, 1), ("sdxl", "ddim", 2),
@@ -141,12 +127,6 @@ def test_gradients_of_a_multistep_scheduler_flow_through_its_history(family):
             final, _ = draft.last_steps(model, condition, x, arm, config, grid, None)
             losses.append(-smooth_reward(model.decode(final), PROMPTS).mean().item())
     assert (losses[0] - losses[1]) / (2 * h) == pytest.approx(length, rel=1e-2)
-
-
-@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
-def test_the_path_kl_of_a_deterministic_scheduler_is_refused_with_its_reason(family, name):
-    with pytest.raises(ValueError, match="deterministic step has no density"):
-        DraftConfig(family(name).defaults, kl="path", kl_weight=1.0)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from aig import adapters, models
 from aig.models import TinyModel
 from aig.world.tiny import build_pipeline
-from pipelines import compare, config, external, front, generate, measure, normalization, status, study
+from pipelines import compare, config, external, front, generate, measure, rewarding, status, study, units
 from pipelines.__main__ import main
 from pipelines.config import ConfigError
 from pipelines.layout import RunFiles
@@ -117,15 +117,16 @@ def test_the_arms_of_every_preset_are_distinct(preset):
 
 
 def test_the_names_of_a_run_without_external_adapters_are_what_they_were(monkeypatch):
-    """Runs that were begun before go on."""
+    """Runs that were begun before go on: what changes these draws every run's images anew."""
     monkeypatch.setattr(study, "fingerprint", lambda *named: "f")
-    monkeypatch.setattr(generate, "adapter_digest", lambda config, name: name and "d" + name)
-    monkeypatch.setattr(normalization, "of_sums", lambda config: None)
-    found = generate.units(config.load("smoke"), TinyModel.defaults)
+    monkeypatch.setattr(units, "adapter_digest", lambda config, name: name and "d" + name)
+    monkeypatch.setattr(rewarding, "scoring_digests", lambda config, columns: "s")
+    asked = config.load("smoke", None, ["evaluate.prompts=[a red circle, an orange square]"])
+    found = generate.units(asked, TinyModel.defaults)
     assert [found[0].name, found[-1].name] == SMOKE_NAMES
 
 
-SMOKE_NAMES = ["bb9388c0059af67d", "807136bcee6a6763"]
+SMOKE_NAMES = ["010b1e1ca473d018", "34cbecea2785108a"]
 
 
 def evaluate(model, storage, *arguments, capsys, **more):
@@ -179,7 +180,7 @@ def test_the_run_keeps_a_copy_which_is_what_counts_when_the_file_is_gone(model, 
     source.unlink()
     external.bring(found)
     external.check(found, models.load(str(model)).denoiser)
-    assert generate.adapter_digest(found, "mine") == generate.layout.file_digest(lora)
+    assert units.adapter_digest(found, "mine") == adapters.digest(lora)
 
     tensors = load_file(lora)
     save_file({key: tensor + 1 for key, tensor in tensors.items()}, source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +15,13 @@ from evaluations import arguments, save_lora
 from measured_runs import TUNED, build, settings
 
 from aig.models import TinyModel
-from pipelines import config, failures, front, generate, measure, rewarding, scoring, status, study
+from pipelines import config, failures, front, generate, measure, rewarding, scoring, status
 from pipelines.__main__ import main
 from pipelines.attempt import LONGEST, attempt
 from pipelines.cluster import Cluster
 from pipelines.config import ConfigError
 from pipelines.layout import RunFiles
+from pipelines.prompts import resolve_prompts
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def test_a_prompt_that_failed_is_left_out_for_all_arms_and_counted(run):
 
 def test_what_is_measured_without_a_prompt_is_what_a_run_of_the_other_prompts_measures(run, tmp_path):
     table = measured(run)
-    prompts = study.resolve_prompts(run.evaluate.prompts, "")
+    prompts = resolve_prompts(run, "evaluate.prompts")
     kept = prompts[:2] + prompts[3:]
     whole = build(settings(tmp_path / "whole"))
     expected = measured(whole)
@@ -194,7 +195,7 @@ def test_what_is_measured_without_a_prompt_is_what_a_run_of_the_other_prompts_me
 def test_the_prompts_left_out_are_named_in_the_record_and_the_fronts_rest_on_the_others(run):
     measured(run)
     check = json.loads(RunFiles(run.directory).arms.read_text())["check"]
-    prompts = study.resolve_prompts(run.evaluate.prompts, "")
+    prompts = resolve_prompts(run, "evaluate.prompts")
     assert check == {
         "expected": 120, "found": 100, "missing": 0, "duplicate": 0, "failed": 20, "prompts_left_out": [prompts[2]],
     }  # fmt: skip
@@ -210,7 +211,8 @@ def test_a_share_of_failures_that_is_let_pass_is_told_and_a_larger_one_is_an_err
 
 
 def test_the_status_names_what_failed(run):
-    assert "failures   1 units, as of 'a yellow triangle': ValueError: no" in status.report(run.directory)
+    lost = resolve_prompts(run, "evaluate.prompts")[2]
+    assert f"failures   1 units, as of {lost!r}: ValueError: no" in status.report(run.directory)
 
 
 def test_a_unit_that_was_made_after_all_is_no_failure(run):
@@ -257,7 +259,11 @@ def test_images_of_adapters_that_were_trained_anew_make_room(tmp_path, capsys):
     stale = folder / "part-0123456789abcdef.parquet"
     shutil.copyfile(next(folder.glob("*.parquet")), stale)
     assert generate.generate(ours, refuse_ray, TinyModel.defaults) == 0
-    assert not stale.exists() and "Removing 1 groups of images whose adapters" in capsys.readouterr().out
+    assert (
+        not stale.exists()
+        and "Removing 1 groups of images that an earlier version made, or whose model, adapters"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_file_that_is_none_of_ours_is_refused_by_its_name(tmp_path):
@@ -278,8 +284,7 @@ class Plan:
     def iter_batches(self, **options):
         generator, scorer = generate.Generator(self.content), scoring.Scorer(generate.Evaluation(self.content))
         for unit in self.missing:
-            row = {key: value for key, value in asdict(unit).items() if key != "name"}
-            yield scorer(generator(pa.Table.from_pylist([{"unit": unit.name, **row}])))
+            yield scorer(generator(pa.Table.from_pylist([unit.row()])))
 
 
 @pytest.fixture(scope="module")

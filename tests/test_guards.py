@@ -260,6 +260,16 @@ def test_a_training_that_is_stopped_leaves_the_adapter_of_its_last_validation_wi
     assert all(torch.equal(tensor, snapshot[name]) for name, tensor in weights(undisturbed).items())
 
 
+def test_what_a_stopped_training_reports_is_the_validation_of_what_it_kept(model, tmp_path):
+    found = loaded(run_of(model, tmp_path, **GUARDED))
+    started, _ = proceed(found, 2)
+    assert started.standing() == started.curve[-1] and started.standing()["step"] == 4
+    started, _ = proceed(found)
+    assert started.standing()["step"] == layout.last_step(found) < started.curve[-1]["step"]
+    rows, kept = layout.standings(found), started.standing()
+    assert rows[-1] == {**kept, "step": started.curve[-1]["step"]} and rows[:2] == started.curve[:2]
+
+
 def test_a_training_that_is_stopped_is_finished_and_later_snapshots_are_gone(undisturbed):
     folders = layout.adapter_folders(undisturbed)
     last = layout.last_step(undisturbed)

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,13 +20,16 @@ import psutil
 import pytest
 import torch
 from pipeline_toys import HERE, overrides
+from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.util import placement_group_table
 from waiting import wait_for
 
 from pipelines import config, study
 from pipelines.__main__ import main
+from pipelines.config import ConfigError
 from pipelines.layout import RunFiles
-from pipelines.train import train
+from pipelines.train import EndAtOnce, train
 
 pytestmark = pytest.mark.kills
 
@@ -112,6 +116,37 @@ def test_a_killed_worker_is_replaced_and_leaves_the_adapter_of_an_undisturbed_ru
     assert study.is_finished(single) and not any((RunFiles(single.directory).ray / "train").iterdir())
     check_same(single, alone)
     check_nothing_runs()
+
+
+@pytest.mark.timeout(280)
+def test_what_would_fail_again_in_the_same_way_ends_the_training_at_once_with_its_own_message(
+    ray_cluster, model, tmp_path, capsys
+):
+    tried = tmp_path / "tried"
+    reward = f"pipeline_toys:nan_{str(tried).encode().hex()}"
+    given = arguments(model, tmp_path, train__reward=reward, train__max_failures=3)
+    assert main(given) == 1
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1].startswith("failed: the reward is nan and the KL term 0.0 for the image of ")
+    assert len(set(tried.read_text().split())) == 1
+    check_nothing_runs()
+    with pytest.raises(FloatingPointError) as raised:
+        main([*given, "--debug"])
+    assert "in _accumulate" in str(raised.value.__cause__)  # where it was raised, in the worker
+
+
+@pytest.mark.parametrize(
+    ("raised", "ends"),
+    [
+        ([FloatingPointError("NaN")], True), ([ConfigError("a share too low")], True), ([TypeError("no")], True),
+        ([RuntimeError("closed by a peer"), FloatingPointError("NaN")], True),
+        ([ActorDiedError()], False), ([OSError("disk full")], False), ([RuntimeError("CUDA error")], False),
+        ([WorkerHealthCheckFailedError("gone", ActorDiedError()), ValueError("half a message")], False),
+    ],
+)  # fmt: skip
+def test_only_what_would_fail_again_in_the_same_way_is_not_tried_again(raised, ends):
+    with pytest.raises(type(raised[-1])) if ends else nullcontext():
+        EndAtOnce().after_exception(None, dict(enumerate(raised)))
 
 
 def spawn(given, log):

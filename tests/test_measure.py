@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import tracemalloc
+import weakref
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pyarrow as pa
@@ -14,15 +16,17 @@ import pytest
 import torch
 from measured_runs import BRIGHT, DIMENSION, RED, TUNED, build, columns, settings
 from scipy import stats
+from scipy.spatial.distance import cdist
 
 from aig import adapters, models
 from aig.metrics import cmmd, frechet_distance, kernel_distance, log_spectral_distance, neighbour_scores, vendi_score
 from aig.models import TinyModel
 from aig.pareto import bootstrap
-from pipelines import breakdown, compare, config, front, generate, measure, scoring, sets, study
+from pipelines import breakdown, compare, config, front, generate, measure, scoring, sets, study, tiles
 from pipelines.__main__ import main
+from pipelines.cluster import Cluster
 from pipelines.config import ConfigError
-from pipelines.feature_file import gathered
+from pipelines.feature_file import FeatureFile, gathered
 from pipelines.layout import RunFiles, slug
 
 ARMS = ["base", TUNED, f"{TUNED}+linear", f"{TUNED}x0.5", f"{TUNED}@2"]
@@ -214,8 +218,7 @@ def test_an_adapter_of_numbers_that_are_none_draws_images_that_are_told_apart(tm
     generator = generate.Generator(config.to_dict(found))
     scorer = scoring.Scorer(generate.Evaluation(config.to_dict(found)))
     unit = generate.units(found, model.defaults)[0]
-    row = {"unit": unit.name, "prompt_id": 0, "prompt": unit.prompt, "seeds": list(unit.seeds)}
-    scorer(generator(pa.Table.from_pylist([row])))
+    scorer(generator(pa.Table.from_pylist([unit.row()])))
     drawn = pq.read_table(files.images / scoring.PART.format(unit=unit.name)).to_pylist()
     by_arm = {row["arm"]: row for row in drawn}
     stopped = [name for name in by_arm if "@" in name]
@@ -392,11 +395,60 @@ def test_neighbours_by_ray_in_small_tiles_equal_those_of_one_process_exactly(ray
     found, _, rows = run
     asked = []
     large = replace(found, measure=replace(found.measure, tiles_from=24, tile=7))
-    _, tiled = measured(large, lambda: asked.append("Ray"))
+
+    def connect():
+        asked.append("Ray")
+        return Cluster({"CPU": 4.0}, False, None)
+
+    _, tiled = measured(large, connect)
     assert asked == ["Ray"]
     for arm in ARMS:
         for metric in ("precision", "recall", "density", "coverage"):
             assert tiled[arm, metric] == rows[arm, metric]
+
+
+class Here(FeatureFile):
+    """A feature file of this process alone, as one in a local mirror is for every other node."""
+
+    def __reduce__(self):
+        raise AssertionError("a path of this machine goes to a task")
+
+
+@pytest.mark.timeout(280)
+def test_tiles_get_blocks_and_no_file_of_the_drivers_machine(ray_cluster, tmp_path):
+    n, d = 23, 4
+    rows = np.random.default_rng(0).normal(size=(2, n, 1, d)).astype(np.float32)
+    np.save(tmp_path / "features.npy", rows)
+    found = tiles.Tiles(Here(tmp_path / "features.npy"), n, 3, 5)
+    ref, gen = rows[0, :, 0], rows[1, :, 0]
+    radii = found.radii(0)
+    nearest = np.sort(cdist(ref.astype(float), ref.astype(float), "sqeuclidean"))[:, 3]
+    np.testing.assert_allclose(radii.numpy(), nearest, rtol=1e-12)
+    assert found.scores(0, 1, radii) == neighbour_scores(ref, gen, 3)
+
+
+def test_no_more_blocks_are_kept_than_asked_for_and_none_is_read_again_while_it_is_kept():
+    read, alive = [], weakref.WeakSet()
+
+    class Stored:
+        def __init__(self, block):
+            alive.add(self)
+
+    def load(arm, block):
+        read.append(block)
+        return np.zeros(1)
+
+    kept = tiles.Blocks(load, 3, Stored)
+    for i, j in combinations(range(6), 2):
+        pair = kept.ref((0, i)), kept.ref((0, j))
+        assert len(alive) <= 3 and kept.ref((0, i)) is pair[0]
+        del pair
+    assert read[:6] == [0, 1, 2, 3, 4, 5]
+    enough = tiles.Blocks(load, 6, Stored)
+    read.clear()
+    for i, j in combinations(range(6), 2):
+        enough.ref((0, i)), enough.ref((0, j))
+    assert read == [0, 1, 2, 3, 4, 5]
 
 
 # The commands

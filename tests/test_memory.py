@@ -8,7 +8,7 @@ import pytest
 import torch
 from models import tiny_with
 
-from aig import adapters, draft, memory
+from aig import adapters, draft, memory, rewards
 from aig.draft import DraftConfig
 from aig.models import Sampling, load
 
@@ -89,17 +89,67 @@ def test_autocast_computes_in_bfloat16_and_its_gradient_points_the_same_way():
     assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.98
 
 
-def test_the_fused_optimizer_makes_adams_steps():
+@pytest.mark.parametrize("reward", ["fragile", "robust", "0.5*fragile + 2*robust"])
+def test_autocast_does_not_reach_the_reward(reward):
+    model, loaded, seen = tiny_with("a"), rewards.load(reward), []
+
+    def watched(images, prompts):
+        score = loaded(images, prompts)
+        seen.append((images.detach(), torch.is_autocast_enabled("cpu"), score.detach()))
+        return score
+
+    sums = draft.train_step(model, watched, "a", PROMPTS, SEEDS, replace(FEW, autocast="bfloat16"))
+    ((images, under_autocast, scores),) = seen
+    assert images.dtype == torch.float32 and not under_autocast
+    assert torch.equal(scores, loaded(images, PROMPTS))
+    assert sums["reward"] == pytest.approx(scores.mean().item(), rel=1e-6)
+
+
+LR, BETAS, DECAY = 2.5e-4, (0.9, 0.999), 5e-3  # the published ones, of SD 1.4
+
+
+def stepped(name, gradients, start=None):
+    """Where a parameter is after the optimizer's steps along these gradients."""
+    parameter = torch.nn.Parameter(torch.linspace(-1, 1, 5) if start is None else start.clone())
+    optimizer = memory.make_optimizer(name, [parameter], LR, BETAS, DECAY)
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    return parameter.detach()
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw-fused"])
+def test_adamw_takes_lr_times_decay_off_a_weight_without_gradient_and_is_torchs(name):
     start = torch.randn(5)
-    ends = []
-    for name in ("adam", "adam-fused"):
-        parameter = torch.nn.Parameter(start.clone())
-        optimizer = memory.make_optimizer(name, [parameter], 0.1, (0.9, 0.999), 1e-2)
-        for step in range(3):
-            parameter.grad = torch.arange(5.0) - step
-            optimizer.step()
-        ends.append(parameter.detach())
-    assert torch.allclose(*ends, atol=1e-6)
+    idle = stepped(name, [torch.zeros(5)] * 200, start)
+    torch.testing.assert_close(idle, start * (1 - LR * DECAY) ** 200, atol=0, rtol=1e-5)
+    gradients = [torch.arange(5.0) - step for step in range(3)]
+    parameter = torch.nn.Parameter(start.clone())
+    theirs = torch.optim.AdamW([parameter], LR, BETAS, weight_decay=DECAY)
+    for gradient in gradients:
+        parameter.grad = gradient
+        theirs.step()
+    torch.testing.assert_close(stepped(name, gradients, start), parameter.detach(), atol=1e-7, rtol=1e-6)
+
+
+def test_adam_with_l2_makes_steps_of_nearly_lr_by_the_decay_alone():
+    start = torch.full((5,), 0.1)
+    moved = start - stepped("adam-l2", [torch.zeros(5)] * 100, start)
+    assert (moved > 0.9 * 100 * LR).all() and (moved <= 100 * LR + 1e-6).all()
+
+
+def test_a_training_leaves_what_has_no_gradient_where_it_was():
+    """LoRA's A has none at the first step, where B is 0."""
+    model = load("tiny")
+    adapters.attach(model.denoiser, "a", rank=2, seed=0)
+    parameters = adapters.parameters(model.denoiser, "a")
+    before = [parameter.detach().clone() for parameter in parameters]
+    optimizer = memory.make_optimizer("adamw", parameters, LR, BETAS, DECAY)
+    draft.train_step(model, red, "a", PROMPTS, SEEDS, FEW)
+    optimizer.step()
+    for down, was in zip(parameters[::2], before[::2], strict=True):
+        torch.testing.assert_close(down.detach(), was * (1 - LR * DECAY), atol=0, rtol=1e-6)
+    assert all(up.abs().max() > LR / 2 for up in parameters[1::2])
 
 
 def test_tiling_and_compilation_are_set_on_the_pipeline(family_folder):
@@ -121,8 +171,8 @@ def test_bad_levers_are_named_with_their_fix(monkeypatch):
         memory.prepare(model, vae_tiling=True)
     with pytest.raises(ValueError, match="do not go together"):
         memory.prepare(model, ["denoiser"], compiled=True)
-    with pytest.raises(ValueError, match=r"'sgd' is unknown.*adam8bit"):
+    with pytest.raises(ValueError, match=r"'sgd' is unknown.*adamw, .*adam-l2"):
         memory.make_optimizer("sgd", [], 0.1, (0.9, 0.999), 0.0)
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(ValueError, match="pip install bitsandbytes"):
-        memory.make_optimizer("adam8bit", [], 0.1, (0.9, 0.999), 0.0)
+        memory.make_optimizer("adamw-8bit", [], 0.1, (0.9, 0.999), 0.0)

@@ -27,6 +27,7 @@ from models import add_random_adapter
 
 from aig import adapters
 from aig.models import load, resolve
+from aig.path import Transitions
 from aig.sampler import Arm, Grid, Noise, Sampling, State, advance, encode, sample_arms
 
 PROMPTS, SEEDS = ["a red star", "a photo of a blue cat"], [0, 1]
@@ -379,16 +380,16 @@ def test_a_scheduler_that_does_not_fit_is_refused_with_those_that_do(family, nam
      ("sd", Sampling(5, 1.0, scheduler="sde-dpm")), ("sd-v", Sampling(5, 1.0, scheduler="sde-dpm")),
      ("sd3", Sampling(5, 1.0, scheduler="sde-dpm"))],
 )  # fmt: skip
-def test_path_scale_gives_the_kl_of_a_stochastic_schedulers_gaussians(family, name, sampling):
+def test_a_transitions_kl_is_that_of_a_stochastic_schedulers_gaussians(family, name, sampling):
     grid = Grid(family(name)[0], sampling)
     torch.manual_seed(0)
-    x, v, w, m = (torch.randn(1, 3, dtype=torch.float64) for _ in range(4))
+    x, v, w, m, n = (torch.randn(1, 3, dtype=torch.float64) for _ in range(5))
     for i in (1, 3):
-        state = State(x, (m,) * min(i, 2) if sampling.scheduler else ())
+        mine, other = ((each,) * min(i, 2) if sampling.scheduler else () for each in (m, n))
         zero, one = torch.zeros_like(x), torch.ones_like(x)
-        mean, other = grid.move(i, v, state, zero).x, grid.move(i, w, state, zero).x
-        deviation = (grid.move(i, v, state, one).x - mean)[0, 0]
-        ours = ((v - w).square().sum() * grid.eps_scale(i) * grid.path_scale(i)).item()
+        ours = Transitions(grid, mine, other).step(i, x, v, w).item()
+        mean, other = grid.move(i, v, State(x, mine), zero).x, grid.move(i, w, State(x, other), zero).x
+        deviation = (grid.move(i, v, State(x, mine), one).x - mean)[0, 0]
         gaussians = [torch.distributions.Normal(mu, deviation) for mu in (mean, other)]
         assert ours == pytest.approx(torch.distributions.kl_divergence(*gaussians).sum().item(), rel=1e-4)
 

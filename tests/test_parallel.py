@@ -24,6 +24,7 @@ def arguments(model, storage, method):
     fine-tuning, which has gradients of all sizes, has the smaller lr that it is used with.
     """
     more = {"train__batch": 5, "train__micro_batch": 2, "train__kl_weight": 1, "train__method": method}
+    more |= {"train__ema": 0.5}
     if method == "full":
         more |= {"train__lr": 1e-4, "train__checkpointing": "[denoiser]"}
     return overrides(model, storage, **more)
@@ -62,7 +63,7 @@ def trained(request, folder, model, tmp_path_factory):
 
 def tensors(state):
     moments = [row[name] for row in state["optimizer"]["state"].values() for name in ("exp_avg", "exp_avg_sq")]
-    return [*state["parameters"], *moments]
+    return [*state["parameters"], *state["ema"], *moments]
 
 
 @pytest.mark.timeout(280)
@@ -71,6 +72,7 @@ def test_two_workers_make_the_steps_of_one(trained):
     for one, two in zip(tensors(trained.alone.state()), tensors(after), strict=True):
         torch.testing.assert_close(two, one, atol=1e-5, rtol=0)
     assert not torch.equal(after["parameters"][-1], before["parameters"][-1])
+    assert not torch.equal(after["ema"][-1], before["ema"][-1])
 
 
 def test_a_step_that_two_workers_replay_from_a_checkpoint_gives_the_same_bits(trained):
@@ -95,6 +97,15 @@ def test_each_worker_of_full_fine_tuning_holds_its_part_of_what_is_trained(folde
     total = sum(tensor.numel() for tensor in torch.load(folder / "full" / "after.pt", weights_only=True)["parameters"])
     assert sum(held) == total
     assert max(held) < 0.6 * total
+
+
+def test_what_is_sharded_beside_a_bfloat16_base_is_float32_and_makes_adams_steps(folder, model):
+    before, after = (torch.load(folder / f"half-{when}.pt", weights_only=True) for when in ("before", "after"))
+    assert {tensor.dtype for tensor in tensors(after)} == {torch.float32}
+    lr = config.load("smoke", None, arguments(model, folder, "full")).train.lr
+    steps = [(b - a).abs() / lr for a, b in zip(before["parameters"], after["parameters"], strict=True)]
+    together = torch.cat([step.flatten() for step in steps])
+    assert (together > 0.5).float().mean() > 0.9 and together.max() < 1.01  # AdamW's first step is lr where there is
 
 
 def test_a_worker_without_an_image_keeps_none_waiting_and_changes_nothing(folder, model, tmp_path):

@@ -1,4 +1,6 @@
-"""The phenomenon that the project is about, on the shipped world: tuning to a reward raises it and costs diversity."""
+"""The phenomenon that the project is about, on the shipped world: tuning to a reward raises it and costs diversity,
+on prompts that were not trained on.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ from aig import adapters, draft, rewards
 from aig.metrics import features, per_prompt, vendi_score
 from aig.models import load
 from aig.sampler import Arm, sample_arms
-from aig.world.scenes import all_prompts
+from aig.world.scenes import held_out_prompts, training_prompts
 
 STEPS, BATCH, LR = 30, 8, 2e-3
-PROMPTS = all_prompts()[:6]
+PROMPTS = held_out_prompts()[:6]
 
 
 def measured(model, arms: list[Arm], reward) -> dict[str, tuple[float, float]]:
@@ -38,7 +40,7 @@ def test_a_short_unregularized_training_hacks_the_reward_as_a_random_adapter_doe
     config = draft.DraftConfig(model.defaults, k=3, micro_batch=BATCH)  # K = 3 collapses in fewer steps than K = 1
     for step in range(STEPS):
         optimizer.zero_grad()
-        draft.train_step(model, reward, "tuned", *draft.draw(all_prompts(), 0, step, BATCH), config)
+        draft.train_step(model, reward, "tuned", *draft.draw(training_prompts(), 0, step, BATCH), config)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
     # A random adapter of the same size: its weights have the tuned one's root mean square.

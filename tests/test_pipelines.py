@@ -189,6 +189,11 @@ def test_an_adapter_of_another_configuration_is_refused(run, arguments, capsys):
         assert main(["evaluate", *arguments]) == 2
         err = capsys.readouterr().err
         assert "made by another configuration" in err and "train.lr = 0.5, not 0.001" in err
+        earlier = json.loads(record)
+        del earlier["format"], earlier["train"]["ema"]
+        (folder / adapters.RECORD).write_text(json.dumps(earlier))
+        assert main(["evaluate", *arguments]) == 2
+        assert "was made by an earlier version" in capsys.readouterr().err
     finally:
         (folder / adapters.RECORD).write_text(record)
 

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
 from aig import adapters, draft
 from aig.models import TinyModel
 from aig.models.empty import parameters
+from aig.world.tiny import build_pipeline
 from pipelines import config, plan, study, training
 from pipelines.__main__ import main
 
@@ -47,6 +49,27 @@ def test_the_plan_counts_what_a_training_step_does(overrides, monkeypatch):
     assert made.operations == pytest.approx(counter.get_total_flops(), rel=0.15)
 
 
+def test_the_plan_counts_what_the_path_kl_asks_of_a_multistep_scheduler(tmp_path, monkeypatch):
+    pipe = build_pipeline(0)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, final_sigmas_type="sigma_min")
+    pipe.save_pretrained(tmp_path)
+    asked = ["train.batch=4", "model.steps=6", "model.scheduler=sde-dpm", "train.k=2", "train.kl_weight=1"]
+    asked = config.load(None, None, [f"model.name={tmp_path}", *asked, "train.kl=path"])
+    made, model, rows = plan.make(asked), study.load_model(asked), []
+    training.attach(asked.train, model.denoiser)
+    predict = TinyModel.predict
+    monkeypatch.setattr(TinyModel, "predict", lambda self, x, *rest: rows.append(len(x)) or predict(self, x, *rest))
+    draft.train_step(model, red, "tuned", ["a red star"] * 4, list(range(4)), training.draft_config(asked, model))
+    assert made.predictions == sum(rows) == 4 * (6 + 2 + 1)
+
+
+def test_a_dry_run_refuses_a_path_kl_without_noise(capsys):
+    more = ["model.eta=1", "train.kl=path", "train.kl_weight=1"]
+    assert main(["train", "--dry-run", "--preset", "sd3", *more[1:]]) == 2
+    assert "adds none in step" in capsys.readouterr().err
+    assert main(["train", "--dry-run", "--preset", "sd14", *more]) == 0
+
+
 @pytest.mark.parametrize("preset", SIZES)
 def test_published_presets_are_planned_without_a_download(preset, capsys):
     made = plan.make(config.load(preset))
@@ -57,12 +80,14 @@ def test_published_presets_are_planned_without_a_download(preset, capsys):
     assert made.activations > 2**30
     assert made.download > 0
     text = "\n".join(plan.lines(made))
+    assert f"M parameters (LoRA rank {train.rank}, attention) beside" in text
     for part in ("to download", "images/s are needed", f"{train.batch} images", "GiB", made.config.model.name):
         assert part in text
 
 
-def test_held_activations_are_about_what_autograd_holds():
-    asked = config.load(None, None, ["train.batch=4", "train.micro_batch=4", "model.steps=2"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_held_activations_are_about_what_autograd_holds(dtype):
+    asked = config.load(None, None, ["train.batch=4", "train.micro_batch=4", "model.steps=2", f"model.dtype={dtype}"])
     model = study.load_model(asked)
     adapters.attach(model.denoiser, "tuned", asked.train.rank, asked.train.alpha, asked.train.targets)
     tensors = adapters.parameters(model.denoiser, "tuned")
@@ -81,6 +106,11 @@ def test_held_activations_are_about_what_autograd_holds():
     assert plan.make(asked).activations == pytest.approx(sum(held.values()), rel=0.2)
 
 
+def test_sd14_fits_the_24_gib_that_its_preset_is_made_for():
+    made = plan.make(config.load("sd14"))
+    assert 4 * 2**30 < made.weights + made.states + made.activations < 24 * 2**30
+
+
 def test_sharded_workers_hold_a_part_of_what_is_trained_each():
     alone, sharded = (
         plan.lines(plan.make(config.load(None, None, ["train.method=full", f"train.num_workers={workers}"])))
@@ -92,7 +122,21 @@ def test_sharded_workers_hold_a_part_of_what_is_trained_each():
         for lines in (alone, sharded)
     ]
     first, second = (float(size.split()[0]) for size in sizes)
+    millions = f"{plan.make(config.load(None, None, ['train.method=full'])).trained / 1e6:,.0f} M"
+    assert f"M parameters (every weight) beside {millions} frozen ones" in "\n".join(alone)
     assert second == pytest.approx(first / 4, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("override", "each"),
+    [("train.optimizer=adamw", 16), ("train.ema=0.999", 20), ("train.optimizer=adamw-8bit", 10),
+     ("model.dtype=bfloat16", 16), ("train.method=full", 16)],
+)  # fmt: skip
+def test_weights_gradients_moments_and_their_average_are_counted_in_float32(override, each):
+    made = plan.make(config.load(None, None, [override]))
+    assert made.states == made.trained * each
+    text = "\n".join(plan.lines(made))
+    assert ("; averaged, with the start at 0.9 of the weight" in text) == ("ema" in override)  # 0.999^100 = 0.905
 
 
 def test_a_dry_run_prints_and_leaves_nothing(tmp_path, capsys):

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines import config, pools
+from pipelines import config, demands, pools
 from pipelines.bar import Bar
-from pipelines.cluster import Cluster
+from pipelines.cluster import PLACE, Cluster
 from pipelines.config import ConfigError
+from pipelines.train import room_for
+from tune import pool
 
 GIB = 2**30
 
@@ -22,8 +24,8 @@ def cluster(cpus, gpus=0.0, memory=64 * GIB, present=None):
 
 
 def sizes(found, there, memory=0):
-    pool = pools.generators(config.load(None, None, found), there, memory)
-    return pool.least, pool.start, pool.most
+    made = pools.generators(config.load(None, None, found), there, memory)
+    return made.least, made.start, made.most
 
 
 @pytest.mark.parametrize(
@@ -46,12 +48,123 @@ def test_a_pool_starts_with_what_there_is_room_for_and_ends_where_the_configurat
 def test_a_pool_that_takes_what_there_is_holds_memory_too_and_a_fixed_one_does_not():
     there = cluster(64, memory=10 * GIB)
     assert sizes(["evaluate.generators=null"], there, memory=3 * GIB)[1] == 3
-    pool = pools.generators(config.load(None, None, ["evaluate.generators=null"]), there, 3 * GIB)
-    assert pool.memory == 3 * GIB
+    made = pools.generators(config.load(None, None, ["evaluate.generators=null"]), there, 3 * GIB)
+    assert made.memory == 3 * GIB
     assert sizes(["evaluate.generators=8"], there, memory=3 * GIB) == (8, 8, 8)
-    said = r"a generator needs 11 GiB of memory, and the cluster has 10 GiB of memory: lower"
+    said = r"a generator needs 11 GiB of memory, and the cluster has 10 GiB of memory: .*take larger nodes"
     with pytest.raises(ConfigError, match=said):
         sizes(["evaluate.generators=null"], there, memory=11 * GIB)
+
+
+GPU_NODES = ({"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0})
+
+
+def of(nodes, **more):
+    """The cluster of these nodes."""
+    together = {name: sum(node.get(name, 0.0) for node in nodes) for name in {n for node in nodes for n in node}}
+    return Cluster(together | more, False, None, nodes=tuple(nodes))
+
+
+def score_there(found, there):
+    there.room(demands.scorers(found.evaluate), demands.SPARE)
+
+
+def evaluate_there(found, there):
+    pools.check(found, there)
+
+
+def search_there(found, there):
+    pool.size(found, there)
+
+
+def train_there(found, there):
+    room_for(found, there)
+
+
+def normalize_there(found, there):
+    there.room(demands.statistics(found))
+
+
+TWO = ({"CPU": 4.0}, {"CPU": 4.0})
+REFUSED = [
+    (
+        evaluate_there, ["evaluate.generator_cpus=5"], GPU_NODES,
+        r"a generator needs 5 CPU \(evaluate.generator_cpus\) on one node, and the largest node has 4 CPU: "
+        "lower evaluate.generator_cpus, or take larger nodes",
+    ),
+    (
+        evaluate_there, ["evaluate.generator_gpus=2"], GPU_NODES,
+        r"a generator needs 2 GPU \(evaluate.generator_gpus\) on one node, and the largest node has 1 GPU: lower",
+    ),
+    (
+        evaluate_there, ["evaluate.generator_cpus=3", "evaluate.generator_gpus=1"], GPU_NODES,
+        r"3 CPU .*, 1 GPU .* on one node, and no node has all of that \(they have 4 CPU, 0 GPU; 2 CPU, 1 GPU\): lower",
+    ),
+    (evaluate_there, ["evaluate.scorer_cpus=5"], GPU_NODES, r"a scorer needs 5 CPU \(evaluate.scorer_cpus\)"),
+    (
+        evaluate_there, ["evaluate.node=spot"], GPU_NODES,
+        r"a scorer needs the resource spot \(evaluate.node\) on one node, and the largest node has no spot: "
+        "name another evaluate.node",
+    ),
+    (
+        evaluate_there, ["evaluate.scorers=3", "evaluate.scorer_cpus=2.5"], TWO,
+        "the pool of scorers needs 3 times 2.5 CPU, each on one node, and the nodes have room for 2",
+    ),
+    (
+        evaluate_there, ["evaluate.scorers=2", "evaluate.scorer_cpus=2.5", "evaluate.generator_cpus=2"], TWO,
+        "a generator needs 2 CPU on one node, and the nodes have room for none beside the pool of scorers and",
+    ),
+    (
+        evaluate_there, ["measure.tiles_from=4", "measure.tile_cpus=5"], GPU_NODES,
+        r"a tile of nearest neighbours needs 5 CPU \(measure.tile_cpus\) on one node",
+    ),
+    (score_there, ["evaluate.scorer_gpus=2"], GPU_NODES, r"a scorer needs 2 GPU \(evaluate.scorer_gpus\)"),
+    (search_there, ["search.worker_cpus=5"], GPU_NODES, r"the search needs 5 CPU \(search.worker_cpus\) on one node"),
+    (search_there, ["search.worker_gpus=2"], GPU_NODES, r"needs 2 GPU \(search.worker_gpus\) on one node"),
+    (search_there, ["search.node=spot"], GPU_NODES, "name another search.node"),
+    (
+        normalize_there, ["train.gpus_per_worker=2"], GPU_NODES,
+        r"the task that scores the base model's images needs 2 GPU \(train.gpus_per_worker\) on one node",
+    ),
+    (train_there, ["train.gpus_per_worker=2"], GPU_NODES, r"a training needs 2 GPU \(train.gpus_per_worker\)"),
+    (
+        train_there, ["train.num_workers=3", "train.cpus_per_worker=2.5"], TWO,
+        "a training needs 3 times 2.5 CPU, each on one node, and the nodes have room for 2: "
+        "lower train.cpus_per_worker, train.num_workers, or",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("start", "keys", "nodes", "expected"), REFUSED)
+def test_what_no_node_could_ever_hold_is_refused_at_once_with_the_key_the_largest_node_and_the_fix(
+    start, keys, nodes, expected
+):
+    found = config.load(None, None, keys)
+    with pytest.raises(ConfigError, match=expected) as error:
+        start(found, of(nodes))
+    assert "\n" not in str(error.value)
+    start(found, Cluster({"CPU": 64.0, "GPU": 8.0, "spot": 8.0}, False, None))  # as ray.grows_to says, nodes may come
+
+
+@pytest.mark.parametrize("start", [evaluate_there, score_there, search_there, train_there, normalize_there])
+def test_what_the_nodes_have_room_for_is_let_through(start):
+    keys = ["evaluate.generators=1", "evaluate.node=spot", "search.node=spot", "search.worker_gpus=0.5"]
+    start(config.load(None, None, keys), of([{"CPU": 2.0, "GPU": 1.0, "spot": 1.0}, {"CPU": 1.0}]))
+
+
+def test_workers_of_a_search_hold_what_its_keys_say_on_the_nodes_that_they_name(monkeypatch):
+    asked = []
+
+    def remote(**options):
+        asked.append(options)
+        return lambda actor: SimpleNamespace(remote=lambda *_: None)
+
+    monkeypatch.setattr(pool.ray, "remote", remote)
+    found = config.load(None, None, ["search.worker_cpus=2", "search.worker_gpus=0.5", "search.node=spot"])
+    plan = SimpleNamespace(config=found, adapter="x", reward="fragile", prompts={}, seeds={})
+    pool.Pool(plan, lambda: of([{"CPU": 4.0, "GPU": 1.0, "spot": 1.0}]))._start()  # type: ignore[arg-type]
+    (options,) = asked
+    assert (options["num_cpus"], options["num_gpus"], options["resources"]) == (2, 0.5, {"spot": PLACE})
 
 
 def test_a_pool_is_no_larger_than_its_work():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import os
@@ -30,7 +31,7 @@ from waiting import wait_for
 
 from aig.models import TinyModel
 from pipelines import checkpoints, config, generate, layout, remote, study, uris
-from pipelines.__main__ import main
+from pipelines.__main__ import Session, main
 from pipelines.config import ConfigError
 from pipelines.layout import RunFiles, adapter_key
 from pipelines.scoring import PART, Scorer, commit
@@ -271,6 +272,35 @@ def test_a_folder_whose_push_was_cut_off_is_not_there_until_it_is_pushed_again(
     assert [path.name for path in folder.iterdir()] == ["weights"]
 
 
+def test_a_replacement_whose_push_was_cut_off_loses_neither_folder_where_the_same_machine_goes_on(
+    storage, client, monkeypatch
+):
+    found = config.load("smoke", None, [f"run.storage={storage}"])
+    config.claim_directory(found)
+    folder = found.directory / "adapters" / "red@best"
+    for name in ("adapter.json", "weights"):
+        write(folder / name, "old")
+    remote.push_whole(folder)
+    for name in ("adapter.json", "weights"):
+        write(folder / name, "new!")
+    original = remote._upload
+
+    def dies(file):
+        original(file)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "_upload", dies)
+        with pytest.raises(KeyboardInterrupt):
+            remote.push_whole(folder)
+    assert not remote._there(folder, (), ())
+    with Session(found, "a command", argparse.Namespace()) as session:
+        session.bring()
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"adapter.json": "new!", "weights": "new!"}
+    assert set(remote._there(folder, (), ())) == {"adapter.json", "weights"}
+    assert not any(name.endswith(remote.INCOMPLETE) for name in keys(client, storage))
+
+
 def test_a_run_is_read_without_touching_what_a_process_here_works_on(run):
     remote.push(write(run / "sweep.json", "pushed"))
     write(run / "sweep.json", "about to be pushed")
@@ -280,6 +310,18 @@ def test_a_run_is_read_without_touching_what_a_process_here_works_on(run):
         assert (run / "sweep.json").read_text() == "about to be pushed"
     remote.refresh(run)
     assert (run / "sweep.json").read_text() == "pushed"
+
+
+def test_a_mirror_in_which_a_process_works_is_neither_brought_up_to_date_nor_set_aside_by_another(storage, capsys):
+    found = config.load("smoke", None, [f"run.storage={storage}"])
+    with config.lock_directory(found):
+        config.claim_directory(found)
+        write(found.directory / "adapters" / "red" / "weights", "about to be pushed")
+        remote.remove(found.directory)  # as if nothing had been pushed yet
+        before = {path: path.stat().st_mtime_ns for path in found.directory.rglob("*")}
+        assert main(["front", "--preset", "smoke", f"run.storage={storage}", "front.level=0.5"]) == 2
+        assert "another process is working in s3://" in capsys.readouterr().err
+        assert {path: path.stat().st_mtime_ns for path in found.directory.rglob("*")} == before
 
 
 def test_a_failing_store_is_tried_again_and_then_named(run, monkeypatch):
@@ -466,7 +508,7 @@ def test_workers_on_other_machines_bring_what_they_read_and_leave_what_they_make
     bare_training.run(single)
     wanted = generate.units(single, TinyModel.defaults)
     job = pickle.dumps(generate.Evaluation(config.to_dict(single)))
-    rows = [{"unit": u.name, "prompt_id": u.prompt_id, "prompt": u.prompt, "seeds": list(u.seeds)} for u in wanted]
+    rows = [unit.row() for unit in wanted]
     monkeypatch.setenv("AIG_CACHE", str(tmp_path / "generator"))
     drawn = generate.Generator(config.to_dict(single))(pa.Table.from_pylist(rows))
     for row, unit in enumerate(wanted):

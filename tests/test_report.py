@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipelines import families
+from pipelines.layout import IMAGES_FORMAT
 from pipelines.report import labels, planes, style, words, write_report
 from pipelines.report.data import Claim, Difference, Estimate, Plane, Study
 from pipelines.report.images import read_grid, select
@@ -30,6 +31,9 @@ from pipelines.report.reading import read_run
 
 COLOURS = ("red", "blue", "green", "yellow")
 SHAPES = ("star", "heart on a dark background", "circle", "cross")
+PROMPT_LISTS = {
+    "split": "given", "train": 200, "validate": 8, "evaluate": 16, "overlap": 3, "overlap_validate": 1, "elsewhere": 0,
+}  # fmt: skip
 UNITS = {"path": "mean squared difference of predictions (eps_mse)", "kl_to_base": "nats per image"}
 HALF = {
     "fragile": 0.8,
@@ -198,6 +202,7 @@ def build_run(root: Path, train_seeds: int = 1, prompts: int = 4, seeds: int = 3
     (root / "config.yaml").write_text(yaml.safe_dump({"train": {"k": 1, "steps": 160}, "run": {"seed": 0}}))
     n = len(drawn) * prompts * seeds
     listing = {
+        "format": IMAGES_FORMAT,
         "arms": [{key: value for key, value in arm.items() if key != "d"} for arm in everything],
         "cost": {"predictions": 143, "separate": 190, "published": 224},
         "check": {"expected": n, "found": n, "missing": 0, "duplicate": 0},
@@ -214,7 +219,13 @@ def build_run(root: Path, train_seeds: int = 1, prompts: int = 4, seeds: int = 3
     pq.write_table(pa.Table.from_pylist(rows), root / "metrics.parquet")
     front = {
         **{"reward": "fragile", "diversity": "vendi", "level": 0.95, "n_bootstrap": 1000, "seed": 0},
-        **{"prompts": prompts, "seeds": seeds, "reference": [12.0, 1.0], "normalization": [6.0, 4.0]},
+        **{
+            "prompts": prompts,
+            "prompt_lists": PROMPT_LISTS,
+            "seeds": seeds,
+            "reference": [12.0, 1.0],
+            "normalization": [6.0, 4.0],
+        },
         "studies": [front_study(name, of, arms, metrics) for name, (of, arms) in studies.items()],
     }
     (root / "front.json").write_text(json.dumps(front))
@@ -290,6 +301,18 @@ def test_the_page_loads_nothing_from_outside_itself(page: str) -> None:
     links = Links(page).links
     assert links and all(link.startswith(("data:", "#")) for link in links)
     assert not re.search(r"https?:|@import|url\((?!#)|<link (?!rel=\"icon\" href=\"data:,\")|<iframe", page)
+
+
+def test_the_page_says_how_many_of_the_prompts_that_judge_were_trained_on(copy: Path, page: str) -> None:
+    assert "Trained on 200 prompts, judged on 16, of which 3 were trained on too (1 of them in validations" in page
+    edit(copy / "front.json", lambda content: content["prompt_lists"].update(split="embedded", train=32, overlap=0))
+    said = "Trained on 32 captions of the embedded world, judged on 16 held-out ones: none is in both."
+    assert said in words.caveats(read_run(copy))
+    edit(copy / "front.json", lambda content: content.pop("prompt_lists"))  # of an older run
+    assert not any("rained on" in text for text in words.caveats(read_run(copy))[:1])
+    edit(copy / "front.json", lambda content: content.update(prompt_lists={"train": 3}))
+    with pytest.raises(ValueError, match=r"front\.json is wrong: 'prompt_lists' of it"):
+        read_run(copy)
 
 
 def test_ids_in_the_page_are_unique_and_every_reference_finds_one(page: str) -> None:
@@ -602,7 +625,7 @@ def drop_column(path: Path) -> None:
     [
         ("config.yaml", Path.unlink, r"^config\.yaml is missing in copy/: give the directory of a run"),
         ("config.yaml", lambda p: p.write_text("a: [1"), r"^config\.yaml is not YAML .*: give"),
-        ("arms.json", Path.unlink, r"^arms\.json is missing .*: run `python -m pipelines evaluate` again"),
+        ("arms.json", Path.unlink, r"^arms\.json is missing .*: run `python -m pipelines measure RUN` again"),
         ("arms.json", truncate, r"^arms\.json is not JSON \(line 1: .*: run"),
         (
             "arms.json",
@@ -614,7 +637,11 @@ def drop_column(path: Path) -> None:
             lambda p: edit(p, lambda c: c["arms"].pop()),
             r"^front\.json is out of date: it names arm 'fragile",
         ),
-        ("metrics.parquet", Path.unlink, r"^metrics\.parquet is missing .*: run `python -m pipelines front` again"),
+        (
+            "metrics.parquet",
+            Path.unlink,
+            r"^metrics\.parquet is missing .*: run `python -m pipelines measure RUN` again",
+        ),
         ("metrics.parquet", truncate, r"^metrics\.parquet is not a parquet file .*: run"),
         ("metrics.parquet", drop_column, r"^metrics\.parquet has no column value: run"),
         ("front.json", lambda p: p.write_text("[]"), r"^front\.json is wrong: it is not an object: run"),

@@ -20,8 +20,10 @@ from aig.models import TinyModel
 from aig.sampler import Arm, sample_arms, to_uint8
 from pipelines import config, generate, layout, normalization, rewarding, scoring, study, training, validation
 from pipelines.__main__ import main
+from pipelines.cluster import Cluster
 from pipelines.config import ConfigError
 from pipelines.layout import RunFiles
+from pipelines.prompts import validation_prompts
 
 # Ray's workers inherit it: they find the toys too.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
@@ -128,11 +130,11 @@ def smoke(model, storage, *more, **keys):
 
 
 def base_images(found):
-    """The base model's images of the validation prompts, uint8, with their prompts."""
+    """The base model's images of the validations' prompts and noise, uint8, with their prompts."""
     loaded = study.load_model(found)
-    prompts = normalization._prompts(found)
-    texts = [prompt for prompt in prompts for _ in range(found.train.validate_seeds)]
-    seeds = list(range(found.train.validate_seeds)) * len(prompts)
+    prompts, indices = validation_prompts(found), [config.VALIDATION_SEEDS + i for i in range(2)]
+    texts = [prompt for prompt in prompts for _ in indices]
+    seeds = indices * len(prompts)
     sampling = study.resolve_sampling(found, loaded.defaults)
     latents = sample_arms(loaded, texts, seeds, [Arm("base", None, 1.0, "base")], found.run.seed, sampling).latents[
         "base"
@@ -150,7 +152,7 @@ def with_sum(model, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         task = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=normalization._task))
         patch.setattr(normalization, "ray", SimpleNamespace(remote=lambda _: task, get=lambda result: result))
-        normalization.ensure(found, lambda: None)
+        normalization.ensure(found, lambda: Cluster({"CPU": 4.0}, False, None))
     return found
 
 

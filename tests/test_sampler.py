@@ -7,6 +7,7 @@ import torch
 from models import tiny_with
 
 from aig import adapters
+from aig.path import Transitions
 from aig.sampler import Arm, Grid, Noise, Sampling, sample, sample_arms, to_uint8
 
 PUBLISHED = [
@@ -175,15 +176,15 @@ def test_path_length_is_zero_for_the_base_and_does_not_change_the_images(model):
 
 
 @pytest.mark.parametrize("i", [0, 2, 4])
-def test_path_scale_gives_the_kl_of_the_two_gaussian_transitions(model, i):
+def test_a_transitions_kl_is_that_of_its_two_gaussians(model, i):
     grid = Grid(model, Sampling(steps=5, guidance=1.0, eta=0.8))
     x, v, w = (torch.randn(1, 3, dtype=torch.float64) for _ in range(3))
     zero, one = torch.zeros_like(x), torch.ones_like(x)
     mean, other = grid.step(i, v, x, zero), grid.step(i, w, x, zero)
     deviation = (grid.step(i, v, x, one) - mean)[0, 0]
-    ours = ((v - w).square().sum() * grid.eps_scale(i) * grid.path_scale(i)).item()
+    ours = Transitions(grid).step(i, x, v, w).item()
     if deviation < 1e-6:  # the last step is deterministic
-        assert grid.path_scale(i) == 0
+        assert grid.deviation(i) == ours == 0
         return
     gaussians = [torch.distributions.Normal(m, deviation) for m in (mean, other)]
     assert ours == pytest.approx(torch.distributions.kl_divergence(*gaussians).sum().item(), rel=1e-3)

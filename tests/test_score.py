@@ -18,6 +18,7 @@ from pipeline_toys import HERE, bright, red
 
 from pipelines import config, scoring, streaming, summary
 from pipelines.__main__ import main
+from pipelines.cluster import Cluster
 
 # Ray's workers inherit it: they find the toys too.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
@@ -76,7 +77,7 @@ def scored_units(monkeypatch):
     monkeypatch.setattr(streaming, "scored", scored)
     monkeypatch.setattr(streaming, "quiet_data", lambda: None)
     monkeypatch.setattr(streaming, "run", lambda plan, total, *names, **more: list(plan))
-    monkeypatch.setattr("pipelines.__main__.Session.connect", lambda self: None)
+    monkeypatch.setattr("pipelines.__main__.Session.connect", lambda self: Cluster({"CPU": 4.0}, False, None))
     return counts
 
 

@@ -21,6 +21,7 @@ from aig.metrics import vendi_score
 from aig.models import Sampling, load
 from aig.pareto import hypervolume, optimal_mask
 from aig.sampler import to_uint8
+from aig.world.scenes import held_out_prompts, training_prompts
 from pipelines import config
 from pipelines.__main__ import main
 from pipelines.config import ConfigError
@@ -58,7 +59,7 @@ def toy_plan(folder, *asked):
     )
     prompts = {SEARCH: ("a", "b"), HELD_OUT: ("c", "d", "e", "f")}
     return plan.Plan(
-        wanted, "toy", "toy", "fragile", prompts, {SEARCH: 2, HELD_OUT: 2}, ("fragile", "vendi"), 0,
+        wanted, "toy", "toy", "fragile", prompts, {SEARCH: 2, HELD_OUT: 2}, ("fragile", "vendi"), 0, 0,
         Sampling(steps=T, guidance=1.0), StepGrid(), "0",
     )  # fmt: skip
 
@@ -386,7 +387,8 @@ def test_a_unit_holds_what_separate_sampling_gives(trained, model):
     prompts = [made.prompts[SEARCH][p] for p in (0, 0, 2, 2)]
     for c, text in enumerate(texts):
         arm = aig.Arm(text, None if text == "base" else pool.ADAPTER, schedule=text)
-        latents = aig.sample_arms(evaluator.model, prompts, [0, 1, 0, 1], [arm], 0, made.sampling).latents[text]
+        seeds = [config.SEARCH_SEEDS + index for index in (0, 1, 0, 1)]
+        latents = aig.sample_arms(evaluator.model, prompts, seeds, [arm], 0, made.sampling).latents[text]
         with torch.no_grad():
             images = to_uint8(evaluator.model.decode(latents)).permute(0, 3, 1, 2).float() / 255
         for name, reward in (("pipeline_toys-red", red), ("gold", bright)):
@@ -397,10 +399,15 @@ def test_a_unit_holds_what_separate_sampling_gives(trained, model):
     assert 0 < measured.cost["predictions"] < measured.cost["separate"] < measured.cost["published"]
 
 
-def test_a_held_out_set_has_no_prompt_of_the_search_and_those_trained_on_are_counted(trained, model):
-    made = plan.make(loaded(trained, "search.prompts=['a green star', 'a yellow cross']", "search.held_out=4"), model)
-    assert not set(made.prompts[SEARCH]) & set(made.prompts[HELD_OUT])
-    assert "a red circle" in made.prompts[HELD_OUT] and made.trained_on == 1
+def test_captions_that_validate_a_search_are_none_that_it_or_a_training_sees(trained, model):
+    made = plan.make(loaded(trained, "search.prompts=32", "search.held_out=16"), model)
+    assert made.prompts[SEARCH] == (*training_prompts(),) and made.prompts[HELD_OUT] == (*held_out_prompts(),)
+    assert made.trained_on == 0
+
+
+def test_given_held_out_prompts_that_were_trained_on_are_counted(trained, model):
+    given = ["search.prompts=[a green star, a yellow cross]", "search.held_out=[a red circle, a blue heart]"]
+    assert plan.make(loaded(trained, *given), model).trained_on == 1
 
 
 @pytest.mark.parametrize(
@@ -409,7 +416,7 @@ def test_a_held_out_set_has_no_prompt_of_the_search_and_those_trained_on_are_cou
         (["search.adapter=pipeline_toys-red-k1-kl0-s1"], f"did you mean '{KEY}'"),
         (["search.prompts=[a red star, a blue heart]", "search.held_out=[a blue heart, a pink square]"],
          r"share 1 prompts \('a blue heart'"),
-        (["search.held_out=47"], "has 45 captions left"),
+        (["search.held_out=17"], "has 16 held-out captions"),
         (["search.held_out=[a beige dodecahedron, a red star]"], "search.held_out: "),
         (["search.objectives=[reward, gold]", "evaluate.gold=null"], "evaluate.gold names none"),
     ],

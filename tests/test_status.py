@@ -38,7 +38,7 @@ def train(run, weight):
     single = replace(run, train=replace(run.train, kl_weight=weight))
     files = RunFiles(run.directory)
     for name, step in layout.adapter_folders(single):
-        layout.write_json(files.adapters / name / "adapter.json", {"step": step})
+        layout.write_json(files.adapters / name / "adapter.json", {"format": layout.RECORD_FORMAT, "step": step})
     layout.write_json(files.curves / f"{layout.adapter_key(single.train)}.jsonl", {})
 
 
@@ -46,7 +46,8 @@ def draw(run, count):
     for i in range(count):
         path = RunFiles(run.directory).images / f"part-{i}.parquet"
         path.parent.mkdir(exist_ok=True)
-        pq.write_table(pa.table({"arm": ["base"]}), path)
+        about = {"format": str(layout.IMAGES_FORMAT)}
+        pq.write_table(pa.table({"arm": ["base"]}).replace_schema_metadata(about), path)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from pipeline_toys import HERE
 from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.tune.schedulers import TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
 
 from aig.models import TinyModel
 from pipelines import check, config, front, generate, layout, measure, study, trials
@@ -199,6 +200,58 @@ def test_a_trial_that_failed_teaches_optuna_nothing_and_stops_nothing(tmp_path):
     assert len(run_search(again, Record(), 2, fail=[failing])) == 6
 
 
+GUARDED = ("train.stop_held_out=1", "train.steps=12", "train.snapshot_every=12")
+
+
+def guarded(found, train, kept=4):
+    """Leave a training that a guard has stopped at its last validation: the reward rises on, and what is kept is an
+    earlier step's."""
+    single = replace(found, train=train)
+    files, key = RunFiles(single.directory), adapter_key(train)
+    values = [{"step": step, "reward": step, "held_out": 8 - step, "diversity": 20.0 - step} for step in (0, 2, 4, 6)]
+    files.curves.mkdir(parents=True, exist_ok=True)
+    (files.curves / f"{key}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in values))
+    stopped = {"step": 6, "why": "held_out", "value": 2.0, "limit": 3.0}
+    layout.write_json(files.adapters / key / layout.RECORD, {"step": kept, "stopped": stopped})
+    return single
+
+
+def test_optuna_is_told_what_the_adapter_that_a_guard_kept_was_worth(tmp_path, monkeypatch):
+    found = sweep(tmp_path, "sweep.search=optuna", "sweep.trials=6", *GUARDED, *SEARCH)
+    record, told = Record(), []
+    first = draw.draw(found, record)
+    for train in first[1:]:
+        curve(found, adapter_key(train), reward=100.0, diversity=1.0)
+    guarded(found, first[0])
+    complete = OptunaSearch.on_trial_complete
+
+    def watched(self, trial_id, result=None, error=False):
+        told.append(result)
+        complete(self, trial_id, result, error)
+
+    monkeypatch.setattr(OptunaSearch, "on_trial_complete", watched)
+    draw.draw(found, record)
+    assert told == [{"reward": 4, "diversity": 16}, *[{"reward": 100, "diversity": 1}] * 2]
+
+
+def test_a_trial_that_a_scheduler_stopped_is_told_by_where_it_stood(tmp_path):
+    found = sweep(tmp_path, "sweep.search=optuna", *GUARDED, *SEARCH)
+    (train, *_) = draw.draw(found, Record())
+    single = guarded(found, train)
+    shutil.rmtree(RunFiles(single.directory).adapters)
+    assert draw.objectives(single) == {"reward": 6, "diversity": 14}
+
+
+def test_asha_compares_with_what_a_guard_kept(tmp_path):
+    asked = ("sweep.scheduler=asha", "sweep.proxy=reward", "sweep.reduction=2", "train.validate_every=2", *GUARDED)
+    found = sweep(tmp_path, "sweep.kl_weights=[0, 1]", *asked, "sweep.grace=3")
+    guarded(found, layout.trainings(found)[0])
+    for reward, decision in ((3.9, TrialScheduler.STOP), (4.1, TrialScheduler.CONTINUE)):
+        asha, trial = watch.scheduler(found), SimpleNamespace(trial_id="new")
+        asha.on_trial_add(None, trial)
+        assert asha.on_trial_result(None, trial, {"step": 6, "reward": reward}) == decision
+
+
 def test_a_small_space_is_drawn_whole_once_and_the_search_ends(tmp_path):
     found = sweep(tmp_path, "sweep.search=random", "sweep.trials=50", "sweep.kl_weights=[1, 2, 5]", "sweep.ks=[1, 2]")
     record = Record()
@@ -247,6 +300,28 @@ def test_an_error_is_recorded_with_its_cause_and_a_death_of_the_trials_process_i
     assert keep.record.errored == {}
     keep.on_trial_error(0, [], error_of(RayTaskError("train", "Traceback\nValueError: no reward", ValueError())))
     assert trials.read(keep.config).errored == {"key": "ValueError: no reward"}
+
+
+def test_a_trial_that_ended_unrecognized_has_failed_and_only_what_asha_stopped_was_stopped(tmp_path):
+    asked = ("sweep.scheduler=asha", "sweep.proxy=reward", "sweep.reduction=2", "train.steps=12", "sweep.ranks=[2, 4]")
+    found = sweep(tmp_path, *asked, "train.snapshot_every=12", "train.validate_every=2")
+    asha = watch.scheduler(found)
+    keep = watch.Keep(found, Record(), asha.stopped)
+    names = ("reward", "k", "kl_weight", "lr", "rank", "seed")
+    ended = []
+    for train, reward in zip(layout.trainings(found), (2.0, 1.0), strict=False):
+        settings = {"adapter": adapter_key(train), **{name: getattr(train, name) for name in names}}
+        ended.append(SimpleNamespace(trial_id=f"t{reward}", config=settings, last_result={"step": 2, "reward": reward}))
+        asha.on_trial_add(None, ended[-1])
+        asha.on_trial_result(None, ended[-1], ended[-1].last_result)
+        keep.on_trial_complete(0, [], ended[-1])
+    ahead, behind = (trial.config["adapter"] for trial in ended)
+    assert trials.read(found).stopped == {behind: "ASHA stopped it at step 2: reward 1 was behind"}
+    assert list(keep.record.errored) == [ahead]
+    assert re.match("it ended at step 2, and its curve, its adapter .* --retry-errored$", keep.record.errored[ahead])
+    plain = watch.Keep(found, Record())
+    plain.on_trial_complete(0, [], ended[1])
+    assert plain.record.stopped == {} and list(plain.record.errored) == [behind]
 
 
 def test_what_a_sweep_lists_once_is_settled_and_what_is_open_is_drawn(tmp_path):

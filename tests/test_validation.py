@@ -58,7 +58,12 @@ def test_the_picture_is_of_the_images_that_were_scored_prompts_by_seeds(training
     for p, prompt in enumerate(PROMPTS):
         for seed in range(3):
             samples = sample_arms(
-                training.model, [prompt], [seed], [Arm("base", None, 1.0, "base")], 0, training.sampling
+                training.model,
+                [prompt],
+                [config.VALIDATION_SEEDS + seed],
+                [Arm("base", None, 1.0, "base")],
+                0,
+                training.sampling,
             )
             wanted = to_uint8(training.model.decode(samples.latents["base"]).detach())[0]
             tile = pixels[32 * p : 32 * (p + 1), 32 * seed : 32 * (seed + 1)]

@@ -80,6 +80,51 @@ def test_a_resize_before_a_smaller_crop_is_torchvisions():
     assert torch.allclose(ours(images), theirs(images), atol=1e-5)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_a_tensor_resize_is_torchvisions_in_reports_too(size):
+    images = tiny.saved(tiny.pictures(2, *size))
+    step = Preprocess((32, 32), "pad", mean=(0.0,) * 3, std=(1.0,) * 3, as_tensor=True)
+    height, width = step.resized(*size)
+    bicubic = transforms.InterpolationMode.BICUBIC
+    theirs = transforms.functional.resize(images.float() / 255, [height, width], bicubic)
+    top, left = (32 - height) // 2, (32 - width) // 2
+    for pixels in (step.report(images), step(images.float() / 255), Views(images.float() / 255, True).pixels(step)):
+        assert torch.allclose(pixels[..., top : top + height, left : left + width], theirs, atol=1e-6)
+        pixels[..., top : top + height, left : left + width] = 0
+        assert not pixels.any()
+
+
+def bicubic_rows(old, new):
+    """The matrix (new, old) of an antialiased bicubic resize: Keys' kernel with a = -1/2 (Keys 1981, eq. 4), stretched
+    by old/new where that is more than 1, its weights normalized."""
+    stretch = max(old / new, 1.0)
+    centres = (torch.arange(new, dtype=torch.float64) + 0.5) * old / new
+    x = ((torch.arange(old, dtype=torch.float64) + 0.5) - centres[:, None]).abs() / stretch
+    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("size", [(64, 91), (20, 51), (12, 20)])
+def test_a_tensor_resize_is_keys_bicubic_and_overshoots(size):
+    board = (torch.arange(size[0])[:, None] // 4 + torch.arange(size[1]) // 4).remainder(2).double()
+    step = Preprocess((32, 32), "pad", mean=(0.0,) * 3, std=(1.0,) * 3, as_tensor=True)
+    height, width = step.resized(*size)
+    expected = bicubic_rows(size[0], height) @ board @ bicubic_rows(size[1], width).T
+    found = step.resize(board.expand(1, 3, *size))
+    assert torch.allclose(found[0, 0], expected, rtol=0, atol=1e-9)
+    assert expected.min() < -0.02 and expected.max() > 1.02
+
+
+def test_the_longest_side_of_a_tensor_resize_rounds_as_hpsv2_does():
+    step = Preprocess((224, 224), "pad", as_tensor=True)
+    for long, short in ((384, 210), (320, 85), (576, 297), (1216, 832), (512, 512), (100, 33)):
+        scale = 224 / float(long)
+        assert step.resized(long, short) == (224, round(short * scale))
+        assert step.resized(short, long) == (round(short * scale), 224)
+    assert replace(step, as_tensor=False).resized(384, 210) == (224, 122)  # open_clip's
+
+
 def test_padding_is_black_before_it_is_normalized():
     wide = Preprocess((32, 32), "pad")(torch.ones(1, 3, 16, 32))
     black = torch.tensor([-mean / std for mean, std in zip(MEAN, STD, strict=True)])
@@ -251,20 +296,12 @@ def test_an_unknown_parameter_of_blip_is_named():
 
 
 def test_blip_equals_the_modules_it_was_published_with():
-    state = published_blip()
-    tower, text = tiny.timm_tower().eval(), tiny.bert_encoder().eval()
-    tower.load_state_dict({k.removeprefix("visual_encoder."): v for k, v in state.items() if "visual" in k})
-    encoder = {k.removeprefix("text_encoder."): v for k, v in state.items() if "text_encoder" in k}
-    text.load_state_dict(encoder, strict=False)
-    text.embeddings.token_type_embeddings.weight.data.zero_()
-    text.config.is_decoder = False  # no causal mask: the text is read whole
     pixels = torch.randn(3, 3, tiny.SIZE, tiny.SIZE, generator=torch.Generator().manual_seed(0))
     ids = torch.tensor([[2, 7, 9, 3, 0, 0], [2, 8, 3, 0, 0, 0], [2, 11, 12, 13, 14, 3]])
     mask = (ids != 0).long()
     with torch.no_grad():
-        patches = tower(pixels)
-        expected = text(ids, attention_mask=mask, encoder_hidden_states=patches).last_hidden_state[:, 0]
-        assert torch.allclose(blip.from_published(state)(pixels, ids, mask), expected, atol=1e-5)
+        expected = tiny.published_blip(tiny.blip_state())(pixels, ids, mask)
+        assert torch.allclose(blip.from_published(published_blip())(pixels, ids, mask), expected, atol=1e-5)
 
 
 # --- where weights are ----------------------------------------------------------------------------------------------

@@ -113,12 +113,24 @@ def test_a_caption_outside_the_grammar_is_refused_with_the_grammar(caption):
     assert repr(caption) in str(error.value)
 
 
-def test_prompts_are_distinct_and_any_24_of_them_balanced():
-    prompts = [scenes.parse_caption(prompt) for prompt in scenes.all_prompts()]
-    assert len(set(prompts)) == 48
-    for values, key in ((scenes.COLOURS, "colour"), (scenes.SHAPES, "shape")):
-        counts = [sum(getattr(p, key) == value for p in prompts[:24]) for value in values]
-        assert len(set(counts)) == 1
+@pytest.mark.parametrize(
+    ("prompts", "each_colour", "each_shape"),
+    [(scenes.all_prompts, {6}, {8}), (scenes.training_prompts, {4}, {5, 6}), (scenes.held_out_prompts, {2}, {2, 3})],
+)
+def test_every_colour_and_shape_is_in_a_list_of_prompts_and_any_prefix_is_balanced(prompts, each_colour, each_shape):
+    asked = [scenes.parse_caption(prompt) for prompt in prompts()]
+    for values, key, counts in ((scenes.COLOURS, "colour", each_colour), (scenes.SHAPES, "shape", each_shape)):
+        for n in range(1, len(asked) + 1):
+            found = [sum(getattr(p, key) == value for p in asked[:n]) for value in values]
+            assert max(found) - min(found) <= 1
+        assert set(found) == counts
+
+
+def test_no_caption_is_in_both_halves_of_the_split_and_each_is_in_one():
+    training, held_out = scenes.training_prompts(), scenes.held_out_prompts()
+    assert (len(training), len(held_out)) == (32, 16) and not set(training) & set(held_out)
+    every = {str(scenes.Request(colour, shape)) for colour in scenes.COLOURS for shape in scenes.SHAPES}
+    assert set(training) | set(held_out) == every == set(scenes.all_prompts()) and len(every) == 48
 
 
 def test_utility_read_from_exact_factors_is_the_scenes_utility():

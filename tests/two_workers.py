@@ -6,11 +6,12 @@ import torch.distributed as dist
 from pipelines import config, parallel, training
 
 STEPS = 3
+HALF = ("model.dtype=bfloat16",)
 
 
 def work(rank, cases, folder):
-    """Every case's training, and one of a single image that leaves nothing to the second worker; `cases` are arguments
-    by the names of their folders."""
+    """Every case's training, one of a single image that leaves nothing to the second worker, and a sharded step beside
+    a bfloat16 base; `cases` are arguments by the names of their folders."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
     for name, arguments in cases.items():
@@ -19,6 +20,10 @@ def work(rank, cases, folder):
     idle = training.Training(single, False, parallel.DDP, 2)
     idle.advance(rank, 2)
     save(idle.state(), rank, folder / "idle.pt")
+    half = training.Training(config.load("smoke", None, [*cases["full"], *HALF]), False, parallel.FSDP, 2)
+    save(half.state(), rank, folder / "half-before.pt")
+    half.advance(rank, 2)
+    save(half.state(), rank, folder / "half-after.pt")
     dist.destroy_process_group()
 
 

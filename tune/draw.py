@@ -6,9 +6,9 @@ generation depends on the seed and on storage alone, and a search that was inter
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -17,7 +17,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from pipelines import layout
 from pipelines.config import Config, ConfigError, Train
-from pipelines.layout import RunFiles, adapter_key
+from pipelines.layout import adapter_key
 from pipelines.trials import Record
 from tune import space
 
@@ -68,21 +68,20 @@ def _informed(config: Config, record: Record) -> OptunaSearch:
         sampler=space.sampler(config, len(record.drawn)),
     )  # fmt: skip
     for number, settings in enumerate(before):
-        key = adapter_key(layout.training(config, **settings))
+        single = replace(config, train=layout.training(config, **settings))
         searcher.suggest(str(number))
-        values = None if key in record.errored else objectives(config, key)
+        values = None if adapter_key(single.train) in record.errored else objectives(single)
         searcher.on_trial_complete(str(number), values, error=values is None)
     return searcher
 
 
-def objectives(config: Config, key: str) -> dict[str, float] | None:
-    """What a training came to, by its last validation; None where it has none or it is not finite."""
-    path = RunFiles(config.directory).curves / f"{key}.jsonl"
-    if not path.exists():
-        return None
-    row = json.loads(path.read_text().splitlines()[-1])
-    values = {name: row.get(name) for name in config.sweep.objectives}
-    return values if all(value is not None and math.isfinite(value) for value in values.values()) else None
+def objectives(config: Config) -> dict[str, float] | None:
+    """What the training `config.train` came to, by the validation of its adapter; None where it has none or it is not
+    finite."""
+    rows = layout.standings(config)
+    values = [rows[-1].get(name) for name in config.sweep.objectives] if rows else []
+    finite = [float(value) for value in values if value is not None and math.isfinite(value)]
+    return dict(zip(config.sweep.objectives, finite, strict=True)) if len(finite) == len(values) > 0 else None
 
 
 class Queue(Searcher):

@@ -109,7 +109,7 @@ def conclude(
         "trials": len(trials), "distinct_curves": len({trial.curve for trial in trials}),
         "search_front": sorted({trial.candidate.schedule for trial, on in zip(trials, front, strict=True) if on}),
         "prompts": {which: len(prompts) for which, prompts in plan.prompts.items()}, "seeds": plan.seeds,
-        "held_out_prompts_trained_on": plan.trained_on,
+        "held_out_prompts_trained_on": plan.trained_on, "search_prompts_evaluated": plan.evaluated,
         "normalization": {
             which: {"reference": result.reference.tolist(), "scale": result.scale.tolist()}
             for which, result in sets.items()
@@ -203,11 +203,6 @@ def write_schedules(plan: Plan, result: dict[str, Any], earlier: Path) -> None:
     """A file for each found schedule, which `file:PATH` reads; those of an earlier result go."""
     folder = RunFiles(plan.config.directory).schedules
     found = [row for row in result["schedules"] if row["found"]]
-    names = {row["name"] for row in found}
-    if earlier.exists():
-        for row in json.loads(earlier.read_text())["schedules"]:
-            if row["found"] and row["name"] not in names:
-                layout.forget(folder / f"{row['name']}.json")
     for row in found:
         about = {
             "adapter": plan.adapter, "objectives": plan.objectives, "steps": len(plan.grid), HELD_OUT: row[HELD_OUT],
@@ -216,6 +211,11 @@ def write_schedules(plan: Plan, result: dict[str, Any], earlier: Path) -> None:
         schedule = replace(schedules.parse(row["schedule"]), label=row["name"])
         schedules.write(folder / f"{row['name']}.json", schedule, about)
         remote.push(folder / f"{row['name']}.json")
+    names = {row["name"] for row in found}
+    if earlier.exists():
+        for row in layout.read_json(earlier)["schedules"]:
+            if row["found"] and row["name"] not in names:
+                layout.forget(folder / f"{row['name']}.json")
 
 
 def write(result: dict[str, Any], path: Path) -> None:
@@ -224,7 +224,7 @@ def write(result: dict[str, Any], path: Path) -> None:
 
 def summary(path: Path) -> str:
     """The result as text: a line a schedule, the difference in hypervolume, what may be said."""
-    result = json.loads(path.read_text())
+    result = layout.read_json(path)
     x, y = result["x"], result["y"]
     more = (*result["objectives"], result.get("by_held_out_reward", {}).get("reward"), "gold")
     shown = list(dict.fromkeys([x, y, *(m for m in more if m in result["schedules"][0][HELD_OUT])]))
@@ -245,5 +245,10 @@ def summary(path: Path) -> str:
     if trained:
         lines.append(
             f"Of the held-out prompts the adapter was trained on {trained}: they are held out from the search alone."
+        )
+    if result["search_prompts_evaluated"]:
+        lines.append(
+            f"Of evaluate.prompts {result['search_prompts_evaluated']} are in the search set: as arms, the schedules "
+            "are judged there by what chose them."
         )
     return "\n".join(lines)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,15 @@ from typing import Any
 from aig import adapters
 from aig.grid import Grid
 from aig.models import Model, Sampling
-from aig.world.scenes import all_prompts
 from pipelines import layout, rewarding, study
-from pipelines.config import Config, ConfigError
-from pipelines.layout import RunFiles
+from pipelines.config import SEARCH_SEEDS, Config, ConfigError
+from pipelines.errors import given
+from pipelines.layout import RECORD_FORMAT, RunFiles
+from pipelines.prompts import EVALUATE, check_prompts, resolve_prompts, shared
 from pipelines.scoring import GOLD
 
 SEARCH, HELD_OUT = "search", "held_out"
+FORMAT = 2  # of a search's settings; 1 had no such key, and said nothing of rewards' weights
 # What everyone has without a search: the ends, and the paper's schedules.
 ENDS = ("base", "tuned")
 PUBLISHED = ("linear", "power:2", "power:4", "step:0.6")
@@ -42,6 +42,8 @@ class Plan:
     """Names of metrics, as they are measured."""
     trained_on: int
     """Held-out prompts that the adapter was trained on: held out from the search, not from the training."""
+    evaluated: int
+    """Prompts of evaluate.prompts that are in the search set: they judge what they have chosen."""
     sampling: Sampling
     grid: Grid
     digest: str
@@ -64,6 +66,7 @@ class Plan:
         columns = rewarding.columns(config, names)
         defined = bool(columns.sums or config.rewards.define)  # else the names say it all
         return {
+            "format": FORMAT,
             "adapter": self.adapter, "weights": self.digest, "reward": self.reward, "run_seed": config.run.seed,
             "objectives": list(self.objectives), "families": list(search.families),
             "places": list(search.places) if search.places else None, "sampler": search.sampler,
@@ -71,9 +74,10 @@ class Plan:
             # An even grid is spread over all its trials.
             "trials": search.trials if search.sampler == "grid" else None,
             "prompts": {name: list(prompts) for name, prompts in self.prompts.items()}, "seeds": self.seeds,
-            "prompts_at_once": search.prompts_at_once, "model": model, "steps": len(self.grid),
+            "noise": SEARCH_SEEDS, "prompts_at_once": search.prompts_at_once, "model": model, "steps": len(self.grid),
             "block": config.evaluate.block, "rewards": names, "gold": config.evaluate.gold,
             "features": config.evaluate.features, "columns": columns.to_json() if defined else None,
+            "digests": rewarding.scoring_digests(config, columns),
         }  # fmt: skip
 
 
@@ -88,13 +92,12 @@ def make(config: Config, model: Model) -> Plan:
     record = _record(files.adapters / adapter)
     _check_model(config, record, files.adapters / adapter)
     reward = str(record.get("train", {}).get("reward", config.train.reward))
-    prompts = {SEARCH: study.resolve_prompts(search.prompts, "search.prompts")}
-    prompts[HELD_OUT] = _held_out(config, prompts[SEARCH])
+    prompts = {SEARCH: resolve_prompts(config, "search.prompts")}
+    prompts[HELD_OUT] = resolve_prompts(config, "search.held_out")
+    _check_disjoint(prompts)
     for key, name in (("search.prompts", SEARCH), ("search.held_out", HELD_OUT)):
-        try:
+        with given(key):
             model.encode(prompts[name])
-        except ValueError as error:
-            raise ConfigError(f"{key}: {error}") from error
     sampling = sampling_of(config, model.defaults)
     return Plan(
         config=config,
@@ -104,11 +107,17 @@ def make(config: Config, model: Model) -> Plan:
         prompts={name: tuple(texts) for name, texts in prompts.items()},
         seeds={SEARCH: search.seeds, HELD_OUT: search.held_out_seeds},
         objectives=_objectives(config, reward),
-        trained_on=len(set(prompts[HELD_OUT]) & set(record.get("train", {}).get("prompts", ()))),
+        trained_on=len(shared(prompts[HELD_OUT], record.get("train", {}).get("prompts", ()))),
+        evaluated=len(shared(resolve_prompts(config, EVALUATE), prompts[SEARCH])),
         sampling=sampling,
         grid=Grid(model, sampling),
         digest=digest,
     )
+
+
+def check_given(config: Config) -> None:
+    """ConfigError where the search's prompts are missing or cannot be read, before a model is loaded for them."""
+    check_prompts(config, "search.prompts", "search.held_out")
 
 
 def sampling_of(config: Config, defaults: Sampling) -> Sampling:
@@ -122,16 +131,24 @@ def scored(config: Config, reward: str) -> list[str]:
 
 
 def _digest(files: RunFiles, adapter: str) -> str:
-    with suppress(ValueError):
-        return layout.file_digest(adapters.weights_file(files.adapters / adapter))
-    there = sorted(path.parent.name for path in files.adapters.glob(f"*/{adapters.RECORD}"))
+    folder = files.adapters / adapter
+    try:
+        adapters.weights_file(folder)
+    except ValueError:
+        raise _unknown(files, adapter) from None
+    with given("search.adapter"):
+        return adapters.digest(folder)
+
+
+def _unknown(files: RunFiles, adapter: str) -> ConfigError:
+    there = layout.saved_adapters(files)
     if not there:
-        raise ConfigError(
+        return ConfigError(
             f"search.adapter: {files.root} has no adapters: run `python -m pipelines sweep` (or train) with the same "
             "configuration first"
         )
     close = difflib.get_close_matches(adapter, there, n=1, cutoff=0.0)[0]
-    raise ConfigError(
+    return ConfigError(
         f"search.adapter: there is no adapter {adapter!r} in {files.adapters}; did you mean {close!r}? "
         f"(there are {', '.join(there)})"
     )
@@ -139,38 +156,28 @@ def _digest(files: RunFiles, adapter: str) -> str:
 
 def _record(folder: Path) -> dict[str, Any]:
     """What made the adapter; an adapter from elsewhere has none."""
-    return adapters.read_record(folder) if (folder / adapters.RECORD).exists() else {}
+    return study.adapter_record(folder) if (folder / adapters.RECORD).exists() else {}
 
 
 def _check_model(config: Config, record: dict[str, Any], folder: Path) -> None:
-    wanted = study.fingerprint(config.model.name, config.model.revision, config.model.variant)
-    found = record.get("model", {}).get("fingerprint", wanted)
-    if found != wanted:
+    if "fingerprint" not in record.get("model", {}):
+        return
+    own = study.fingerprint(config.model.name, config.model.revision, config.model.variant)
+    wanted = {"format": RECORD_FORMAT, "model": {"name": config.model.name, "fingerprint": own}}
+    if record.get("format", 1) != RECORD_FORMAT or record["model"]["fingerprint"] != own:
         raise ConfigError(
-            f"search.adapter: {folder} was made for other weights than those of model.name={config.model.name}: give "
-            "the model that it was trained with"
+            f"search.adapter: {folder} was made {study.difference(record, wanted)}: give the model that it was trained "
+            f"with, or, of another version, the adapter without the {adapters.RECORD} beside it"
         )
 
 
-def _held_out(config: Config, searched: Sequence[str]) -> list[str]:
-    """A number takes the embedded world's captions that the search does not see."""
-    wanted = config.search.held_out
-    if not isinstance(wanted, int):
-        prompts = study.resolve_prompts(wanted, "search.held_out")
-        shared = [prompt for prompt in prompts if prompt in set(searched)]
-        if shared:
-            raise ConfigError(
-                f"search.prompts and search.held_out share {len(shared)} prompts ({shared[0]!r}, ...): what the search "
-                "has seen cannot validate it; give other prompts"
-            )
-        return prompts
-    free = [prompt for prompt in all_prompts() if prompt not in set(searched)]
-    if wanted > len(free):
+def _check_disjoint(prompts: dict[str, list[str]]) -> None:
+    both = shared(prompts[HELD_OUT], prompts[SEARCH])
+    if both:
         raise ConfigError(
-            f"search.held_out is {wanted}: beside search.prompts the embedded world has {len(free)} captions left; "
-            "give fewer, or a list of prompts"
+            f"search.prompts and search.held_out share {len(both)} prompts ({both[0]!r}, ...): what the search has "
+            "seen cannot validate it; give other prompts"
         )
-    return free[:wanted]
 
 
 def _objectives(config: Config, reward: str) -> tuple[str, ...]:

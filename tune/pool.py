@@ -17,11 +17,11 @@ from aig import adapters
 from aig.metrics import mean_pairwise_cosine_distance, vendi_score
 from aig.sampler import Arm, sample_arms, to_uint8
 from pipelines import config as configuration
-from pipelines import normalization, remote, rewarding, study
-from pipelines.cluster import Cluster, needs
-from pipelines.config import Config
+from pipelines import demands, normalization, remote, rewarding, study
+from pipelines.cluster import Cluster, actor
+from pipelines.config import SEARCH_SEEDS, Config
 from pipelines.layout import RunFiles
-from pipelines.scoring import ACCURACIES, Scores
+from pipelines.scoring import ACCURACIES, Scores, scoring_device
 from tune.plan import Plan, sampling_of, scored
 from tune.store import Measured, Unit
 
@@ -52,14 +52,14 @@ class Evaluator:
         evaluate = self.config.evaluate
         columns = rewarding.columns(self.config, scored(self.config, reward))
         statistics = normalization.of_sums(self.config)
-        self.scores = Scores(columns, statistics, rewarding.gold(self.config), evaluate.features, self.model.device)
+        self.scores = Scores(columns, statistics, rewarding.gold(self.config), evaluate.features, scoring_device())
 
     @torch.no_grad()
     def draw(self, unit: Unit) -> Measured:
         """Every curve on the unit's prompts and seeds, from common noise, scored as 8 bits hold the images."""
         seeds = self.seeds[unit.set]
         texts = [self.prompts[unit.set][p] for p in unit.prompt_ids for _ in range(seeds)]
-        indices = [seed for _ in unit.prompt_ids for seed in range(seeds)]
+        indices = [SEARCH_SEEDS + seed for _ in unit.prompt_ids for seed in range(seeds)]
         arms = [arm_of(text) for text in unit.schedules]
         samples = sample_arms(self.model, texts, indices, arms, self.config.run.seed, self.sampling)
         rows = [self._measure(samples.latents[arm.name], texts, len(unit.prompt_ids)) for arm in arms]
@@ -89,10 +89,7 @@ def arm_of(schedule: str) -> Arm:
 
 def size(config: Config, cluster: Cluster) -> int:
     """Workers that the cluster has room for; ConfigError where that is none."""
-    search = config.search
-    fix = "lower search.worker_cpus, or take a larger cluster (ray.num_cpus for one of this machine)"
-    room = cluster.room(needs(search.worker_cpus), {}, "a search's worker", fix)
-    return min(room, search.workers)
+    return min(cluster.room(demands.searcher(config.search)), config.search.workers)
 
 
 class Pool:
@@ -120,8 +117,9 @@ class Pool:
     def _start(self) -> None:
         config, plan = self.plan.config, self.plan
         count = size(config, self.connect())
-        remote = ray.remote(num_cpus=config.search.worker_cpus, max_restarts=-1, max_task_retries=RETRIES)(Evaluator)
+        held = actor(demands.searcher(config.search).one)
+        worker: Any = ray.remote(max_restarts=-1, max_task_retries=RETRIES, **held)(Evaluator)
         self.workers = [
-            remote.remote(configuration.to_dict(config), plan.adapter, plan.reward, plan.prompts, plan.seeds)
+            worker.remote(configuration.to_dict(config), plan.adapter, plan.reward, plan.prompts, plan.seeds)
             for _ in range(count)
         ]

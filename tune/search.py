@@ -8,7 +8,6 @@ trials, `tune.store` keeps about measurements.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines import remote
+from pipelines import layout, remote
 from pipelines.bar import Bar
 from tune import candidates, findings, picture
 from tune.candidates import Candidate
@@ -44,7 +43,7 @@ def search(plan: Plan, draw: Draw) -> Path:
     path = plan.folder / RESULT
     request = findings.request(plan)
     store = Store(plan.folder, plan.identity())
-    if path.exists() and json.loads(path.read_text())["request"] == request:
+    if path.exists() and layout.read_json(path)["request"] == request:
         print("Finished already.")
         return path
     work = Work(plan, store, draw)

@@ -126,6 +126,12 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
     except ValueError as error:
         raise ConfigError(f"{path} is corrupt ({error}): delete {folder} to search anew") from error
     wanted = json.loads(json.dumps(identity))
+    if found.get("format", 1) != wanted.get("format", 1):
+        raise ConfigError(
+            f"search {folder.name!r} in {folder.parent} was made by another version, which identified models and "
+            f"rewards in another way (format {found.get('format', 1)}, not {wanted.get('format', 1)}): choose another "
+            "search.name"
+        )
     differing = [
         f"{key} = {_short(found.get(key))}, not {_short(wanted[key])}"
         for key in wanted

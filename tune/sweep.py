@@ -7,7 +7,6 @@ One that failed, or that a scheduler stopped, is left as it is; those that faile
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from pipelines import checkpoints, guards, layout, progress, remote, trials
 from pipelines import config as configuration
 from pipelines.cluster import Cluster
 from pipelines.config import Config, ConfigError, Train
+from pipelines.errors import RunError
 from pipelines.layout import RunFiles, adapter_key
 from pipelines.train import room_for, train
 from pipelines.trials import Record
@@ -29,7 +29,7 @@ from tune.draw import Queue
 DRIVER_CPUS = 0.01
 
 
-class SweepError(RuntimeError):
+class SweepError(RunError):
     """Some trials failed; the message says how many and how to go on."""
 
 
@@ -107,13 +107,14 @@ def _run_trials(config: Config, record: Record, first: Sequence[Train], drawing:
     for each in first:
         layout.forget(files.progress / f"{adapter_key(each)}.json")
     record.write(config)
-    queue, keep = Queue(config, record, first, drawing), watch.Keep(config, record)
+    queue, scheduler = Queue(config, record, first, drawing), watch.scheduler(config)
+    keep = watch.Keep(config, record, getattr(scheduler, "stopped", ()))
     storage = remote.storage_path(files.ray)
     tuner = tune.Tuner(
         tune.with_resources(trial, {"cpu": DRIVER_CPUS}),
         param_space={"config": configuration.to_dict(config)},
         tune_config=tune.TuneConfig(
-            search_alg=queue, num_samples=-1, scheduler=watch.scheduler(config),
+            search_alg=queue, num_samples=-1, scheduler=scheduler,
             max_concurrent_trials=at_once, trial_name_creator=_name, trial_dirname_creator=_name,
         ),
         run_config=tune.RunConfig(name="tune", storage_path=storage, verbose=0, callbacks=[keep]),
@@ -140,8 +141,7 @@ def result_row(config: Config) -> dict[str, Any]:
     Where a guard has stopped it, `stopped` says so in words.
     """
     key, found, step = layout.adapter_key(config.train), layout.stopped(config), layout.last_step(config)
-    lines = (RunFiles(config.directory).curves / f"{key}.jsonl").read_text().splitlines()
-    rows = {row["step"]: row for row in map(json.loads, lines)}
+    rows = {row["step"]: row for row in layout.curve(config)}
     return {"adapter": key, **rows[step], "start": rows[0], "stopped": found and guards.told(found)}
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,8 +52,9 @@ def flat(metrics: dict[str, Any]) -> dict[str, float]:
 class Keep(tune.Callback):
     """Writes into the sweep's record what storage cannot say otherwise: errors, and what a scheduler stopped."""
 
-    def __init__(self, config: Config, record: Record) -> None:
-        self.config, self.record = config, record
+    def __init__(self, config: Config, record: Record, stopped: Collection[str] = ()) -> None:
+        """`stopped`: the ids of the trials that a scheduler has stopped; it grows."""
+        self.config, self.record, self.stopped = config, record, stopped
         self.looked = 0.0
         self.ended = False
         """Whether a trial has ended otherwise than by itself, and so may have left what its training held."""
@@ -85,10 +86,18 @@ class Keep(tune.Callback):
         remote.pull(files.curves / f"{key}.jsonl")
         if is_finished(replace(self.config, train=trained(self.config, trial.config))):
             return
-        self.ended = True
         step, proxy = trial.last_result.get("step", 0), self.config.sweep.proxy
-        value = trial.last_result.get(proxy, math.nan)
-        self.record.stopped[key] = f"ASHA stopped it at step {step}: {proxy} {value:.4g} was behind"
+        if trial.trial_id in self.stopped:
+            self.ended = True
+            value = trial.last_result.get(proxy, math.nan)
+            self.record.stopped[key] = f"ASHA stopped it at step {step}: {proxy} {value:.4g} was behind"
+        else:
+            self.record.errored[key] = (
+                f"it ended at step {step}, and its curve, its adapter or a snapshot in "
+                f"{remote.shown(files.adapters / key)} is missing or not what this configuration makes: if files of "
+                "the model or a reward changed meanwhile, delete the folder, and give the same command with "
+                "--retry-errored"
+            )
         self.record.write(self.config)
 
 
@@ -105,22 +114,34 @@ def trained(config: Config, parameters: dict[str, Any]) -> Train:
     return layout.training(config, **{name: parameters[name] for name in names})
 
 
-def scheduler(config: Config) -> TrialScheduler:
-    """The scheduler of `config.sweep`; ASHA (Li et al. 2020) knows the curves of the trainings that are there.
+class Asha(ASHAScheduler):
+    """ASHA (Li et al. 2020), which knows the curves of the trainings that are there and notes which trials it stops.
 
     It judges by the last step but one at the latest: to stop a training that has just ended would spare nothing.
     """
-    sweep, settings = config.sweep, config.train
-    if sweep.scheduler == "none":
-        return FIFOScheduler()
-    asha = ASHAScheduler(
-        time_attr="step", metric=sweep.proxy, mode="max", max_t=settings.steps - 1, stop_last_trials=False,
-        grace_period=sweep.grace * settings.validate_every, reduction_factor=sweep.reduction,
-    )  # fmt: skip
-    for train in layout.trainings(config):
-        path = RunFiles(config.directory).curves / f"{adapter_key(train)}.jsonl"
-        before: Any = SimpleNamespace(trial_id=adapter_key(train))
-        asha.on_trial_add(None, before)  # type: ignore[arg-type]
-        for line in path.read_text().splitlines() if path.exists() else ():
-            asha.on_trial_result(None, before, flat(json.loads(line)))  # type: ignore[arg-type]
-    return asha
+
+    def __init__(self, config: Config) -> None:
+        sweep, settings = config.sweep, config.train
+        super().__init__(
+            time_attr="step", metric=sweep.proxy, mode="max", max_t=settings.steps - 1, stop_last_trials=False,
+            grace_period=sweep.grace * settings.validate_every, reduction_factor=sweep.reduction,
+        )  # fmt: skip
+        self.stopped: set[str] = set()
+        """Ids of the trials that were stopped."""
+        for train in layout.trainings(config):
+            before: Any = SimpleNamespace(trial_id=adapter_key(train))
+            self.on_trial_add(None, before)  # type: ignore[arg-type]
+            for row in layout.standings(replace(config, train=train)):
+                self.on_trial_result(None, before, flat(row))  # type: ignore[arg-type]
+        self.stopped.clear()  # of those, none is under way
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision = super().on_trial_result(tune_controller, trial, result)
+        if decision == TrialScheduler.STOP:
+            self.stopped.add(trial.trial_id)
+        return decision
+
+
+def scheduler(config: Config) -> TrialScheduler:
+    """The scheduler of `config.sweep`."""
+    return FIFOScheduler() if config.sweep.scheduler == "none" else Asha(config)

@@ -6,7 +6,7 @@ both predictions of annealed importance guidance, in one forward.
 """
 
 from aig.adapters.base import OtherBase
-from aig.adapters.files import FULL_WEIGHTS, RECORD, WEIGHTS, load, read_record, save, weights_file
+from aig.adapters.files import FULL_WEIGHTS, RECORD, WEIGHTS, digest, load, read_record, save, weights_file
 from aig.adapters.full import full
 from aig.adapters.lora import TARGETS, attach, parameters, scaled
 from aig.adapters.routing import BASE, Fuser, fusing, key, names, routed
@@ -20,6 +20,7 @@ __all__ = [
     "Fuser",
     "OtherBase",
     "attach",
+    "digest",
     "full",
     "fusing",
     "key",

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,11 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from aig import digests, folders
 from aig.adapters import foreign
 from aig.adapters.base import check_same_base, describe_base, tensors_of
 from aig.adapters.full import full
-from aig.adapters.lora import drop_with_gradient, several
+from aig.adapters.lora import drop_with_gradient, hold_in_float32, several
 from aig.adapters.routing import check_base, check_known, check_new, forget, is_copy, key, lora_layers
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -32,11 +30,12 @@ def save(denoiser: nn.Module, name: str, folder: str | os.PathLike[str], record:
     not at all, in the place of one that is there.
 
     A LoRA is in diffusers' format: `pipe.load_lora_weights(folder)` of any diffusers program loads it. A whole copy
-    (`full`) is a diffusers model: `from_pretrained(folder)` of the denoiser's class loads it.
+    (`full`) is a diffusers model: `from_pretrained(folder)` of the denoiser's class loads it. The weights of both are
+    in float32, as they are held, whatever the base is in.
     """
     check_known(denoiser, name)
     check_base(lora_layers(denoiser))
-    with _whole(Path(folder)) as part:
+    with folders.whole(Path(folder)) as part:
         if key(name) in getattr(denoiser, "peft_config", {}):
             _save_lora(denoiser, key(name), part / WEIGHTS)
         elif is_copy(denoiser, name):
@@ -52,9 +51,9 @@ def save(denoiser: nn.Module, name: str, folder: str | os.PathLike[str], record:
 def load(denoiser: nn.Module, folder: str | os.PathLike[str], name: str) -> None:
     """Load an adapter from a folder or a file: ours, or a LoRA of anyone's that diffusers knows to convert.
 
-    What a LoRA holds for text encoders is ignored with a warning, and so is a base of the same class that has other
-    weights than the one in `adapter.json`. Everything else that does not fit raises ValueError, which names the file,
-    the reason and the fix.
+    It is held in float32, so that what was saved is what is used. What a LoRA holds for text encoders is ignored with a
+    warning, and so is a base of the same class that has other weights than the one in `adapter.json`. Everything else
+    that does not fit raises ValueError, which names the file, the reason and the fix.
     """
     check_new(denoiser, name)
     path = weights_file(folder)
@@ -78,12 +77,47 @@ def load(denoiser: nn.Module, folder: str | os.PathLike[str], name: str) -> None
         reason = error.__cause__ or error  # diffusers hides which setting PEFT does not know
         raise ValueError(f"{path}: PEFT cannot build this LoRA ({reason}); save it again with diffusers") from None
     forget(denoiser)
+    _hold_as_read(denoiser, name, state)
     drop_with_gradient(denoiser, name)
+
+
+def digest(folder: str | os.PathLike[str]) -> str:
+    """A hash of what an adapter in a folder or file does: its tensors, and the rank and alpha that its header gives.
+
+    Saved twice it is the same. ValueError where there is no adapter, and where its file is corrupt.
+    """
+    path = weights_file(folder)
+    try:
+        return digests.of_tensors(path)
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ValueError(
+            f"{path}: the adapter's weights are corrupt ({reason}): delete the folder and train it again"
+        ) from None
+
+
+@torch.no_grad()
+def _hold_as_read(denoiser: nn.Module, name: str, state: dict[str, Tensor]) -> None:
+    """A LoRA in float32 as the file has it: diffusers has rounded it to the base's precision."""
+    hold_in_float32(denoiser, name)
+    for path, matrix in _matrices(denoiser, name):
+        for k, tensor in matrix.state_dict().items():
+            tensor.copy_(state.get(f"{path}.{k}", tensor))
+
+
+def _matrices(denoiser: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """A LoRA's A and B under the names that they have in diffusers' files."""
+    lead, adapted = foreign.prefix(denoiser), set(lora_layers(denoiser))
+    for path, layer in denoiser.named_modules():
+        for kind in ("lora_A", "lora_B") if layer in adapted else ():
+            if key(name) in getattr(layer, kind):
+                yield f"{lead}.{path}.{kind}", getattr(layer, kind)[key(name)]
 
 
 def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """`adapter.json` of a saved adapter; ValueError names the file and the reason where it cannot be read."""
     path = Path(folder) / RECORD
+    folders.put_back(Path(folder))
     try:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
@@ -93,14 +127,9 @@ def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _save_lora(denoiser: nn.Module, name: str, path: Path) -> None:
-    lead, adapted = foreign.prefix(denoiser), set(lora_layers(denoiser))
+    lead = foreign.prefix(denoiser)
     tensors = {
-        f"{lead}.{layer_path}.{kind}.{k}": tensor
-        for layer_path, layer in denoiser.named_modules()
-        if layer in adapted
-        for kind in ("lora_A", "lora_B")
-        if name in getattr(layer, kind)
-        for k, tensor in getattr(layer, kind)[name].state_dict().items()
+        f"{path}.{k}": tensor for path, matrix in _matrices(denoiser, name) for k, tensor in matrix.state_dict().items()
     }
     settings, default = (c.to_dict() for c in (denoiser.peft_config[name], LoraConfig()))  # type: ignore[index]
     # What is at its default is left out: an older PEFT, which does not know the newest settings, reads the file too.
@@ -122,6 +151,7 @@ def weights_file(folder: str | os.PathLike[str]) -> Path:
     path = Path(folder)
     if path.is_file():
         return path
+    folders.put_back(path)
     for name in (WEIGHTS, FULL_WEIGHTS):
         if (path / name).exists():
             return path / name
@@ -131,18 +161,3 @@ def weights_file(folder: str | os.PathLike[str]) -> Path:
     if found:
         raise ValueError(f"{path}: holds several weight files, {', '.join(f.name for f in found)}; name one of them")
     raise ValueError(f"{path / WEIGHTS}: no such adapter; train it first, or give the folder or file that holds it")
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A folder beside the wanted one, moved into its place when all is written."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield part
-        part.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

@@ -1,8 +1,9 @@
 """Full fine-tuning: a whole second set of the denoiser's weights, beside the frozen base.
 
 Every layer holds both sets and sends each row of a batch through its own, as a LoRA layer does, so that routing,
-folding, guidance and DRaFT know no difference. Memory is twice the denoiser's weights, or once
-with the base kept on the CPU.
+folding, guidance and DRaFT know no difference. The copy is held in float32, and cast to the base's precision where a
+layer uses it, so that both predictions are computed alike. Memory is the base's weights, which may be kept on the CPU,
+and 4 bytes a weight.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ def full(denoiser: nn.Module, name: str, offload: bool = False) -> None:
         if not isinstance(layer, Copied):
             layer.__class__ = _copied(type(layer))
             layer.weights, layer.route, layer.offloaded = {BASE: layer.__dict__["_parameters"]}, None, False  # type: ignore[assignment]
+            layer.dtypes = {k: v.dtype for k, v in layer.weights[BASE].items() if v is not None}  # type: ignore[assignment, union-attr, index]
         _freeze(layer.weights[BASE])  # type: ignore[arg-type, index]
         layer.weights[key(name)] = {  # type: ignore[index, operator]
-            k: None if v is None else nn.Parameter(v.detach().clone())
+            k: None if v is None else nn.Parameter(v.detach().to(at_least_float32(v.dtype), copy=True))
             for k, v in layer.weights[BASE].items()  # type: ignore[union-attr, index]
         }
         layer.place(key(name))  # type: ignore[operator]
@@ -61,6 +63,11 @@ def scale_copy(denoiser: nn.Module, name: str, scale: float, alias: str) -> None
             k: None if v is None else torch.lerp(own[k].to(v), v, scale)  # type: ignore[union-attr]
             for k, v in tuned.items()
         }
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The precision in which weights are tuned beside frozen ones of `dtype`."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 @cache

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aig.adapters.full import copy_parameters, scale_copy
+from aig.adapters.full import at_least_float32, copy_parameters, scale_copy
 from aig.adapters.routing import BASE, check_known, check_new, is_copy, key, lora_layers
 
 # Endings of module names. UNets have the first line; the joint attention of SD3 and Flux has both.
@@ -39,8 +39,10 @@ def attach(
 ) -> None:
     """Add a new LoRA adapter that changes nothing yet (its B matrices are zero); its A matrices are drawn from `seed`.
 
-    Its contribution is alpha / rank B A. `targets` is "attention", "everywhere" or a list of module name endings.
-    `dropout` in [0, 1) acts on the adapter's input wherever gradient is enabled, and draws from torch's own generator.
+    Its contribution is alpha / rank B A. `targets` is "attention", "everywhere" or a list of module name endings. Its
+    weights are float32 whatever the denoiser's are: Adam's small steps would be rounded away in fewer bits. The layer's
+    input is cast to them. `dropout` in [0, 1) acts on the adapter's input wherever gradient is enabled, and draws from
+    torch's own generator.
     Raises ValueError for a name in use, a setting out of range and a target that the denoiser does not have.
     """
     check_new(denoiser, name)
@@ -52,7 +54,16 @@ def attach(
     with torch.random.fork_rng(devices=[]), several():
         torch.manual_seed(seed)
         denoiser.add_adapter(settings, adapter_name=key(name))  # type: ignore[operator]
+    hold_in_float32(denoiser, name)
     drop_with_gradient(denoiser, name)
+
+
+def hold_in_float32(denoiser: nn.Module, name: str) -> None:
+    """Hold a LoRA in float32, or more where the base has more; PEFT gives it the base's precision."""
+    for layer in lora_layers(denoiser):
+        if key(name) in layer.lora_A:
+            for matrix in (layer.lora_A[key(name)], layer.lora_B[key(name)]):
+                matrix.to(at_least_float32(matrix.weight.dtype))
 
 
 def parameters(denoiser: nn.Module, name: str) -> list[nn.Parameter]:

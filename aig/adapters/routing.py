@@ -154,28 +154,31 @@ def _together(rows: list[int]) -> slice | Tensor:
 class Copied(nn.Module):
     """Mixed into the class of a layer that holds several sets of its weights, by adapter, `BASE` among them.
 
-    One set is in place: it is what a forward outside `routed` uses, and what the module's parameters are.
+    One set is in place: it is what a forward outside `routed` uses, and what the module's parameters are. A set of
+    another precision than the base's is cast to that for a forward.
     """
 
     weights: dict[str, dict[str, Tensor | None]]
+    dtypes: dict[str, torch.dtype]
+    """The precision of each of the base's weights, which the layer computes in."""
     route: Route | None
     offloaded: bool
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.route is None or self.route.rows is None:
-            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+            return self._through(self.__dict__["_parameters"], x, *args, **kwargs)
         groups = self.route.groups
         if len(groups) == 1:
-            return self._through(next(iter(groups)), x, *args, **kwargs)
+            return self._through(self.weights[next(iter(groups))], x, *args, **kwargs)
         parts = []
         for name, rows in groups.items():
             with self.route.only(rows):  # for layers inside of this one
-                parts.append(self._through(name, x[rows], *args, **kwargs))
+                parts.append(self._through(self.weights[name], x[rows], *args, **kwargs))
         order = [row for rows in groups.values() for row in rows]
         return torch.cat(parts)[sorted(range(len(order)), key=order.__getitem__)]
 
-    def _through(self, name: str, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        tensors = {k: v if v is None else v.to(x.device) for k, v in self.weights[name].items()}
+    def _through(self, tensors: dict[str, Tensor | None], x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        tensors = {k: v if v is None else v.to(x.device, self.dtypes[k]) for k, v in tensors.items()}
         in_place = self.__dict__["_parameters"]
         self.__dict__["_parameters"] = tensors
         try:
@@ -193,7 +196,9 @@ class Copied(nn.Module):
                 for k, tensor in tensors.items():
                     if tensor is not None:
                         tensors[k] = nn.Parameter(fn(tensor.detach()), requires_grad=False)
-        return super()._apply(fn, recurse)
+        applied = super()._apply(fn, recurse)
+        self.dtypes = {k: tensor.dtype for k, tensor in self.weights[BASE].items() if tensor is not None}
+        return applied
 
 
 class Held(nn.Module):
@@ -287,7 +292,8 @@ class Fuser:
             raise ValueError(
                 f"adapter {name!r} has LoRA biases, which do not fold into a weight; set sampling.fuse off"
             )
-        return own + layer.get_delta_weight(name).to(own)
+        delta = layer.get_delta_weight(name).to(own.device)
+        return (own + delta).to(own.dtype)
 
 
 def base_weight(layer: Any) -> Tensor:
@@ -303,7 +309,7 @@ def fusing(denoiser: nn.Module) -> Iterator[Fuser]:
 
     A forward with the adapter folded in, its rows routed to `BASE`, costs what the base's does and needs one copy of
     the tuned layers' weights. It carries no gradient to the adapter. The weights that come back are the very same
-    tensors.
+    tensors. In bfloat16, what an adapter adds is rounded to the spacing of W, which leaves little of a small one.
     """
     fuser = Fuser(denoiser)
     try:

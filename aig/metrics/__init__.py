@@ -4,6 +4,7 @@ Features are arrays or tensors (n, d), one row an image. Every measure is right 
 finite; those of two sets refuse a constant one, and unequal n where their value depends on it.
 """
 
+from aig.metrics._inputs import FeatureError
 from aig.metrics.frechet import frechet_distance
 from aig.metrics.kernel import SubsetDistance, cmmd, kernel_distance, kernel_distance_subsets
 from aig.metrics.moments import Moments
@@ -33,6 +34,7 @@ from aig.metrics.vendi import vendi_score
 
 __all__ = [
     "CosineSums",
+    "FeatureError",
     "Hits",
     "Moments",
     "NeighbourScores",

@@ -8,6 +8,11 @@ import torch
 Features = np.ndarray | torch.Tensor
 Groups = Sequence | np.ndarray | torch.Tensor
 
+
+class FeatureError(ValueError):
+    """Features that a measure cannot take: too few, not finite, constant, or without a direction."""
+
+
 NUMBERS = 2**20  # of a float64 copy of some rows, where they are streamed: 8 MiB
 
 
@@ -35,11 +40,11 @@ def as_features(
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(f"{name} has shape {tuple(x.shape)}: give features as (n, d), one row an image")
     if x.shape[0] < min_rows:
-        raise ValueError(f"{name} has {x.shape[0]} rows, fewer than the {min_rows} needed: generate more images")
+        raise FeatureError(f"{name} has {x.shape[0]} rows, fewer than the {min_rows} needed: generate more images")
     finite = torch.cat([torch.isfinite(rows).all(1) for rows in x.split(streamed(x))])
     if not finite.all():
         bad = torch.nonzero(~finite)[:, 0]
-        raise ValueError(
+        raise FeatureError(
             f"{name} holds values that are not finite in {len(bad)} of {len(x)} rows, "
             f"first in row {first_row + int(bad[0])}: drop these images, or mark their arm as broken"
         )
@@ -60,7 +65,7 @@ def as_feature_pair(
 
 def check_varied(varied: bool, name: str, n: int) -> None:
     if not varied:
-        raise ValueError(
+        raise FeatureError(
             f"{name} is constant, its {n} rows are all alike, so a distance or a share of it means nothing: mark its "
             "arm as broken, or check the feature extractor"
         )
@@ -85,7 +90,7 @@ def unit_rows(x: Features, name: str, min_rows: int = 2, first_row: int = 0) -> 
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True)  # (n, 1)
     if (length == 0).any():
         row = first_row + int(torch.nonzero(length[:, 0] == 0)[0, 0])
-        raise ValueError(
+        raise FeatureError(
             f"{name} has a row of zeros (row {row}), which has no direction: drop it, or use a Euclidean measure"
         )
     return x / length

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from aig.metrics._inputs import Features, as_features, check_dimensions, check_equal_n, check_varied, streamed
+from aig.metrics._inputs import (
+    FeatureError,
+    Features,
+    as_features,
+    check_dimensions,
+    check_equal_n,
+    check_varied,
+    streamed,
+)
 
 
 @dataclass(eq=False)
@@ -148,7 +156,7 @@ def moments_pair(
     g = gen if isinstance(gen, Moments) else _added(Moments(), gen, "gen")
     for name, moments in (("ref", r), ("gen", g)):
         if moments.n < 2:
-            raise ValueError(f"{name} has {moments.n} rows, fewer than the 2 needed: generate more images")
+            raise FeatureError(f"{name} has {moments.n} rows, fewer than the 2 needed: generate more images")
     check_dimensions(len(r.mean), len(g.mean))
     checked = {"ref": r} if may_collapse and isinstance(gen, Moments) else {"ref": r, "gen": g}
     for name, moments in checked.items():

@@ -13,7 +13,9 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError
 
+from aig.models import files
 from aig.models.base import LatentModel
+from aig.models.files import INDEX
 from aig.models.flux import FluxModel
 from aig.models.protocol import SCHEDULERS, Condition, Model, Sampling
 from aig.models.sd import StableDiffusionModel
@@ -34,6 +36,7 @@ __all__ = [
     "StableDiffusionXLModel",
     "TinyModel",
     "around",
+    "fingerprint",
     "load",
     "resolve",
 ]
@@ -46,7 +49,6 @@ FAMILIES: dict[tuple[Any, Any], type[LatentModel]] = {
     ("StableDiffusion3Pipeline", "AutoencoderKL"): StableDiffusion3Model,
     ("FluxPipeline", "AutoencoderKL"): FluxModel,
 }
-INDEX = "model_index.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -86,6 +88,17 @@ def around(pipe: Any, name: str, device: str | torch.device, dtype: torch.dtype)
             return pipe
 
     return Around(Path(name), name, torch.device(device), dtype)
+
+
+def fingerprint(name: str | Path, revision: str | None = None, variant: str | None = None) -> str:
+    """A hash, 32 hex digits, of the content of the files that `load` reads, and of no others.
+
+    Any byte of them changes it; where the folder lies does not, nor do other variants, formats or notes beside them.
+    Raises ValueError as `load` does.
+    """
+    folder = resolve(name, revision, variant)
+    family = FAMILIES.get(_family(folder), LatentModel)
+    return files.fingerprint(folder, variant, family.without)
 
 
 def resolve(name: str | Path, revision: str | None = None, variant: str | None = None) -> Path:

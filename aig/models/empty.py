@@ -21,8 +21,8 @@ from aig.models.published import PUBLISHED
 WITHOUT = ("tokenizer", "feature_extractor", "safety_checker", "image_encoder")
 
 
-def empty(name: str, revision: str | None = None) -> tuple[LatentModel, bool]:
-    """The model with its parameters on the meta device, in float32, and whether its weights are on this machine.
+def empty(name: str, revision: str | None = None, dtype: torch.dtype = torch.float32) -> tuple[LatentModel, bool]:
+    """The model with its parameters on the meta device, and whether its weights are on this machine.
 
     The configuration comes from the folder or the local cache, else from `PUBLISHED`, else from the hub, a few kB.
     Raises ValueError where none of them has it.
@@ -37,7 +37,7 @@ def empty(name: str, revision: str | None = None) -> tuple[LatentModel, bool]:
     settings = {"requires_safety_checker": False} if "requires_safety_checker" in expected else {}
     missing = {part: None for part in expected if part.startswith(WITHOUT) and part not in parts}
     pipe = getattr(diffusers, kind)(**parts, **missing, **settings)
-    return around(pipe, name, "meta", torch.float32), here
+    return around(pipe.to(dtype), name, "meta", dtype), here
 
 
 def parameters(module: Any) -> int:

@@ -26,8 +26,8 @@ class Sampling:
     passes: int = 1
     """1: all predictions of a step in one forward, rows routed to adapters; 2: one forward an adapter."""
     fuse: bool = False
-    """Without gradient, fold an adapter into the weights for the forward of its rows (needs passes = 2): faster for
-    large batches of a small model, at the price of one copy of the tuned layers."""
+    """Without gradient, fold an adapter into float32 weights for the forward of its rows (needs passes = 2): faster for
+    large batches of a small model, at the price of one copy of the tuned layers. Others are too coarse for it."""
     block: int = 8
     """Rows are padded to a multiple of this, so that every kernel sees the same shapes and an image has the same bits
     in any batch."""

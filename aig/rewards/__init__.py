@@ -2,7 +2,7 @@
 
 from aig.rewards.base import InputError, LibraryReward, Reward, report, report_all
 from aig.rewards.function import FunctionReward
-from aig.rewards.loading import check_trainable, load, needed, reads_prompts
+from aig.rewards.loading import check_trainable, digests, load, needed, reads_prompts
 from aig.rewards.spec import NAMES, RewardSpec, parse
 from aig.rewards.weighted import WeightedSum
 from aig.rewards.world import WorldReward, accuracies
@@ -18,6 +18,7 @@ __all__ = [
     "WorldReward",
     "accuracies",
     "check_trainable",
+    "digests",
     "load",
     "needed",
     "parse",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,18 +21,24 @@ BACKBONE = "openai/clip-vit-large-patch14"
 
 
 class AestheticReward(LibraryReward):
-    """A linear head on the unit embedding of a CLIP's image tower; it reads no prompt."""
+    """A linear head on the unit embedding of a CLIP's image tower; it reads no prompt.
+
+    Images are preprocessed as OpenAI's package does, which the head was trained with: transformers' processor of the
+    same CLIP begins the crop a pixel earlier where it has 3, 7, 11, ... pixels to lose.
+    """
 
     range = (1.0, 10.0)
     reads_prompts = False
 
     def __init__(self, name: str, clip: Clip, head: nn.Module) -> None:
         self.name, self.clip, self.head = name, clip, head
+        self.preprocess = replace(clip.preprocess, floor_centre=False, own=None)
 
     def score(self, views: Views, prompts: list[str]) -> Tensor:
-        embedding = self.clip.embed_images(views)  # (B, d)
-        with torch.autocast(embedding.device.type, enabled=False):
-            return self.head(embedding).squeeze(-1)
+        own = self.clip.preprocess  # where it sees the same pixels, other rewards of this CLIP share its embedding
+        same = own.crops_as(self.preprocess, *views.images.shape[-2:])
+        embedding = self.clip.embed_images(views, own if same else self.preprocess)  # (B, d)
+        return self.head(embedding).squeeze(-1)
 
     def checkpoint(self) -> None:
         self.clip.checkpoint()

@@ -54,7 +54,7 @@ class LibraryReward:
     _rounding = False
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Scores (B,) of images (B, 3, H, W), floats in [0, 1], for as many prompts.
+        """Scores (B,) of images (B, 3, H, W), floats in [0, 1], for as many prompts; the same under autocast.
 
         Raises InputError (a ValueError) for images that are no such floats, that are NaN or out of range, and for empty
         prompts.
@@ -63,12 +63,13 @@ class LibraryReward:
         return self.checked(Views(images, self._rounding), prompts)
 
     def checked(self, views: Views, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) of checked images, with the prompts checked here."""
+        """Scores (B,) of checked images, with the prompts checked here; outside autocast, which would change them."""
         check_prompts(self.name, prompts, len(views.images), self.reads_prompts)
         texts = list(prompts)
-        if self._recompute and torch.is_grad_enabled():
-            return checkpoint(self.score, views, texts, use_reentrant=False)  # type: ignore[return-value]
-        return self.score(views, texts)
+        with torch.autocast(views.images.device.type, enabled=False):
+            if self._recompute and torch.is_grad_enabled():
+                return checkpoint(self.score, views, texts, use_reentrant=False)  # type: ignore[return-value]
+            return self.score(views, texts)
 
     def score(self, views: Views, prompts: list[str]) -> Tensor:
         """Scores (B,) of what was checked."""
@@ -78,7 +79,7 @@ class LibraryReward:
         self._recompute = True
 
     def round_through(self) -> None:
-        """Round images to 8 bits before and after each pass of a resize, as saving and PIL do.
+        """Round images to 8 bits, as saving does, and after each pass of a resize where reports resize with PIL.
 
         Scores are then those of `report` but for a hundredth of their spread in the worst image; gradients pass the
         roundings as if they were not there, so they are not those of the rounded score, which is flat.
@@ -87,8 +88,8 @@ class LibraryReward:
 
 
 def report(reward: Any, images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Scores (B,) of images (B, 3, H, W) uint8, as they were saved: through the model's own processor where there is
-    one, else as `reward(images / 255, prompts)`. Without gradient.
+    """Scores (B,) of images (B, 3, H, W) uint8, as they were saved: preprocessed as the model's authors do where it
+    is a pretrained one, else as `reward(images / 255, prompts)`. Without gradient.
 
     Raises InputError for what is no batch of 8-bit images, and for empty prompts.
     """

@@ -1,4 +1,7 @@
-"""CLIP score: 100 cosines of image and prompt, through transformers or open_clip (Hessel et al. 2021, unclipped)."""
+"""CLIP score (Hessel et al. 2021): 100 cosines of image and prompt, preprocessed as transformers or open_clip does.
+
+Not clipped at 0, as torchmetrics' CLIPScore is; the paper's own scale is 2.5 and its prompts begin "A photo depicts".
+"""
 
 from __future__ import annotations
 

@@ -47,8 +47,7 @@ class ImageReward(LibraryReward):
     def score(self, views: Views, prompts: list[str]) -> Tensor:
         ids, mask = torch.stack(self._tokens.get(prompts, self._tokenize), dim=1).to(self.device)  # (B, L) each
         pixels = views.pixels(self.preprocess).to(self.device, self.dtype)
-        with torch.autocast(self.device.type, enabled=False):
-            return (self.rater(pixels, ids, mask) - MEAN) / STD  # (B,)
+        return (self.rater(pixels, ids, mask) - MEAN) / STD  # (B,)
 
     def _tokenize(self, prompts: list[str]) -> list[Tensor]:
         lengths = [len(ids) for ids in self.tokenizer(prompts, verbose=False)["input_ids"]]

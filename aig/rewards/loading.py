@@ -6,10 +6,13 @@ from importlib import import_module
 
 import torch
 
+from aig.digests import of_callable
 from aig.rewards.base import Reward
 from aig.rewards.spec import RewardSpec, Spec, parse
 from aig.rewards.weighted import Statistics, WeightedSum
-from aig.vision import missing
+from aig.rewards.world import WORLD
+from aig.vision import digest, missing
+from aig.world import weights
 
 
 def load(
@@ -43,6 +46,24 @@ def needed(spec: Spec) -> list[str]:
     it before workers start.
     """
     return missing(source for term in parse(spec) for source in _module(term).sources(term))
+
+
+def digests(spec: Spec) -> dict[str, str]:
+    """A hash of what each term's scores come from beside its settings, by column: its weights' files, downloaded where
+    they are not here; of a `package.module:callable` its module's source (`aig.digests.of_callable`).
+
+    Loads no weights. Raises ValueError as `load` does.
+    """
+    return {term.column: _digest(term) for term in parse(spec)}
+
+
+def _digest(term: RewardSpec) -> str:
+    if term.family == "function":
+        _load_one(term, torch.device("cpu"), torch.float32)  # which says what is wrong with it
+        return of_callable(term.name)
+    if term.family == "world":
+        return weights.digest_of(WORLD[term.name][0])
+    return digest(_module(term).sources(term), term.architecture)
 
 
 def reads_prompts(spec: Spec) -> bool:

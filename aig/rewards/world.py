@@ -25,7 +25,7 @@ WORLD = {
 
 class WorldReward(LibraryReward):
     """A frozen reward of the embedded world; images are (B, 3, 32, 32) in [0, 1], prompts follow its caption
-    grammar."""
+    grammar. Its networks are small, so float32 stands in for a `dtype` that is narrower."""
 
     def __init__(
         self,
@@ -36,8 +36,8 @@ class WorldReward(LibraryReward):
     ) -> None:
         network, self.range, self.trainable = WORLD[name]
         self.name, self.key = label or name, name
-        self.network: Any = weights.load(network).to(device, dtype)
-        self.dtype = dtype
+        self.dtype = torch.promote_types(dtype, torch.float32)
+        self.network: Any = weights.load(network).to(device, self.dtype)
 
     def score(self, views: Views, prompts: list[str]) -> Tensor:
         score = self.network.gold if self.key in ("gold_a", "gold_b") else self.network
@@ -50,8 +50,8 @@ def sources(spec: RewardSpec) -> list[Source]:
 
 
 def load(spec: RewardSpec, device: torch.device, dtype: torch.dtype) -> WorldReward:
-    """One of `WORLD`; its networks are small, so float32 stands in for what is narrower."""
-    return WorldReward(spec.name, device, torch.promote_types(dtype, torch.float32), spec.column)
+    """One of `WORLD`."""
+    return WorldReward(spec.name, device, dtype, spec.column)
 
 
 @torch.no_grad()

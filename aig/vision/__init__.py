@@ -2,6 +2,6 @@
 
 from aig.vision.clip import Clip, clip_sources, load_clip
 from aig.vision.preprocess import Preprocess, Views
-from aig.vision.weights import Source, fetch, missing
+from aig.vision.weights import Source, digest, fetch, missing
 
-__all__ = ["Clip", "Preprocess", "Source", "Views", "clip_sources", "fetch", "load_clip", "missing"]
+__all__ = ["Clip", "Preprocess", "Source", "Views", "clip_sources", "digest", "fetch", "load_clip", "missing"]

@@ -39,14 +39,14 @@ class Clip:
         untruncated; `checkpoint` makes the image tower recompute its blocks in the backward pass."""
         self.model, self.preprocess, self.checkpoint = model, preprocess, checkpoint
         self._image_features, self._text_features, self._tokenize = image_features, text_features, tokenize
-        parameter = next(model.parameters())
+        parameter = next(p for name, p in model.named_parameters() if name != "logit_scale")
         self.device, self.dtype = parameter.device, parameter.dtype
         self.texts: ByPrompt[Tensor] = ByPrompt()
 
     @property
     def logit_scale(self) -> Tensor:
         """`exp` of the learned log temperature, a scalar (100 in most checkpoints)."""
-        return wide(self.model.logit_scale).exp()  # type: ignore[arg-type]
+        return self.model.logit_scale.exp()  # type: ignore[operator]
 
     def embed_images(self, images: Views | Tensor, preprocess: Preprocess | None = None) -> Tensor:
         """Unit embeddings (B, d) of images (B, 3, H, W): floats in [0, 1], or uint8 for the report path."""
@@ -73,6 +73,14 @@ class Clip:
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             features = wide(self._text_features(tokens.to(self.device)))
             return [row.clone() for row in F.normalize(features, dim=-1)]
+
+
+def cast(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Move a CLIP in float32 to a device and a dtype, but for its temperature, which stays in float32 at least: in
+    bfloat16 exp(ln 100) is 98.86, and every score 1.1 % low."""
+    scale = model.logit_scale.detach().clone()  # type: ignore[operator]
+    model.to(device, dtype)
+    model.logit_scale.data = wide(scale).to(device)
 
 
 def wide(values: Tensor) -> Tensor:

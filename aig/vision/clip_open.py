@@ -15,7 +15,7 @@ import torch
 from open_clip.transform import image_transform
 from torch import Tensor, nn
 
-from aig.vision.clip import Clip
+from aig.vision.clip import Clip, cast
 from aig.vision.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 
 FITS = {"shortest": "crop", "longest": "pad", "squash": "stretch"}  # open_clip's resize modes
@@ -35,7 +35,7 @@ def load(architecture: str, weights: Path, device: torch.device, dtype: torch.dt
             f"{user}: the checkpoint {weights} does not fit the architecture {architecture!r} "
             f"({str(error).strip().splitlines()[0]}); give the architecture that it was trained with"
         ) from error
-    model = model.to(device, dtype).eval().requires_grad_(False)
+    cast(model.eval().requires_grad_(False), device, dtype)
     size = model.visual.image_size
     size = (size, size) if isinstance(size, int) else tuple(size)
     tokenizer = tokenizer_of(architecture, config)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from aig.vision.clip import Clip
+from aig.vision.clip import Clip, cast
 from aig.vision.preprocess import Preprocess
 from aig.vision.weights import pretrained
 
@@ -21,8 +21,8 @@ def load(folder: Path, processor: Path, device: torch.device, dtype: torch.dtype
 
     Raises ValueError where the folder's weights leave a parameter unset.
     """
-    model = pretrained(CLIPModel, folder, dtype, user)
-    model = model.to(device).eval().requires_grad_(False)
+    model = pretrained(CLIPModel, folder, torch.promote_types(dtype, torch.float32), user)
+    cast(model.eval().requires_grad_(False), device, dtype)
     tokenizer = AutoTokenizer.from_pretrained(processor, local_files_only=True)
     context = model.config.text_config.max_position_embeddings
 

@@ -1,8 +1,9 @@
-"""How a pretrained model sees an image: resized, cropped or padded, normalized; differentiable, or through PIL.
+"""How a pretrained model sees an image: resized, cropped or padded, normalized; differentiable, or as for a report.
 
-The tensor path follows PIL's filters (`antialias=True`, which has the same kernels) and differs from them only by PIL's
-rounding to 8 bits after each of the two passes, which it can do as well where that is asked for. Without antialiasing a
-512 px image is off by 1.8-7.3 of 255 levels, with it by 0.3.
+Most models were published with PIL's resize. The tensor path follows PIL's filters (`antialias=True`, which has the
+same kernels) and differs from them only by PIL's rounding to 8 bits after each of the two passes, which it can do as
+well where that is asked for. Without antialiasing a 512 px image is off by 1.8-7.3 of 255 levels, with it by 0.3.
+Where a model was published with a resize of float tensors (`as_tensor`), both paths are that resize.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ class Preprocess:
     floor_centre: bool = False
     """Where a crop has an odd number of pixels to lose: floor, as transformers does, or round half to even, as
     torchvision and open_clip do."""
+    as_tensor: bool = False
+    """Resize floats in one step, reports too, without rounding or clamping, as torchvision does a tensor; or else as
+    PIL does 8-bit levels."""
     own: Callable[[Image.Image], Tensor] | None = field(default=None, compare=False, repr=False)
     """The model's own processor of one PIL image, for reports."""
 
@@ -65,6 +69,9 @@ class Preprocess:
         """Height and width, px, of an image of (height, width) after the resize and before crop or padding."""
         if self.fit == "stretch":
             return self.size
+        if self.fit == "pad" and self.as_tensor:  # hpsv2's arithmetic: 123 px of 384 x 210, where open_clip's has 122
+            scale = min(self.size[0] / height, self.size[1] / width)
+            return round(height * scale), round(width * scale)
         if self.fit == "pad":
             ratio = max(height / self.size[0], width / self.size[1])
             return round(height / ratio), round(width / ratio)
@@ -77,7 +84,7 @@ class Preprocess:
         """Crop or pad resized images (B, 3, h, w) in [0, 1] to `size`, and normalize them."""
         height, width = images.shape[-2:]
         if self.fit == "crop":
-            top, left = (self._centre(length - size) for length, size in zip((height, width), self.size, strict=True))
+            top, left = self._origin(height, width)
             images = images[..., top : top + self.size[0], left : left + self.size[1]]
         if self.fit == "pad":
             more_h, more_w = self.size[0] - height, self.size[1] - width
@@ -87,16 +94,35 @@ class Preprocess:
         )
         return (images - mean) / std  # (B, 3, *size)
 
-    def _centre(self, rest: int) -> int:
-        return rest // 2 if self.floor_centre else round(rest / 2)
+    def _origin(self, height: int, width: int) -> tuple[int, int]:
+        """Top and left, px, of the crop from an image of (height, width) after the resize."""
+        rests = height - self.size[0], width - self.size[1]
+        top, left = (rest // 2 if self.floor_centre else round(rest / 2) for rest in rests)
+        return top, left
+
+    def crops_as(self, other: Preprocess, height: int, width: int) -> bool:
+        """Whether a crop from images of (height, width), before the resize, begins where that of `other` does."""
+        small = self.resized(height, width)
+        return small == other.resized(height, width) and self._origin(*small) == other._origin(*small)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Pixels (B, 3, *size) of float images (B, 3, H, W) in [0, 1], differentiable."""
-        return self.finish(resize(images, self.resized(*images.shape[-2:]), self.interpolation))
+        return self.finish(self.resize(images))
+
+    def resize(self, images: Tensor, rounding: bool = False) -> Tensor:
+        """Float images (B, 3, H, W) before crop or padding; `rounding` as in the function `resize`."""
+        size = self.resized(*images.shape[-2:])
+        if not self.as_tensor:
+            return resize(images, size, self.interpolation, rounding)
+        if tuple(images.shape[-2:]) == size:
+            return images
+        return F.interpolate(images, size, mode=self.interpolation, antialias=True)
 
     def report(self, images: Tensor) -> Tensor:
-        """Pixels (B, 3, *size) float32 on the CPU of images (B, 3, H, W) uint8, through PIL: by the model's own
-        processor where `own` is set."""
+        """Pixels (B, 3, *size) float32 on the CPU of images (B, 3, H, W) uint8, through PIL unless `as_tensor`: by the
+        model's own processor where `own` is set."""
+        if self.as_tensor:
+            return self(images.cpu().float() / 255)
         pictures = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
         if self.own is not None:
             return torch.stack([self.own(picture) for picture in pictures])
@@ -155,9 +181,8 @@ class Views:
         if self.reports:
             return self.once((preprocess, preprocess.own), lambda: preprocess.report(self.images))
         images = self.images if self.images.dtype == torch.float64 else self.images.float()
-        size = preprocess.resized(*images.shape[-2:])
-        filters = preprocess.interpolation
-        small = self.once((size, filters), lambda: resize(images, size, filters, self.rounding))
+        step = preprocess.resized(*images.shape[-2:]), preprocess.interpolation, preprocess.as_tensor
+        small = self.once(step, lambda: preprocess.resize(images, self.rounding))
         return self.once(preprocess, lambda: preprocess.finish(small))
 
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:

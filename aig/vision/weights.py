@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -12,6 +14,8 @@ from urllib.request import Request, urlopen
 import torch
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, snapshot_download, try_to_load_from_cache
 from safetensors import SafetensorError
+
+from aig import digests
 
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".json", ".ckpt")
 
@@ -107,6 +111,30 @@ def fetch(source: Source) -> Path:
         raise OSError("the repository has no such file")
     except (OSError, ValueError, RuntimeError) as error:
         raise unavailable(source, error) from error
+
+
+def digest(sources: Iterable[Source], *paths: str | None) -> str:
+    """A hash, 32 hex digits, of the content of the files that are read of these sources, downloaded where they are not
+    here yet, and of those paths that are files; ValueError as of `fetch`."""
+    files = {f"{place}/{name}": path for place, source in enumerate(sources) for name, path in _read(source).items()}
+    given = [Path(path).expanduser() for path in paths if path]
+    return digests.of_files(files | {f"path/{place}": path for place, path in enumerate(given) if path.is_file()})
+
+
+def _read(source: Source) -> dict[str, Path]:
+    """The files of a source by what they are: weights with their shards, and the settings and tokenizers beside."""
+    place = fetch(source)
+    if place.is_file():
+        return {source.files[0]: place}
+    chosen = {names: next(place / n for n in names.split("|") if (place / n).exists()) for names in source.files}
+    shards = {
+        shard: path.parent / shard
+        for path in chosen.values()
+        if path.name.endswith(".index.json")
+        for shard in json.loads(path.read_text())["weight_map"].values()
+    }
+    beside = [name for name in digests.SETTINGS if any(fnmatch(name, pattern) for pattern in source.extras)]
+    return chosen | shards | {name: place / name for name in beside if (place / name).is_file()}
 
 
 def pretrained(kind: Any, folder: Path, dtype: torch.dtype, user: str) -> Any:

@@ -249,11 +249,26 @@ def captions(scenes: Scenes, generator: torch.Generator, tone_share: float = 0.2
 
 
 def all_prompts() -> list[str]:
-    """The 48 captions without a background, colours varying fastest along a diagonal, so that any prefix is
-    balanced."""
-    order = [(i % len(COLOURS), (i + i // 24) % len(SHAPES)) for i in range(24)]
-    rest = [(c, s) for s in range(len(SHAPES)) for c in range(len(COLOURS)) if (c, s) not in order]
-    return [str(Request(COLOURS[c], SHAPES[s])) for c, s in order + rest]
+    """The 48 captions without a background: colour and shape both move on from one to the next, so that in any prefix
+    no colour, and no shape, occurs two times more than another."""
+    order = [(i % len(COLOURS), (i + i // 24) % len(SHAPES)) for i in range(48)]
+    return [str(Request(COLOURS[c], SHAPES[s])) for c, s in order]
+
+
+# The split of the 48 captions: the 16 from here on are held out. Where the walk has each colour equally often.
+FIRST_HELD_OUT, AFTER_HELD_OUT = 24, 40
+
+
+def training_prompts() -> list[str]:
+    """The 32 captions that trainings see: each colour 4 times, each shape 5 or 6 times, any prefix balanced as in
+    `all_prompts`."""
+    return all_prompts()[:FIRST_HELD_OUT] + all_prompts()[AFTER_HELD_OUT:]
+
+
+def held_out_prompts() -> list[str]:
+    """The 16 captions that no training sees, new combinations of the words that trainings do see: each colour twice,
+    each shape 2 or 3 times, any prefix balanced as in `all_prompts`."""
+    return all_prompts()[FIRST_HELD_OUT:AFTER_HELD_OUT]
 
 
 # --- the hidden utility ---------------------------------------------------------------------------------------------

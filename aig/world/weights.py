@@ -18,8 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from aig import digests
 from aig.world.networks import BUILDERS, FactorNet, Gold, build
 
+JUDGES = ("judge_a", "judge_b")  # what gold is the mean of
 SUMS = "SHA256SUMS.json"
 FIX = "reinstall the package, or make it again with python -m aig.world.train"
 
@@ -53,6 +55,15 @@ def _beside_or_installed() -> Path:
 
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def digest_of(name: str, weights: Path | None = None) -> str:
+    """A hash, 32 hex digits, of the weights' files of a network by its name in `load`."""
+    weights = folder() if weights is None else Path(weights)
+    files = [f"{part}.safetensors" for part in (JUDGES if name == "gold" else (name,))]
+    for file in files:
+        verify(weights, file)
+    return digests.of_files({file: weights / file for file in files})
 
 
 def seal(weights: Path) -> dict[str, str]:
@@ -117,7 +128,7 @@ def load(name: str, weights: Path | None = None) -> nn.Module:
     """
     weights = folder() if weights is None else Path(weights)
     if name == "gold":
-        judges = [load(judge, weights) for judge in ("judge_a", "judge_b")]
+        judges = [load(judge, weights) for judge in JUDGES]
         return Gold(*[judge for judge in judges if isinstance(judge, FactorNet)]).eval()
     if name not in BUILDERS:
         raise ValueError(f"unknown network {name!r} of the embedded world: choose among {', '.join(BUILDERS)}, gold")

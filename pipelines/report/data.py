@@ -256,6 +256,8 @@ class Run:
     n_bootstrap: int
     seed: int
     prompts: int
+    prompts_told: str | None
+    """How many prompts train, how many judge and how many do both, as a sentence; None where that is not recorded."""
     seeds: int
     studies: tuple[Study, ...]
     curves: Mapping[str, list[dict[str, float]]] = field(repr=False)

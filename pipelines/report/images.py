@@ -15,6 +15,7 @@ import pyarrow.dataset as ds
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
+from pipelines.errors import ConfigError
 from pipelines.report.data import FAMILIES, Arm, Study
 from pipelines.report.style import CARD, GRID, INK, MUTED, TEXT
 
@@ -64,7 +65,7 @@ class Grid:
 def read_grid(directory: Path, study: Study, prompts: int = 4, seeds: int = 4, rows: int = 40) -> Grid | None:
     """Images of a study for evenly spaced prompts and the first seeds; None if the run has no images.
 
-    Raises ValueError naming the images dataset if it cannot be read or has none of the study's arms.
+    Raises ConfigError naming the images dataset if it cannot be read or has none of the study's arms.
     """
     if not any(directory.glob("*.parquet")):
         return None
@@ -75,7 +76,7 @@ def read_grid(directory: Path, study: Study, prompts: int = 4, seeds: int = 4, r
     dataset = _open(directory)
     keys = _read(dataset, _COLUMNS[:4], pc.field("arm").isin(names))
     if not keys.num_rows:
-        raise ValueError(f"images/ has no image of any arm of study {study.name!r}: {_FIX}")
+        raise ConfigError(f"images/ has no image of any arm of study {study.name!r}: {_FIX}")
     texts = dict(zip(keys["prompt_id"].to_pylist(), keys["prompt"].to_pylist(), strict=True))
     ids, indices = sorted(texts), sorted(set(keys["seed_index"].to_pylist()))[:seeds]
     ids = [ids[i * len(ids) // min(prompts, len(ids))] for i in range(min(prompts, len(ids)))]
@@ -150,12 +151,12 @@ def _open(directory: Path) -> ds.Dataset:
             names = ds.dataset(file, format="parquet").schema.names
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(
+            raise ConfigError(
                 f"images/{Path(file).name} is not a parquet file ({reason}): delete it and {_FIX}"
             ) from error
         missing = [name for name in _COLUMNS if name not in names]
         if missing:
-            raise ValueError(f"images/{Path(file).name} has no column {', '.join(missing)}: delete it and {_FIX}")
+            raise ConfigError(f"images/{Path(file).name} has no column {', '.join(missing)}: delete it and {_FIX}")
     return ds.dataset(files, format="parquet")
 
 
@@ -163,7 +164,7 @@ def _read(dataset: ds.Dataset, columns: Sequence[str], chosen: pc.Expression) ->
     try:
         return dataset.to_table(columns=list(columns), filter=chosen)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"images/ cannot be read ({str(error).splitlines()[0]}): {_FIX}") from error
+        raise ConfigError(f"images/ cannot be read ({str(error).splitlines()[0]}): {_FIX}") from error
 
 
 def _image(row: dict[str, Any]) -> Image.Image:
@@ -171,7 +172,7 @@ def _image(row: dict[str, Any]) -> Image.Image:
         image = Image.open(io.BytesIO(row["image"])).convert("RGB")
     except (OSError, SyntaxError, TypeError) as error:
         where = f"arm {row['arm']!r}, prompt {row['prompt_id']!r}, seed {row['seed_index']}"
-        raise ValueError(f"images/ has an image that is not a PNG ({where}): delete its file and {_FIX}") from error
+        raise ConfigError(f"images/ has an image that is not a PNG ({where}): delete its file and {_FIX}") from error
     if max(image.size) > _LARGEST:
         image.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
     return image

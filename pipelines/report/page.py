@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from aig import folders
 from pipelines import remote
 from pipelines.report import drawing, figures, images, planes, style, words
 from pipelines.report.data import (
@@ -42,7 +41,7 @@ def write_report(run: Path, progress: Callable[[str], None] | None = None) -> Pa
     then an overview. An earlier report is replaced once the new one is complete.
 
     run: the run directory. progress: called with a few words at each stage.
-    Returns the path of index.html. Raises ValueError naming the file, the reason and the fix if an input is missing or
+    Returns the path of index.html. Raises ConfigError naming the file, the reason and the fix if an input is missing or
     corrupt, and OSError if the directory cannot be written. Curves and images may be missing: the page then says so.
     """
     run = Path(run)
@@ -50,8 +49,7 @@ def write_report(run: Path, progress: Callable[[str], None] | None = None) -> Pa
     say("reading")
     data = read_run(run)
     grids = [images.read_grid(run / "images", study) for study in data.studies]
-    folder = Path(tempfile.mkdtemp(prefix=".report-", dir=run))
-    try:
+    with folders.whole(run / "report") as folder:
         with style.style():
             sections = []
             for study, grid in zip(data.studies, grids, strict=True):
@@ -63,23 +61,9 @@ def write_report(run: Path, progress: Callable[[str], None] | None = None) -> Pa
                 overview.png(folder / "overview.png")
         say("writing the page")
         (folder / "index.html").write_text(_render(data, sections, summary), encoding="utf-8")
-        folder.chmod(0o755)
-        _replace(folder, run / "report")
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    remote.push_whole(run / "report")
     say("done")
     return run / "report" / "index.html"
-
-
-def _replace(folder: Path, target: Path) -> None:
-    """Moves a finished folder to its place; a reader sees the old one or the new one."""
-    old = folder.with_name(folder.name + ".old")
-    if target.exists():
-        target.rename(old)
-    folder.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-    remote.push_whole(target)
 
 
 def _section(run: Run, study: Study, grid: images.Grid | None, folder: Path) -> dict[str, Any]:

@@ -12,23 +12,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from pipelines.errors import ConfigError
+from pipelines.layout import IMAGES_FORMAT
+from pipelines.prompts import told
 from pipelines.report.data import FAMILIES, Arm, Claim, Difference, Estimate, KLPoint, Plane, Run, Study
 
 _METRIC_COLUMNS = ("arm", "metric", "value", "low", "high", "n", "prompts", "seeds")
 _MADE_BY = {
     "config.yaml": "give the directory of a run that `python -m pipelines evaluate` made",
-    "arms.json": "run `python -m pipelines evaluate` again",
-    "metrics.parquet": "run `python -m pipelines front` again",
+    "arms.json": "run `python -m pipelines measure RUN` again",
+    "metrics.parquet": "run `python -m pipelines measure RUN` again",
     "front.json": "run `python -m pipelines front` again",
     "curves": "run `python -m pipelines train` again for this adapter",
 }
 
 
 def read_run(directory: Path) -> Run:
-    """Reads and checks a run directory; raises ValueError naming the file, what is wrong with it and the fix."""
+    """Reads and checks a run directory; raises ConfigError naming the file, what is wrong with it and the fix."""
     directory = Path(directory)
     if not directory.is_dir():
-        raise ValueError(f"{directory} is not a directory: {_MADE_BY['config.yaml']}")
+        raise ConfigError(f"{directory} is not a directory: {_MADE_BY['config.yaml']}")
     config_text = _text(directory / "config.yaml")
     try:
         config = yaml.safe_load(config_text)
@@ -38,6 +41,11 @@ def read_run(directory: Path) -> Run:
         raise _wrong("config.yaml", "is not a mapping")
 
     listing = _Checked("arms.json", _json(directory / "arms.json"))
+    if (made := listing.value.get("format", 2)) != IMAGES_FORMAT:
+        raise ConfigError(
+            f"arms.json was written by another version (format {made}, not {IMAGES_FORMAT}): run `python -m pipelines "
+            "evaluate` again, or use that version"
+        )
     front = _Checked("front.json", _json(directory / "front.json"))
     arms = _arms(listing, _metrics(directory / "metrics.parquet"))
     studies = tuple(_study(study, front, arms) for study in front.items("studies"))
@@ -61,14 +69,23 @@ def read_run(directory: Path) -> Run:
         n_bootstrap=int(front.number("n_bootstrap")),
         seed=int(front.number("seed")),
         prompts=int(front.number("prompts")),
+        prompts_told=_prompts_told(front),
         seeds=int(front.number("seeds")),
         studies=studies,
         curves={path.stem: _curve(path) for path in curves},
     )
 
 
-def _wrong(file: str, reason: str) -> ValueError:
-    return ValueError(f"{file} {reason}: {_MADE_BY[file.split('/')[0]]}")
+def _prompts_told(front: _Checked) -> str | None:
+    lists = front.value.get("prompt_lists")
+    try:
+        return None if lists is None else told(lists)
+    except (KeyError, TypeError):
+        raise front.wrong("prompt_lists", "counts of prompts") from None
+
+
+def _wrong(file: str, reason: str) -> ConfigError:
+    return ConfigError(f"{file} {reason}: {_MADE_BY[file.split('/')[0]]}")
 
 
 def _text(path: Path) -> str:
@@ -134,7 +151,7 @@ class _Checked:
     def object(self, key: str, required: bool = True) -> _Checked:
         return _Checked(self.file, self.get(key) if required else self.value.get(key) or {}, key)
 
-    def wrong(self, key: str, expected: str) -> ValueError:
+    def wrong(self, key: str, expected: str) -> ConfigError:
         return _wrong(self.file, f"is wrong: {key!r} of {self.where} is {self.value[key]!r}, not {expected}")
 
     def _float(self, key: str, value: Any) -> float:

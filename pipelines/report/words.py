@@ -265,6 +265,7 @@ def caveats(run: Run) -> list[str]:
         single = f"there is one training seed ({seeds[0]}), so another training run may differ by more."
     several = "studies that differ in the training seed alone show how much that adds."
     return [
+        *filter(None, [run.prompts_told]),
         f"Intervals are {run.percent}, from a bootstrap over prompts ({run.n_bootstrap} resamples, seed {run.seed}), "
         "paired over arms: all arms share prompts and noise. They say how results vary with the prompts, not with the "
         "training: " + (several if len(seeds) > 1 else single),

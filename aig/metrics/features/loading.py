@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 
+from aig import vision
+from aig.digests import of_callable
 from aig.metrics.features.base import Features
 from aig.metrics.features.spec import FeatureSpec, Spec, parse
 from aig.vision import missing
+from aig.world import weights
 
 
 def load(spec: Spec, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Features:
@@ -34,6 +37,17 @@ def needed(spec: Spec) -> list[str]:
     """
     asked = parse(spec)
     return missing(_module(asked).sources(asked))
+
+
+def digest(spec: Spec) -> str:
+    """A hash of what the features come from beside the extractor's settings, as `aig.rewards.digests` has it."""
+    asked = parse(spec)
+    if asked.family == "function":
+        _module(asked).load(asked, torch.device("cpu"), torch.float32)  # which says what is wrong with it
+        return of_callable(asked.name)
+    if asked.family == "world":
+        return weights.digest_of("features")
+    return vision.digest(_module(asked).sources(asked), asked.architecture)
 
 
 def _module(spec: FeatureSpec) -> Any:
