@@ -80,8 +80,8 @@ def arms(device: str) -> None:
 
     cost = sample_arms(model, prompts[:1], [0], PUBLISHED, sampling=sampling).cost
     runs = {
-        f"a loop an arm, {cost.naive} predictions": (naive, 8 * 6),
-        "a loop an arm, w in {0, 1} made once": (
+        f"a loop an arm, {cost.published} predictions": (naive, 8 * 6),
+        f"a loop an arm, w in {{0, 1}} made once, {cost.separate}": (
             lambda: [sample_arms(model, prompts, seeds, [arm], sampling=sampling) for arm in PUBLISHED],
             8 * 6,
         ),

@@ -64,7 +64,7 @@ def build(found: config.Config, dimension: int) -> int:
             **{name: pa.array(values.ravel(), pa.float32()) for name, values in columns.items()},
             "features": pa.FixedSizeListArray.from_arrays(pa.array(features.ravel(), pa.float32()), dimension),
         })  # fmt: skip
-        about = {"cost": json.dumps({"predictions": 1, "naive": 2}), "format": str(IMAGES_FORMAT)}
+        about = {"cost": json.dumps({"predictions": 1, "separate": 2, "published": 2}), "format": str(IMAGES_FORMAT)}
         generate.commit(table.replace_schema_metadata(about), files.images / generate.PART.format(unit=unit.name))
         images += len(table)
     return images

@@ -1,10 +1,11 @@
 """The evaluation through Ray Data against plain loops, in CPU time of all their processes, one thread each.
 
-The published arm set (base, tuned, linear, power:2, power:4, step:0.6) at T = 25 on the embedded world, three ways:
+The published arm set (base, tuned, linear, power:2, power:4, step:0.6) at T = 25 on the embedded world, four ways:
 
-    bare loop    one process that draws, scores and writes the same groups of images with the same sampler
-    Ray Data     `python -m pipelines evaluate` with one generator and one scorer
-    naive loop   each arm alone, both models evaluated at every step, as the published script does
+    bare loop        one process that draws, scores and writes the same groups of images with the same sampler
+    Ray Data         `python -m pipelines evaluate` with one generator and one scorer
+    separate loops   each arm alone, with one prediction where the weight is 0 or 1
+    published loops  each arm alone, both models evaluated at every step, as the published script does
 
 Each is run on few groups and on many, up to its last file: the difference is what a group costs, the rest what starting
 costs. Measures and fronts, which are the same for all, come after and do not count.
@@ -59,22 +60,33 @@ def run_configuration(storage: Path, generators: int, overrides: Sequence[str] =
     return found
 
 
-class Naive(generate.Generator):
-    """Draws each arm alone, with both predictions at every step."""
+class Separate(generate.Generator):
+    """Draws each arm alone, with one prediction where its weight is 0 or 1."""
 
     @torch.no_grad()
     def draw(self, rows: list[dict[str, Any]], measured: bool) -> list[dict[str, Any]]:
-        whole = [dict(row) for row in rows]
-        arms, adapter = self.arms, next(arm.arm.adapter for arm in self.arms if arm.arm.adapter)
-        for arm in arms:
-            self.arms = [replace(arm, arm=mixed(arm.arm, adapter))]
-            for row, part in zip(
-                whole, super().draw(rows, True), strict=True
-            ):  # a measured path takes both predictions
+        whole, arms = [dict(row) for row in rows], self.arms
+        for arm in self.drawn():
+            self.arms = [arm]
+            for row, part in zip(whole, super().draw(rows, measured), strict=True):
                 for name, value in part.items():
                     row[name] = row.get(name, []) + value if name in OF_IMAGES else value
         self.arms = arms
         return whole
+
+    def drawn(self) -> list[study.StudyArm]:
+        return self.arms
+
+
+class Published(Separate):
+    """Draws each arm alone, with both predictions at every step."""
+
+    def draw(self, rows: list[dict[str, Any]], measured: bool) -> list[dict[str, Any]]:
+        return super().draw(rows, True)  # a measured path takes both predictions
+
+    def drawn(self) -> list[study.StudyArm]:
+        adapter = next(arm.arm.adapter for arm in self.arms if arm.arm.adapter)
+        return [replace(arm, arm=mixed(arm.arm, adapter)) for arm in self.arms]
 
 
 def mixed(arm: Arm, adapter: str) -> Arm:
@@ -95,7 +107,7 @@ def loop(path: Path, kind: type[generate.Generator]) -> None:
 
 
 def used(way: str, groups: int, overrides: Sequence[str] = ()) -> Usage:
-    """What one of the three ways takes for so many groups."""
+    """What one of the four ways takes for so many groups."""
     with tempfile.TemporaryDirectory() as place:
         found = run_configuration(Path(place), 1, [*PUBLISHED, *overrides, f"evaluate.prompts={groups}"])
         path = Path(place) / "evaluation.yaml"
@@ -116,16 +128,18 @@ def pipeline(device: str, few: int = FEW, many: int = MANY, overrides: Sequence[
     print(f"  {'':<34}{'wall':>9}{'whole':>9}{'a group':>10}{'ratio':>8}{'beside':>9}")
     found: dict[str, float] = {}
     usages: dict[str, Usage] = {}
-    for way in ("bare loop", "Ray Data", "naive loop"):
+    for way in ("bare loop", "Ray Data", "separate loops", "published loops"):
         less, more = (used(way, groups, overrides) for groups in (few, many))
         found[way] = (more.finished - less.finished) / (many - few)
         beside, ratio = more.finished - many * found[way], found[way] / found["bare loop"]
         print(f"  {way:<34}{more.wall:>8.1f}s{more.finished:>8.1f}s{found[way]:>9.3f}s{ratio:>8.3f}{beside:>8.1f}s")
         usages[way] = more
-    print(f"  Ray Data over the naive loop: {found['Ray Data'] / found['naive loop']:.3f}")
+    for way in ("separate loops", "published loops"):
+        print(f"  Ray Data over the {way}: {found['Ray Data'] / found[way]:.3f}")
     print(f"  Ray Data, a group by process: {usages['Ray Data'].costliest(8)}")
     return found
 
 
 if __name__ == "__main__":
-    loop(Path(sys.argv[2]), {"bare loop": generate.Generator, "naive loop": Naive}[sys.argv[1]])
+    kinds = {"bare loop": generate.Generator, "separate loops": Separate, "published loops": Published}
+    loop(Path(sys.argv[2]), kinds[sys.argv[1]])

@@ -55,7 +55,7 @@ class Sleeper(generate.Generator):
         for row in rows:
             count = len(self.arms) * len(row["seeds"])
             images = [self.pictures[(row["prompt_id"] + i) % PICTURES] for i in range(count)]
-            other = {PIXEL_STD: [0.3] * count, "path": [math.nan] * count, "cost": '{"predictions": 1, "naive": 1}'}
+            other = {PIXEL_STD: [0.3] * count, "path": [math.nan] * count, "cost": '{"predictions": 1}'}
             found.append({**row, "image": images, **other, "predictions": count})
         return found
 

@@ -1,4 +1,8 @@
-"""Arms whose images left the data: they are shown with the reason, and no front or hypervolume counts them.
+"""Arms whose images are unsound: they are shown with the reason, and no front or hypervolume counts them.
+
+Unsound are pixels, scores or features that are not finite, images of one flat colour, and features that are all the
+same. To be far from the base's images is not: tuning rightly moves mean and style, and precision falls to nothing where
+all features move by a deviation and keep their spread. So little precision is a warning, shown beside the arm.
 
 What can be said of an image is measured where it is drawn, before it is rounded to 8 bits: a pixel that is not a number
 becomes some colour there, and every reward of it looks plausible.
@@ -53,8 +57,8 @@ def of_features(features: np.ndarray) -> list[str]:
     return [] if varied else [f"features of all {len(rows)} images are the same"]
 
 
-def of_precision(settings: Measure, precision: float) -> list[str]:
-    """Whether too few images lie among the base model's."""
+def warning(settings: Measure, precision: float) -> str | None:
+    """What a reader should know where few images lie among the base model's, though they may be sound."""
     if precision < settings.min_precision:
-        return [f"precision {precision:.3g} is under {settings.min_precision:g}"]
-    return []
+        return f"precision {precision:.3g} is under {settings.min_precision:g}"
+    return None

@@ -12,11 +12,12 @@ import pyarrow as pa
 
 from aig.pareto import Bootstrap, bootstrap, no_interval
 from pipelines import config as configuration
-from pipelines import front, generate, study, tables
+from pipelines import front, generate, rewarding, study, tables
 from pipelines.config import Config, ConfigError
 from pipelines.layout import slug
 from pipelines.measure import Table, read_sets, read_table
 from pipelines.report.data import Estimate
+from pipelines.scoring import GOLD
 from pipelines.sets import SHARES, SetMeasures
 
 # What has to be the same, so that an image of one run and one of the other differ by the arm alone.
@@ -26,7 +27,7 @@ FOLDER = "comparisons"
 SCHEMA = pa.schema({
     "what": pa.string(), "name": pa.string(), "metric": pa.string(), "a": pa.float64(), "b": pa.float64(),
     "value": pa.float64(), "low": pa.float64(), "high": pa.float64(), "prompts": pa.int64(), "seeds": pa.int64(),
-    "broken": pa.string(), "interval": pa.string(),
+    "broken": pa.string(), "warning": pa.string(), "interval": pa.string(),
     "x": pa.string(), "y": pa.string(), "reference": pa.list_(pa.float64()), "scale": pa.list_(pa.float64()),
 })  # fmt: skip
 
@@ -57,14 +58,16 @@ def compare(a: Config, b: Config, *, shared: bool = False) -> Comparison:
     arms = [name for name in table_a.arms if name in table_b.arms]
     metrics = [name for name in table_a.values if name in table_b.values]
     joint = _joint(table_a, table_b, arms, metrics, prompts)
-    broken = {name: _reason(table_a, table_b, name) for name in arms}
+    broken = {name: _told(table_a.broken, table_b.broken, name) for name in arms}
+    warned = {name: _told(table_a.warned, table_b.warned, name) for name in arms}
     whole = table_a.prompts == table_b.prompts
     found = [
         *_arm_rows(b, joint, arms, broken),
         *(_set_rows(read_sets(a), read_sets(b), arms, broken) if whole else ()),
         *_family_rows(b, joint, arms, broken),
     ]
-    rows = [{**row, "prompts": len(prompts), "seeds": table_a.seeds} for row in found]
+    shared_by_all = {"prompts": len(prompts), "seeds": table_a.seeds}
+    rows = [{**row, **shared_by_all, "warning": warned.get(row["name"])} for row in found]
     path = b.directory / FOLDER / f"{a.run.name}.parquet"
     generate.commit(pa.Table.from_pylist(rows, SCHEMA), path)
     alone = ([n for n in table_a.arms if n not in table_b.arms], [n for n in table_b.arms if n not in table_a.arms])
@@ -98,9 +101,9 @@ def summary(found: Comparison, a: str, b: str) -> str:
         for row in found.rows:
             if row["what"] == what:
                 cells.setdefault(row["name"], {})[row["metric"]] = Estimate(row["value"], row["low"], row["high"])
-        broken = {row["name"]: row["broken"] for row in found.rows if row["broken"]}
+        broken, warned = ({row["name"]: row[key] for row in found.rows if row[key]} for key in ("broken", "warning"))
         columns = list(dict.fromkeys(row["metric"] for row in found.rows if row["what"] == what))
-        lines += ["", tables.estimates(cells, columns, broken)] if cells else []
+        lines += ["", tables.estimates(cells, columns, broken, warned)] if cells else []
     boxes = [
         front.box((row["x"], row["y"]), row["reference"], row["scale"]) for row in found.rows if row.get("reference")
     ]
@@ -141,9 +144,9 @@ def _joint(a: Table, b: Table, arms: list[str], metrics: list[str], prompts: lis
     return joint
 
 
-def _reason(a: Table, b: Table, arm: str) -> str | None:
-    found = [f"{run}: {table.broken[arm]}" for run, table in (("a", a), ("b", b)) if arm in table.broken]
-    return "; ".join(found) or None
+def _told(a: dict[str, str], b: dict[str, str], arm: str) -> str | None:
+    """What either run says of an arm."""
+    return "; ".join(f"{run}: {told[arm]}" for run, told in (("a", a), ("b", b)) if arm in told) or None
 
 
 def _arm_rows(
@@ -193,34 +196,36 @@ def _newcombe(a: SetMeasures, b: SetMeasures, metric: str) -> tuple[float, float
 def _family_rows(
     config: Config, joint: dict[str, np.ndarray], arms: list[str], broken: dict[str, str | None]
 ) -> Iterator[dict[str, Any]]:
-    """Hypervolumes of each family in both runs, from one reference and in one unit, where both have all its arms."""
+    """Hypervolumes of each family in both runs on each plane, from one reference and in one unit, where both have all
+    its arms."""
     settings, y = config.front, config.front.diversity
     out = [i + offset for i, arm in enumerate(arms) if broken[arm] for offset in (0, len(arms))]
     for single in [*study.mean_studies(config), *study.studies(config)]:
-        x = slug(single.reward)
+        other = rewarding.held_out(config, single.reward)
+        axes = {slug(single.reward): "hypervolume", slug(other or ""): "held-out hypervolume", GOLD: "gold hypervolume"}
         members = {
             family: [arms.index(single.arms[i].arm.name) for i in own]
             for family, own in front.families(single).items()
             if all(single.arms[i].arm.name in arms for i in own)
         }
-        if not members or x not in joint or y not in joint:
-            continue
         both = {f"a {family}": own for family, own in members.items()}
         both |= {f"b {family}": [len(arms) + i for i in own] for family, own in members.items()}
-        plane = {x: joint[x], y: joint[y]}
         ends = [
             arms.index(arm.arm.name) for arm in single.arms if arm.family in ("base", "tuned") and arm.arm.name in arms
         ]
         ends += [len(arms) + i for i in ends]
-        box = front.normalization(settings, x)
-        result = bootstrap(plane, families=both, ends=ends, broken=out, **box, **settings.resampling)
-        yield from (_family_row(result, single.name, family) for family in members)
+        for x, metric in axes.items():
+            if not members or x not in joint or y not in joint:
+                continue
+            plane, box = {x: joint[x], y: joint[y]}, front.normalization(settings, x)
+            result = bootstrap(plane, families=both, ends=ends, broken=out, **box, **settings.resampling)
+            yield from (_family_row(result, single.name, family, metric) for family in members)
 
 
-def _family_row(result: Bootstrap, name: str, family: str) -> dict[str, Any]:
+def _family_row(result: Bootstrap, name: str, family: str, metric: str) -> dict[str, Any]:
     value, low, high, *_ = result.hypervolume_difference((f"b {family}", f"a {family}"))
     volumes = {run: result.hypervolume(f"{run} {family}")[0] for run in ("a", "b")}
     estimate = {"value": value, "low": low, "high": high, "broken": None}
     box = {"x": result.x, "y": result.y, "reference": result.reference.tolist(), "scale": result.scale.tolist()}
     how = {"interval": "jackknife of prompts"}
-    return {"what": "family", "name": f"{name} {family}", "metric": "hypervolume", **volumes, **estimate, **box, **how}
+    return {"what": "family", "name": f"{name} {family}", "metric": metric, **volumes, **estimate, **box, **how}

@@ -487,9 +487,11 @@ class Measure(Section):
     threads: int = number(1, 1, **EXECUTION)
     """Torch threads outside Ray: for a few images more are slower."""
     min_precision: float = number(0.05, 0, 1, **EXECUTION)
-    """An arm with less precision against the base is marked as broken, and is on no front."""
+    """An arm with less precision against the base has a warning beside it; it stays on fronts, since another style has
+    little precision too."""
     max_constant: float = number(0.01, 0, 1, **EXECUTION)
-    """So is one with a larger share of images of one flat colour; one with a pixel that is not finite always is."""
+    """An arm with a larger share of images of one flat colour is broken, and is on no front; one with a pixel that is
+    not finite always is."""
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ Reward on x, diversity on y, both up. The unit is the prompt, resampled for all 
 `front.reference` and are in units of `front.scale`, else at the least of the arms' means and in units of their range;
 both are written and printed beside them. Each family (`pipelines.families`) has the base and the tuned model as its end
 points, since every one reaches both; `trainings` says how many trainings it pays for. `dominance` has in
-row a and column b the probability that arm a dominates arm b. Arms whose images left the data are listed with the
-reason, and are on no front and in no hypervolume.
+row a and column b the probability that arm a dominates arm b. Arms whose images are unsound are listed with the
+reason, and are on no front and in no hypervolume; arms of little precision are listed with a warning, and take part.
 
 `differences` compare families at equal size, as `aig.pareto` does. Of several training seeds both hypervolumes and
 differences are means over the seeds, each seed's own in `by_seed`. The verdict of a difference is adjusted for the
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from pipelines.families import FAMILIES, counted, family_name, members
 from pipelines.layout import RunFiles
 from pipelines.measure import Table, read_rows, read_table
 from pipelines.prompts import prompt_lists
+from pipelines.report.words import cost_words
 from pipelines.scoring import GOLD
 from pipelines.study import Study
 
@@ -56,18 +57,23 @@ def write_front(config: Config) -> Path:
     table, measured = read_table(config), _measured(read_rows(config))
     _check_axes(config.front, table)
     every = [*study.mean_studies(config), *study.studies(config)]
-    found = content(config, every, table, measured)
+    cost = layout.read_json(files.arms)["cost"] if files.arms.exists() else None
+    found = content(config, every, table, measured, cost)
     arm_table.write(files.table, every, found["studies"])
     layout.write_json(files.front, _finite(found))
     return files.front
 
 
 def content(
-    config: Config, every: Sequence[Study], table: Table, measured: dict[str, dict[str, list[float]]]
+    config: Config,
+    every: Sequence[Study],
+    table: Table,
+    measured: dict[str, dict[str, list[float]]],
+    cost: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """What `front.json` says of the studies, means over training seeds first, whose single seeds follow.
 
-    measured: each arm's metrics, [value, low, high], as `evaluate` left them.
+    measured: each arm's metrics, [value, low, high], as `evaluate` left them. cost: predictions per (prompt, seed).
     """
     front = config.front
     found = [_study(config, single, _same_setting(every, single), table, measured) for single in every]
@@ -86,6 +92,7 @@ def content(
         "seeds": table.seeds,
         "reference": found[0]["reference"],
         "normalization": found[0]["normalization"],
+        "cost": dict(cost or {}),
         "studies": found,
     }
 
@@ -128,6 +135,8 @@ def summary(path: Path) -> str:
         for arm in single["arms"]:
             if arm["broken"]:
                 lines.append(f"  broken, on no front: {arm['label']} ({arm['broken']})")
+            if arm["warning"]:
+                lines.append(f"  warning: {arm['label']} ({arm['warning']})")
         for claim in single["claims"]:
             lines.append(f"  {claim['claim']}: {_interval(claim)}{_by_seed(claim)}")
         called = {f: counted(family_name(f, single["trainings"]), n) for f, n in single["trainings"].items()}
@@ -142,7 +151,8 @@ def summary(path: Path) -> str:
             f"verdicts hold together at {100 * found['level']:g} % (Holm, {found['multiplicity']['comparisons']} "
             "comparisons: every plane of every study)"
         )
-    return "\n".join(lines)
+    cost = cost_words(found["cost"], " a (prompt, seed)")
+    return "\n".join([*lines, f"cost: {cost}"] if cost else lines)
 
 
 def _roles(single: dict[str, Any]) -> dict[str, str]:
@@ -218,7 +228,7 @@ def _study(
             "x": result.mean[proxy][a], "x_low": result.interval[proxy][a, 0], "x_high": result.interval[proxy][a, 1],
             "y": result.mean[y][a], "y_low": result.interval[y][a, 0], "y_high": result.interval[y][a, 1],
             "on_front": bool(result.front[a]), "front_probability": result.front_probability[a],
-            "broken": table.broken.get(name), "metrics": measured[name],
+            "broken": table.broken.get(name), "warning": table.warned.get(name), "metrics": measured[name],
         }
         for a, (name, arm) in enumerate(zip(names, single.arms, strict=True))
     ]  # fmt: skip

@@ -137,7 +137,7 @@ class Generator:
         for arm in arms:
             decoded = self.model.decode(samples.latents[arm.name])
             pixels[arm.name], spread[arm.name] = to_uint8(decoded).numpy(), pixel_std(decoded).tolist()
-        cost = json.dumps({"predictions": samples.cost.predictions, "naive": samples.cost.naive})
+        cost = json.dumps(samples.cost.counts())
         columns = {"path": samples.path} | ({"kl_to_base": samples.kl} if self.has_kl else {})
         found, first = [], 0
         for row in rows:
@@ -309,9 +309,10 @@ REMAKE = "delete it, and run `python -m pipelines evaluate` with the same config
 
 
 def _mean_cost(paths: Sequence[Path]) -> dict[str, float]:
-    """Predictions a (prompt, seed) for all arms, as the units say."""
+    """Predictions a (prompt, seed) for all arms, as the units say, and what loops without shared states would make."""
     costs = [json.loads((pq.read_schema(path).metadata or {}).get(b"cost", b"{}")) for path in paths]
-    return {name: sum(cost[name] for cost in costs) / len(costs) for name in costs[0]}
+    names = [name for name in costs[0] if all(name in cost for cost in costs)]  # earlier versions have others
+    return {name: sum(cost[name] for cost in costs) / len(costs) for name in names}
 
 
 def _drop_others(config: Config, folder: Path, wanted: set[str]) -> None:

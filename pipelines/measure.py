@@ -8,7 +8,7 @@ here like any other: prompt by prompt, the mean of their members.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +38,7 @@ PER_SUBSET = "per_subset.parquet"
 SCHEMA = pa.schema({
     "arm": pa.string(), "metric": pa.string(), "value": pa.float64(), "low": pa.float64(), "high": pa.float64(),
     "prompts": pa.int64(), "seeds": pa.int64(), "n": pa.int64(), "interval": pa.string(), "broken": pa.string(),
+    "warning": pa.string(),
 })  # fmt: skip
 
 
@@ -50,7 +51,9 @@ class Table:
     seeds: int
     values: dict[str, np.ndarray]
     broken: dict[str, str] = field(default_factory=dict)
-    """Arms whose images left the data, and how."""
+    """Arms whose images are unsound, and how."""
+    warned: dict[str, str] = field(default_factory=dict)
+    """What to know of arms whose images are sound."""
 
     def rows(self, arms: list[str]) -> dict[str, np.ndarray]:
         """The metrics of these arms, in this order."""
@@ -80,7 +83,10 @@ def measure(config: Config, images: generate.Images, command: str, connect: Call
     _write_rows(config, [*_mean_rows(config, table), *_set_rows(whole), floor], table)
     generate.commit(_subsets_to_long(whole), files.root / PER_SUBSET)
     generate.commit(_to_long(table, list(kept)), files.root / PER_PROMPT)
-    listed = [{**arm.to_dict(), "broken": table.broken.get(arm.arm.name)} for arm in [*arms, *study.mean_arms(config)]]
+    listed = [
+        {**arm.to_dict(), "broken": table.broken.get(arm.arm.name), "warning": table.warned.get(arm.arm.name)}
+        for arm in [*arms, *study.mean_arms(config)]
+    ]
     check: dict[str, Any] = images.check()
     if images.left_out:
         check["prompts_left_out"] = [prompt for i, prompt in _prompts(config).items() if i not in kept]
@@ -125,7 +131,8 @@ def _rows(kept: Iterable[int]) -> np.ndarray:
 
 
 def summary(config: Config, everything: bool = True) -> str:
-    """Every arm and its metrics as text, with intervals, and which arms are broken; else what a first look asks."""
+    """Every arm and its metrics as text, with intervals, and which arms are broken or warned of; else what a first look
+    asks."""
     rows = read_rows(config)
     cells: dict[str, dict[str, Estimate]] = {}
     for row in rows:
@@ -135,13 +142,18 @@ def summary(config: Config, everything: bool = True) -> str:
     about = no_interval(max(row["prompts"] for row in rows))
     about = about or f"{100 * config.front.level:g} % intervals by {' and by '.join(how)}"
     about = f"n = {n} images an arm at most; {about}"
-    broken = {row["arm"]: row["broken"] for row in rows if row["broken"]}
+    broken, warned = _told(rows, "broken"), _told(rows, "warning")
     shown = list(dict.fromkeys(row["metric"] for row in rows))
     if not everything:
         shown = [name for name in shown if name in FIRST_LOOK or name in _scored(config)]
         about += f"; all measures: {_again(config)}"
     shown.sort(key=lambda name: name == PIXEL_STD)  # what breakdowns are told by comes last
-    return f"{about}\n{tables.estimates(cells, shown, broken)}"
+    return f"{about}\n{tables.estimates(cells, shown, broken, warned)}"
+
+
+def _told(rows: list[dict[str, Any]], column: str) -> dict[str, str]:
+    """What a column says of arms."""
+    return {row["arm"]: row[column] for row in rows if row[column]}
 
 
 # Beside the rewards.
@@ -164,8 +176,9 @@ def read_table(config: Config) -> Table:
     known = _prompts(config)
     prompts = [known[i] for i in dict.fromkeys(long["prompt_id"].to_pylist())]
     grid = long["value"].to_numpy().reshape(len(metrics), len(arms), len(prompts))
-    broken = {row["arm"]: row["broken"] for row in read_rows(config) if row["broken"]}
-    return Table(arms, prompts, config.evaluate.seeds, dict(zip(metrics, grid, strict=True)), broken)
+    rows = read_rows(config)
+    told = _told(rows, "broken"), _told(rows, "warning")
+    return Table(arms, prompts, config.evaluate.seeds, dict(zip(metrics, grid, strict=True)), *told)
 
 
 def read_rows(config: Config) -> list[dict[str, Any]]:
@@ -224,18 +237,21 @@ def _per_prompt(config: Config, prompts: list[str], scores: dict[str, np.ndarray
         members = [arms.index(name) for name in mean.members]
         values = {name: np.vstack([column, column[members].mean(axis=0)]) for name, column in values.items()}
     arms += [mean.arm.name for mean in study.mean_arms(config)]
-    return Table(arms, prompts, config.evaluate.seeds, values, _broken(config, found))
+    broken = _by_arm(config, ["; ".join(one.broken) for one in found])
+    warned = _by_arm(config, [one.warning for one in found])
+    warned = {name: text for name, text in warned.items() if name not in broken}
+    return Table(arms, prompts, config.evaluate.seeds, values, broken, warned)
 
 
-def _broken(config: Config, found: list[Measured]) -> dict[str, str]:
-    """Arms that are broken, with the reason; a mean over training seeds is, where one of its members is."""
+def _by_arm(config: Config, told: Sequence[str | None]) -> dict[str, str]:
+    """What is told of arms, by their names; of a mean over training seeds, what is told of one of its members."""
     arms = [arm.arm.name for arm in study.all_arms(config)]
-    broken = {name: "; ".join(one.broken) for name, one in zip(arms, found, strict=True) if one.broken}
+    found = {name: text for name, text in zip(arms, told, strict=True) if text}
     for mean in study.mean_arms(config):
-        members = [name for name in mean.members if name in broken]
+        members = [name for name in mean.members if name in found]
         if members:
-            broken[mean.arm.name] = f"{len(members)} of {len(mean.members)} training seeds: {broken[members[0]]}"
-    return broken
+            found[mean.arm.name] = f"{len(members)} of {len(mean.members)} training seeds: {found[members[0]]}"
+    return found
 
 
 def _mean_rows(config: Config, table: Table) -> Iterator[dict[str, Any]]:
@@ -319,8 +335,9 @@ def _write_rows(config: Config, rows: list[dict[str, Any]], table: Table) -> Non
     members = {mean.arm.name: len(mean.members) for mean in study.mean_arms(config)}
     unknown = {"value": np.nan, "low": np.nan, "high": np.nan, "interval": "none"}
     shared = {"prompts": len(table.prompts), "seeds": table.seeds}
-    whole = [{**unknown, **shared, **row, "broken": table.broken.get(row["arm"])} for row in rows]
+    whole = [{**unknown, **shared, **row} for row in rows]
     for row in whole:
+        row |= {"broken": table.broken.get(row["arm"]), "warning": table.warned.get(row["arm"])}
         row["n"] = row["prompts"] * row["seeds"] * members.get(row["arm"], 1)
     generate.commit(pa.Table.from_pylist(whole, SCHEMA), RunFiles(config.directory).metrics)
 

@@ -1,4 +1,4 @@
-"""What one arm's features and scores give, and whether its images left the data."""
+"""What one arm's features and scores give, and whether its images are sound."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ class Measured:
     """None where a measure refuses the features."""
     broken: list[str]
     """What is wrong with its images."""
+    warning: str | None
+    """What to know of images that are sound."""
 
 
 def measure_arms(
@@ -56,7 +58,8 @@ def measure_arms(
             broken += breakdown.of_scores(scores, i)
             whole, refused = _sets(config, base, rows, tiled and (lambda i=i: tiled(i)))
             by_prompt = {name: _by_prompt(metric, rows) for name, metric in BY_PROMPT.items()}
-            found.append(Measured(by_prompt, whole, broken + refused))
+            warning = _warning(config, whole) if whole and not broken else None
+            found.append(Measured(by_prompt, whole, broken + refused, warning))
             bar.add(1)
     finally:
         bar.close()
@@ -79,8 +82,12 @@ def _sets(
                 f"no arm can be measured against the base model's images ({error}): see evaluate.features"
             ) from error
         return None, [str(error)]
+    return whole, []
+
+
+def _warning(config: Config, whole: SetMeasures) -> str | None:
     precision = dict(zip(whole.names, whole.found.estimate, strict=True)).get("precision", np.nan)
-    return whole, breakdown.of_precision(config.measure, precision)
+    return breakdown.warning(config.measure, precision)
 
 
 def _tiled(

@@ -13,15 +13,21 @@ GAP = "  "
 
 
 def estimates(
-    cells: Mapping[str, Mapping[str, Estimate]], columns: Sequence[str], broken: Mapping[str, str], width: int = 0
+    cells: Mapping[str, Mapping[str, Estimate]],
+    columns: Sequence[str],
+    broken: Mapping[str, str],
+    warned: Mapping[str, str] | None = None,
+    width: int = 0,
 ) -> str:
     """Rows {name: {column: estimate}} as text, in as many parts below one another as fit the terminal's width.
 
-    A broken row's name is marked, and its reason stands below. A column without any value is left out.
+    A row that is broken or warned of has its name marked, and the reason stands below. A column without any value is
+    left out.
     """
     width = width or shutil.get_terminal_size((120, 24)).columns
     shown = [name for name in columns if any(name in row and math.isfinite(row[name].value) for row in cells.values())]
-    names = ["", *(f"{name} *" if name in broken else name for name in cells)]
+    warned = warned or {}
+    names = ["", *(f"{name}{' *' * (name in broken)}{' !' * (name in warned)}" for name in cells)]
     texts = [[name, *(interval(row.get(name, Estimate(math.nan))) for row in cells.values())] for name in shown]
     parts, part = [], [names]
     for column in texts:
@@ -30,6 +36,7 @@ def estimates(
         part.append(column)
     lines = ["\n".join(_lines(part)) for part in [*parts, part]]
     notes = [f"* {name} is broken, and on no front: {reason}" for name, reason in broken.items() if name in cells]
+    notes += [f"! {name}: {reason}" for name, reason in warned.items() if name in cells]
     return "\n\n".join([*lines, "\n".join(notes)] if notes else lines)
 
 

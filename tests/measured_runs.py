@@ -74,7 +74,7 @@ def build(found: Config, change: Change | None = None, gain: float = 1.0) -> Con
                 **{name: pa.array(values, pa.float32()) for name, values in made.items()},
                 "features": pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), DIMENSION),
             }))  # fmt: skip
-        about = {"cost": json.dumps({"predictions": 5, "naive": 9}), "format": str(IMAGES_FORMAT)}
+        about = {"cost": json.dumps({"predictions": 5, "separate": 8, "published": 10}), "format": str(IMAGES_FORMAT)}
         table = pa.concat_tables(parts).replace_schema_metadata(about)
         generate.commit(table, files.images / generate.PART.format(unit=unit.name))
     return found

@@ -111,16 +111,17 @@ def test_the_bare_loop_that_ray_train_is_measured_against_makes_the_same_adapter
     assert training.images_a_second(found) == pytest.approx(2 * 3 / (times[2] - times[0]))
 
 
-def test_the_naive_loop_makes_both_predictions_at_every_step_and_nearly_the_same_images(tmp_path):
+def test_separate_loops_make_the_same_images_and_the_published_ones_nearly_by_both_predictions_at_every_step(tmp_path):
     build_pipeline(0).save_pretrained(tmp_path / "untrained")
     toys = [text for text in overrides(tmp_path / "untrained", tmp_path) if not text.startswith("run.storage")]
     found = pipeline.run_configuration(tmp_path, 1, [*toys, *pipeline.PUBLISHED, "model.steps=3"])
     unit = generate.units(found, TinyModel.defaults)[0]
     row = {**unit.row(), "seeds": list(unit.seeds[:2])}
     content = config.to_dict(found)
-    shared, naive = (kind(content).draw([row], False)[0] for kind in (generate.Generator, pipeline.Naive))
-    assert len(naive["image"]) == len(shared["image"]) == 6 * 2
-    for ours, theirs in zip(shared["image"], naive["image"], strict=True):
+    kinds = (generate.Generator, pipeline.Separate, pipeline.Published)
+    shared, separate, published = (kind(content).draw([row], False)[0] for kind in kinds)
+    assert separate["image"] == shared["image"] and len(shared["image"]) == 6 * 2
+    for ours, theirs in zip(shared["image"], published["image"], strict=True):
         # Weights that are nudged off 0 and 1 change a level here and there.
         assert abs(scoring.from_png(ours).astype(int) - scoring.from_png(theirs)).max() <= 1
 

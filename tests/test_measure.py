@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import tracemalloc
 import weakref
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from measured_runs import DIMENSION, RED, TUNED, build, columns, settings
+from measured_runs import BRIGHT, DIMENSION, RED, TUNED, build, columns, settings
 from scipy import stats
 from scipy.spatial.distance import cdist
 
@@ -111,7 +112,8 @@ def test_a_first_look_has_the_rewards_and_diversity_and_says_where_the_rest_is(r
 
 def test_no_arm_of_a_sound_run_is_broken_and_the_table_names_all(run):
     found, table, rows = run
-    assert table.broken == {} and {row["broken"] for row in rows.values()} == {None}
+    assert table.broken == table.warned == {}
+    assert {row[told] for row in rows.values() for told in ("broken", "warning")} == {None}
     assert {arm for arm, _ in rows} == set(ARMS)
     said = measure.summary(found)
     assert all(arm in said for arm in ARMS) and "n = 24 images" in said and "subsets of 3 prompts" in said
@@ -229,29 +231,24 @@ def test_an_adapter_of_numbers_that_are_none_draws_images_that_are_told_apart(tm
 
 
 BREAKDOWNS = {
-    "pixels that are not numbers": (spoil(ARMS[2], "pixel_std", np.nan, 0), (), "12 of 24 images have pixels that are"),
-    "flat images": (spoil(ARMS[2], "pixel_std", 0.001), (), "24 of 24 images are one flat colour"),
-    "a reward that is not a number": (spoil(ARMS[2], "gold", np.inf, 0), (), "gold is not finite for 12 of 24 images"),
-    "features that are not numbers": (spoil(ARMS[2], "features", np.nan, 0), (), "features of 12 of 24 images are not"),
-    "features that are all the same": (spoil(ARMS[2], "features", 1.0), (), "features of all 24 images are the same"),
-    "precision": (
-        spoil(ARMS[2], "features", np.arange(DIMENSION) * 1e3, 0),
-        ("measure.min_precision=0.6",),
-        "precision 0",
-    ),
+    "pixels that are not numbers": (spoil(ARMS[2], "pixel_std", np.nan, 0), "12 of 24 images have pixels that are"),
+    "flat images": (spoil(ARMS[2], "pixel_std", 0.001), "24 of 24 images are one flat colour"),
+    "a reward that is not a number": (spoil(ARMS[2], "gold", np.inf, 0), "gold is not finite for 12 of 24 images"),
+    "features that are not numbers": (spoil(ARMS[2], "features", np.nan, 0), "features of 12 of 24 images are not"),
+    "features that are all the same": (spoil(ARMS[2], "features", 1.0), "features of all 24 images are the same"),
 }
 
 
 @pytest.mark.parametrize("kind", BREAKDOWNS)
-def test_an_arm_whose_images_left_the_data_is_shown_with_the_reason_and_has_no_part_in_a_front(kind, tmp_path, capsys):
-    change, more, reason = BREAKDOWNS[kind]
+def test_an_arm_whose_images_are_unsound_is_shown_with_the_reason_and_has_no_part_in_a_front(kind, tmp_path, capsys):
+    change, reason = BREAKDOWNS[kind]
 
     def change_and_win(name, made):
         change(name, made)
         if name == ARMS[2]:  # it would be best in everything
             made[slug(RED)] += 100
 
-    found = build(settings(tmp_path, *more), change_and_win)
+    found = build(settings(tmp_path), change_and_win)
     table, rows = measured(found)
     assert list(table.broken) == [ARMS[2]] and reason in table.broken[ARMS[2]]
     assert rows[ARMS[2], "frechet"]["broken"] == table.broken[ARMS[2]]
@@ -269,6 +266,54 @@ def test_an_arm_whose_images_left_the_data_is_shown_with_the_reason_and_has_no_p
     assert "broken, on no front: AIG linear" in front.summary(path)
 
 
+def test_a_shift_of_one_deviation_has_no_precision_left_though_its_spread_is_the_same():
+    base, own = np.random.default_rng(0).normal(size=(2, 400, 64))
+    found = neighbour_scores(base, own + 1, 5)
+    assert neighbour_scores(base, own, 5).precision > 0.5 and found.precision < 0.05
+    assert breakdown.of_features(own + 1) == []
+    told = f"precision {found.precision:.3g} is under 0.05"
+    assert breakdown.warning(config.Measure(), found.precision) == told
+    assert breakdown.warning(config.Measure(), 0.05) is None
+
+
+def test_an_arm_that_is_shifted_and_keeps_its_spread_is_on_the_front_with_a_warning_beside_it(tmp_path):
+    def shift(name, made):
+        if name == ARMS[2]:
+            made["features"] += 20
+            made[slug(RED)] += 100
+
+    found = build(settings(tmp_path, "sweep.train_seeds=[0, 1]"), shift)
+    table, rows = measured(found)
+    mean = ARMS[2].replace("-s0", "-mean")
+    told = "precision 0 is under 0.05"
+    assert table.broken == {} and table.warned == {ARMS[2]: told, mean: f"1 of 2 training seeds: {told}"}
+    assert rows[ARMS[2], "precision"]["value"] == 0 and rows[ARMS[2], "vendi"]["warning"] == told
+    assert measure.read_table(found).warned == table.warned
+    path = front.write_front(found)
+    for single in json.loads(path.read_text())["studies"][:2]:  # the mean, and the seed
+        arm = next(arm for arm in single["arms"] if arm["label"] == "AIG linear")
+        assert arm["on_front"] and arm["broken"] is None and arm["warning"].endswith(told)
+        assert arm["arm"] in single["fronts"]["aig"] and single["reference"][0] < 50 < single["normalization"][0]
+    assert f"! {ARMS[2]}: {told}" in measure.summary(found) and f"{ARMS[2]} !" in measure.summary(found)
+    assert f"warning: AIG linear ({told})" in front.summary(path)
+    listed = {arm["name"]: arm for arm in json.loads(RunFiles(found.directory).arms.read_text())["arms"]}
+    assert listed[ARMS[2]]["warning"] == told and listed[TUNED]["warning"] is None
+    assert sum(told in line for line in RunFiles(found.directory).table.read_text().splitlines()) == 2
+
+
+def test_an_arm_that_is_broken_has_no_warning_too_and_neither_has_a_mean_of_which_one_seed_is(tmp_path):
+    other = ARMS[2].replace("-s0", "-s1")
+
+    def change(name, made):
+        if name in (ARMS[2], other):
+            made["features"] += 20
+        if name == other:
+            made["pixel_std"][:] = np.nan
+
+    table, _ = measured(build(settings(tmp_path, "sweep.train_seeds=[0, 1]"), change))
+    assert set(table.broken) == {other, other.replace("-s1", "-mean")} and set(table.warned) == {ARMS[2]}
+
+
 def test_the_front_says_how_sure_it_is_that_an_arm_dominates_another(run):
     found, table, _ = run
     measured(found)
@@ -277,6 +322,45 @@ def test_the_front_says_how_sure_it_is_that_an_arm_dominates_another(run):
     result = bootstrap(table.rows(names), found.front.bootstrap, x=slug(RED), y="vendi", seed=found.front.seed)
     expected = [[result.dominates(a, b) for b in range(5)] for a in range(5)]
     assert single["dominance"] == expected and 0 < max(map(max, expected)) <= 1
+
+
+def test_the_summary_and_the_table_give_the_held_out_rewards_plane_beside_the_proxys(run):
+    """An arm that is best by the proxy alone is on that front and on no other."""
+    found, *_ = run
+    measured(found)
+    path = front.write_front(found)
+    single = json.loads(path.read_text())["studies"][0]
+    said, labels = front.summary(path), {arm["arm"]: arm["label"] for arm in single["arms"]}
+    roles = {
+        slug(RED): f"the proxy ({slug(RED)})",
+        slug(BRIGHT): f"the held-out reward ({slug(BRIGHT)})",
+        "gold": "gold",
+    }
+    planes = {slug(RED): single, **single["planes"]}
+    assert list(planes) == list(roles)
+    for x, plane in planes.items():
+        assert f"  front by {roles[x]}: {', '.join(labels[name] for name in plane['fronts']['all'])}\n" in said
+        part = said.split(f"  by {roles[x]}, hypervolumes on ({x}, vendi) start at ")[1].split("\n  by ")[0]
+        for row in plane["differences"]:
+            rival = {"lora": "LoRA scaling", "early": "early stopping"}[row["b"]]
+            shown = f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+            assert f"    AIG (1 training) less {rival} (1 training): {shown}" in part
+    rows = {row["arm"]: row for row in csv.DictReader(RunFiles(found.directory).table.open())}
+    for name, row in rows.items():
+        for column, x in (("on_front", slug(RED)), ("on_held_out_front", slug(BRIGHT))):
+            assert (row[column] == "True") == (name in planes[x]["fronts"]["all"])
+
+
+def test_the_front_says_what_separate_loops_would_have_made(run):
+    found, *_ = run
+    measured(found)
+    path = front.write_front(found)
+    assert json.loads(path.read_text())["cost"] == {"predictions": 5, "separate": 8, "published": 10}
+    told = (
+        "cost: 5 predictions a (prompt, seed); a loop for each arm that makes weights 0 and 1 by one prediction makes "
+        "8 (38 % fewer), the published script, with both at every step, 10 (50 % fewer)"
+    )
+    assert front.summary(path).endswith(told)
 
 
 def test_images_of_one_colour_are_let_through_where_they_are_few(tmp_path):
@@ -418,8 +502,12 @@ def test_runs_are_compared_arm_by_arm_on_the_same_prompts(run, other, capsys):
     assert tuned["value"] == pytest.approx(-1, abs=1e-6) and tuned["high"] - tuned["low"] < 1e-5
     assert tuned["a"] == pytest.approx(table.rows([TUNED])[slug(RED)].mean())
     assert (base["value"], base["low"], base["high"]) == (0, 0, 0)
-    family = by_name["pipeline_toys-red-k1-s0 all", "hypervolume"]
-    assert family["value"] == pytest.approx(family["b"] - family["a"]) and family["low"] < family["high"]
+    for metric, x in (("hypervolume", slug(RED)), ("held-out hypervolume", slug(BRIGHT)), ("gold hypervolume", "gold")):
+        family = by_name["pipeline_toys-red-k1-s0 all", metric]
+        assert family["value"] == pytest.approx(family["b"] - family["a"])
+        assert (family["x"], family["y"]) == (x, "vendi") and metric in said
+        # By gold the base, which both runs share, dominates all that is tuned.
+        assert family["value"] == 0 if metric == "gold hypervolume" else family["low"] < family["high"]
 
 
 @pytest.mark.parametrize(
@@ -526,11 +614,26 @@ def test_an_arm_that_is_broken_in_one_run_is_marked_and_in_no_hypervolume(run, t
     assert f"{ARMS[2]} is broken" in compare.summary(result, "a", "b")
 
 
+def test_an_arm_that_is_warned_of_in_one_run_is_compared_with_the_warning(run, tmp_path):
+    found, *_ = run
+    measured(found)
+    far = build(settings(tmp_path, "run.name=far"), spoil(ARMS[2], "features", np.arange(DIMENSION) * 1e3, 0))
+    measured(replace(far, measure=replace(far.measure, min_precision=0.6)))
+    result = compare.compare(found, far)
+    assert {row["name"] for row in result.rows if row["warning"]} == {ARMS[2]}
+    assert not any(row["broken"] for row in result.rows)
+    family = next(row for row in result.rows if row["name"].endswith(" aig"))
+    assert family["value"] != 0 and f"! {ARMS[2]}: b: precision 0" in compare.summary(result, "a", "b")
+
+
 def test_a_table_is_cut_into_parts_that_fit_the_terminal():
     from pipelines import tables
     from pipelines.report.data import Estimate
 
     cells = {f"arm {i}": {f"metric {m}": Estimate(i + m, i, m + i + 1) for m in range(6)} for i in range(3)}
-    text = tables.estimates(cells, [f"metric {m}" for m in range(7)], {"arm 1": "it fell apart"}, width=60)
+    text = tables.estimates(
+        cells, [f"metric {m}" for m in range(7)], {"arm 1": "it fell apart"}, {"arm 2": "far off"}, 60
+    )
     assert max(map(len, text.splitlines())) <= 60 and "metric 5" in text and "metric 6" not in text
-    assert text.count("arm 1 *") > 1 and text.endswith("* arm 1 is broken, and on no front: it fell apart")
+    assert text.count("arm 1 *") > 1 and text.count("arm 2 !") > 1
+    assert text.endswith("* arm 1 is broken, and on no front: it fell apart\n! arm 2: far off")

@@ -221,7 +221,7 @@ def build_run(root: Path, train_seeds: int = 1, prompts: int = 4, seeds: int = 3
     listing = {
         "format": IMAGES_FORMAT,
         "arms": [{key: value for key, value in arm.items() if key != "d"} for arm in everything],
-        "cost": {"predictions": 143, "naive": 224},
+        "cost": {"predictions": 143, "separate": 190, "published": 224},
         "check": {"expected": n, "found": n, "missing": 0, "duplicate": 0},
         "command": "python -m pipelines demo",
         "versions": {"torch": "2.0"},
@@ -392,7 +392,11 @@ def test_n_seeds_level_and_reference_stand_beside_the_results(page: str) -> None
     assert "n = 12 images an arm (4 prompts × 3 seeds), training seed 0, 95 % intervals" in text
     assert re.search(r"from reference \(12\.\d+, 2\.\d+\), in units of \(1, 2\)", text)
     assert "there is one training seed (0), so another training run may differ by more" in text
-    assert "143 predictions a (prompt, seed)" in text and "224 (36 % fewer)" in text
+    assert "143; separate loops 190, published script 224" in text
+    assert (
+        "143 predictions a (prompt, seed); a loop for each arm that makes weights 0 and 1 by one prediction makes 190 "
+        "(25 % fewer), the published script, with both at every step, 224 (36 % fewer)."
+    ) in text
     assert "python -m pipelines demo" in text and "steps: 160" in text and "torch 2.0" in text
 
 
@@ -615,9 +619,23 @@ def test_a_broken_arm_is_shown_with_its_reason_and_is_on_no_front(copy: Path) ->
     page = write_report(copy).read_text()
     text = Links(page).text
     reason = "tuned (broken): 24 of 24 images are one flat colour. It is shown, on no front and in no hypervolume."
-    assert reason in text and "Crossed out, since their images left the data: tuned (broken)." in text
+    assert reason in text and "Crossed out, since their images are unsound: tuned (broken)." in text
     row = page.split(f'data-arm="{arm.name}"')[1].split("</tr>")[0]
     assert ">broken</td>" in row and "tuned (broken)" in row
+
+
+def test_an_arm_of_little_precision_has_the_warning_beside_it_and_takes_part(copy: Path) -> None:
+    told, before = "precision 0.008 is under 0.05", study_of(copy)
+    edit(copy / "front.json", lambda front: front["studies"][0]["arms"][1].update(warning=told))
+    study = study_of(copy)
+    arm = study.arms[1]
+    assert arm.label == "tuned (!)" and not arm.broken and study.size("all") == before.size("all")
+    assert planes.optimal_names(study, "gold") == planes.optimal_names(before, "gold")
+    page = write_report(copy).read_text()
+    text = Links(page).text
+    assert f"tuned (!): {told}. Another style has little precision too: look at its images. It takes part." in text
+    assert "Marked (!), since few of their images lie among the base's: tuned (!)." in text
+    assert f", {told}</title>" in page and "Crossed out" not in text
 
 
 def test_path_lengths_of_some_prompts_say_so(copy: Path) -> None:

@@ -80,7 +80,7 @@ class ToyDraw:
             columns = {
                 name: (column[:, None] + offset).tolist() for name, column in zip(METRICS, values.T, strict=False)
             }
-            yield unit, Measured(columns, 3, 4)
+            yield unit, Measured(columns, {"predictions": 3, "separate": 4, "published": 6})
 
 
 # A step's tuned model earns GAIN and costs LOSS; their ratio rises with u. By the fractional knapsack (Dantzig 1957)
@@ -238,6 +238,50 @@ def test_the_summary_tells_of_prompts_that_were_seen_before_they_judge(tmp_path)
     assert "Of evaluate.prompts 2 are in the search set" in said
 
 
+def test_what_was_found_is_judged_by_the_held_out_reward_too(tmp_path):
+    """The knapsack's optima earn the trained reward alone: the other has the references at its best."""
+    made = toy_plan(tmp_path, "search.trials=32", "search.sampler=random")
+
+    class BothRewards(ToyDraw):
+        def __call__(self, units):
+            for unit, measured in super().__call__(units):
+                opposite = (-2.0 * np.array(measured.values["fragile"])).tolist()
+                yield unit, replace(measured, values={**measured.values, "robust": opposite})
+
+    result = json.loads(search(made, BothRewards(knapsack)).read_text())
+    elsewhere = result["by_held_out_reward"]
+    assert elsewhere["reward"] == "robust"
+    at = {row["name"]: [row[HELD_OUT][name][0] for name in ("robust", "vendi")] for row in result["schedules"]}
+    published = np.array([at[name] for name in REFERENCES])
+    found = np.array([at[name] for name in [*REFERENCES[:2], *list(at)[len(REFERENCES) :]]])
+    box = findings.Box.around(published)
+    assert elsewhere["hypervolume_difference"][0] == pytest.approx(box.volume(found) - box.volume(published))
+    value, low, high = elsewhere["hypervolume_difference"]
+    told = f"With the held-out reward robust in place of fragile: {value:+.3f} [{low:+.3f}, {high:+.3f}]"
+    assert told in result["statement"] and " robust " in findings.summary(made.folder / RESULT).splitlines()[1]
+
+
+def test_the_cost_of_a_search_stands_beside_that_of_separate_loops(tmp_path):
+    draw = ToyDraw(knapsack)
+    path = search(toy_plan(tmp_path), draw)
+    units = len(draw.units)
+    cost = json.loads(path.read_text())["cost"]
+    assert cost == {"predictions": 3 * units, "separate": 4 * units, "published": 6 * units}
+    assert f"{3 * units} predictions; a loop for each arm" in findings.summary(path)
+    assert f"makes {4 * units} (25 % fewer), the published script" in findings.summary(path)
+
+
+def test_the_measurements_of_an_earlier_version_are_refused_with_what_to_do(tmp_path):
+    made = toy_plan(tmp_path)
+    Work(made, Store(made.folder, made.identity()), ToyDraw(knapsack)).measure(SEARCH, ["linear"])
+    path = made.folder / EVALUATIONS
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    old = [{key: value for key, value in line.items() if key != "cost"} | {"naive": 4} for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in old))
+    with pytest.raises(ConfigError, match=r"line 1 is of an earlier version \(it has no 'cost'\): delete .*search"):
+        Store(made.folder, made.identity())
+
+
 def test_two_texts_of_one_curve_are_drawn_once(tmp_path):
     draw = ToyDraw(knapsack)
     made = toy_plan(tmp_path)
@@ -372,7 +416,7 @@ def test_a_unit_holds_what_separate_sampling_gives(trained, model):
             assert measured.values[name][c] == pytest.approx(expected, abs=1e-3)
         expected = [vendi_score(rows) for rows in pixels(images).reshape(2, 2, -1).numpy()]
         assert measured.values["vendi"][c] == pytest.approx(expected, abs=1e-3)
-    assert 0 < measured.predictions < measured.naive
+    assert 0 < measured.cost["predictions"] < measured.cost["separate"] < measured.cost["published"]
 
 
 def test_captions_that_validate_a_search_are_none_that_it_or_a_training_sees(trained, model):

@@ -15,9 +15,10 @@ import pyarrow as pa
 
 from aig import schedules
 from aig.pareto import LEAST_PROMPTS, Bootstrap, bootstrap, hypervolume, optimal_mask
-from pipelines import layout, remote
+from pipelines import layout, remote, rewarding
 from pipelines.generate import commit
 from pipelines.layout import RunFiles
+from pipelines.report.words import cost_words
 from tune.plan import HELD_OUT, REFERENCES, SEARCH, Plan
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def conclude(
         for a, (name, text, family) in enumerate(zip(names, texts, families, strict=True))
     ]  # fmt: skip
     difference = {which: _difference(result) for which, result in sets.items()} if chosen else {}
+    elsewhere = _elsewhere(plan, held_out) if chosen else {}
     front = optimal_mask(np.array([[trial.values[name] for name in plan.objectives] for trial in trials]))
     return {
         "name": plan.name, "adapter": plan.adapter, "reward": layout.slug(plan.reward),
@@ -113,7 +115,8 @@ def conclude(
             which: {"reference": result.reference.tolist(), "scale": result.scale.tolist()}
             for which, result in sets.items()
         },
-        "schedules": rows, "hypervolume_difference": difference, "statement": _statement(plan, difference),
+        "schedules": rows, "hypervolume_difference": difference, "by_held_out_reward": elsewhere,
+        "statement": _statement(plan, difference) + _told_elsewhere(plan, elsewhere),
     }  # fmt: skip
 
 
@@ -123,9 +126,11 @@ def labels(plan: Plan, count: int) -> list[str]:
     return [f"{stem}-{i}" for i in range(1, count + 1)]
 
 
-def _bootstrap(plan: Plan, table: dict[str, np.ndarray]) -> Bootstrap:
-    """In units of what the references span, which what was found does not move."""
-    front, x, y = plan.config.front, *plan.objectives[:2]
+def _bootstrap(plan: Plan, table: dict[str, np.ndarray], x: str | None = None) -> Bootstrap:
+    """On the first two objectives, or with x in place of the first, in units of what the references span, which what
+    was found does not move."""
+    front, y = plan.config.front, plan.objectives[1]
+    x = x or plan.objectives[0]
     box = Box.around(np.stack([table[name][: len(REFERENCES)].mean(axis=1) for name in (x, y)], axis=1))
     ends, count = (0, 1), len(table[x])
     families = {"published": range(len(REFERENCES)), "found": [*ends, *range(len(REFERENCES), count)]}
@@ -154,6 +159,23 @@ def _difference(result: Bootstrap) -> list[float | None]:
     return _finite(result.hypervolume_difference(("found", "published"))[:3])
 
 
+def _elsewhere(plan: Plan, table: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The difference on held-out prompts with the held-out reward in place of the one that was trained on; empty where
+    there is none, or where no plane of that reward is told of."""
+    other = rewarding.held_out(plan.config, plan.reward)
+    metric = layout.slug(other) if other else None
+    if metric not in table or plan.objectives[0] != layout.slug(plan.reward) or metric == plan.objectives[1]:
+        return {}
+    return {"reward": metric, "hypervolume_difference": _difference(_bootstrap(plan, table, metric))}
+
+
+def _told_elsewhere(plan: Plan, elsewhere: dict[str, Any]) -> str:
+    if not elsewhere:
+        return ""
+    place = f"the held-out reward {elsewhere['reward']} in place of {plan.objectives[0]}"
+    return f" With {place}: {_shown(elsewhere['hypervolume_difference'], plus=True)} on the same prompts."
+
+
 def _statement(plan: Plan, difference: dict[str, list[float | None]]) -> str:
     """What may be said of the found schedules against the published ones; the search set flatters what it chose."""
     if not difference:
@@ -162,7 +184,7 @@ def _statement(plan: Plan, difference: dict[str, list[float | None]]) -> str:
     prompts = len(plan.prompts[HELD_OUT])
     if seen is None or value is None:
         return "The found schedules were not compared: an arm is not measured on every prompt."
-    shown = f"{value:+.3f}" if low is None or high is None else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+    shown = _shown((value, low, high), plus=True)
     told = (
         f"hypervolume {shown} against as many of the published ones on {prompts} held-out prompts "
         f"({seen:+.3f} on the search set, which chose them)"
@@ -214,18 +236,18 @@ def write(result: dict[str, Any], path: Path) -> None:
     layout.write_json(path, result)
 
 
-def _shown(estimate: Sequence[float | None]) -> str:
-    value, low, high = (math.nan if number is None else number for number in estimate)
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]" if math.isfinite(low) else f"{value:.3f}"
+def _shown(estimate: Sequence[float | None], plus: bool = False) -> str:
+    sign = "+" if plus else ""
+    value, low, high = (f"{math.nan if number is None else number:{sign}.3f}" for number in estimate)
+    return value if estimate[1] is None else f"{value} [{low}, {high}]"
 
 
 def summary(path: Path) -> str:
     """The result as text: a line a schedule, the difference in hypervolume, what may be said."""
     result = layout.read_json(path)
     x, y = result["x"], result["y"]
-    shown = list(
-        dict.fromkeys([x, y, *(m for m in (*result["objectives"], "gold") if m in result["schedules"][0][HELD_OUT])])
-    )
+    more = (*result["objectives"], result.get("by_held_out_reward", {}).get("reward"), "gold")
+    shown = list(dict.fromkeys([x, y, *(m for m in more if m in result["schedules"][0][HELD_OUT])]))
     width = max(len(row["name"]) for row in result["schedules"])
     lines = [
         f"held out: {result['prompts'][HELD_OUT]} prompts × {result['seeds'][HELD_OUT]} seeds, "
@@ -236,11 +258,8 @@ def summary(path: Path) -> str:
         cells = "".join(f"{_shown(row[HELD_OUT][metric]):<27}" for metric in shown)
         better = f"dominates {', '.join(row['dominates'])}" if row["found"] and row["dominates"] else ""
         lines.append(f"{row['name']:<{width}}  {cells}{row['schedule'] if row['found'] else ''}  {better}".rstrip())
-    cost = result["cost"]
-    lines.append(
-        f"{result['trials']} candidates, {result['distinct_curves']} distinct curves, {cost['predictions']} "
-        f"predictions ({100 * cost['predictions'] / cost['naive']:.0f} % of what separate loops make)"
-    )
+    candidates = f"{result['trials']} candidates, {result['distinct_curves']} distinct curves"
+    lines.append(f"{candidates}, {cost_words(result['cost'])}")
     lines.append(result["statement"])
     trained = result["held_out_prompts_trained_on"]
     if trained:

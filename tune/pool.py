@@ -64,8 +64,7 @@ class Evaluator:
         samples = sample_arms(self.model, texts, indices, arms, self.config.run.seed, self.sampling)
         rows = [self._measure(samples.latents[arm.name], texts, len(unit.prompt_ids)) for arm in arms]
         values = {name: [row[name] for row in rows] for name in rows[0]}
-        cost = samples.cost
-        return Measured(values, cost.predictions * len(texts), cost.naive * len(texts))
+        return Measured(values, {name: count * len(texts) for name, count in samples.cost.counts().items()})
 
     def _measure(self, latents: torch.Tensor, texts: list[str], prompts: int) -> dict[str, list[float]]:
         """Metric -> (prompts,) of one curve's latents (prompts · seeds, C, H, W)."""

@@ -97,8 +97,8 @@ class Work:
         return self.store.table(which, len(self.plan.prompts[which]), curves)
 
     def cost(self) -> dict[str, int]:
-        """Predictions made and what a loop a curve would have made, over all images of the search."""
-        return {"predictions": self.store.predictions, "naive": self.store.naive}
+        """Predictions made and what loops without shared states would have made, over all images of the search."""
+        return dict(self.store.cost)
 
     def _missing(self, which: str, texts: dict[str, str]) -> list[Unit]:
         """Units over what has not been measured; `texts` has a schedule for each curve."""

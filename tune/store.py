@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +42,8 @@ class Measured:
 
     values: dict[str, list[list[float]]]
     """Metric -> (curves, prompts), each the mean or the diversity of one prompt's seeds."""
-    predictions: int
-    """Denoiser evaluations made, over all images; a row of classifier-free guidance's two halves is one."""
-    naive: int
-    """What a loop a curve that makes both predictions in every step would have made."""
+    cost: dict[str, int]
+    """Predictions made, over all images, and what loops without shared states would have made: `Cost.counts`."""
 
 
 # From units to each unit with what it came to, in any order.
@@ -57,7 +56,7 @@ class Store:
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.path = folder / EVALUATIONS
         self.known: dict[tuple[str, int, str], dict[str, float]] = {}
-        self.predictions = self.naive = 0
+        self.cost: Counter[str] = Counter()
         self.pushed = time.monotonic()
         _claim(folder, identity)
         for line in self._lines():
@@ -67,7 +66,7 @@ class Store:
         """Keep a unit's measurements, on disk first."""
         line = {
             "set": unit.set, "prompts": unit.prompt_ids, "curves": unit.curves, "schedules": unit.schedules,
-            "values": measured.values, "predictions": measured.predictions, "naive": measured.naive,
+            "values": measured.values, "cost": measured.cost,
         }  # fmt: skip
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
@@ -95,8 +94,7 @@ class Store:
         for c, curve in enumerate(line["curves"]):
             for p, prompt in enumerate(line["prompts"]):
                 self.known[line["set"], prompt, curve] = {name: cells[c][p] for name, cells in line["values"].items()}
-        self.predictions += line["predictions"]
-        self.naive += line["naive"]
+        self.cost.update(line["cost"])
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """The whole lines; the rest of one whose writer was killed is cut off."""
@@ -106,9 +104,15 @@ class Store:
             os.truncate(self.path, whole)
         for number, line in enumerate(content[:whole].splitlines(), 1):
             try:
-                yield json.loads(line)
+                found = json.loads(line)
             except ValueError as error:
                 raise ConfigError(f"{self.path}: line {number} is corrupt ({error}): delete that line") from error
+            if "cost" not in found:
+                raise ConfigError(
+                    f"{self.path}: line {number} is of an earlier version (it has no 'cost'): delete "
+                    f"{self.path.parent}, or choose another search.name"
+                )
+            yield found
 
 
 def _claim(folder: Path, identity: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ class Bootstrap:
     scale: np.ndarray
     """(2,) in x's and y's units: what counts as 1 in a hypervolume."""
     broken: tuple[int, ...]
-    """Arms whose images left the data."""
+    """Arms whose images are unsound."""
     by_prompt: dict[str, np.ndarray]
     """(arms, prompts) or (arms, prompts, seeds) a metric: what was given, NaN for what is not finite."""
     counts: np.ndarray

@@ -100,7 +100,9 @@ class Arm:
     on_front: bool = False
     front_probability: float = math.nan
     broken: str | None = None
-    """How its images left the data; such an arm is shown, marked, and is on no front."""
+    """How its images are unsound; such an arm is shown, marked, and is on no front."""
+    warning: str | None = None
+    """What to know of images that are sound; the arm takes part in every comparison."""
 
     @property
     def members(self) -> list[str]:

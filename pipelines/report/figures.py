@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from pipelines import families
 from pipelines.families import OURS
 from pipelines.report import labels, style
 from pipelines.report.data import (
@@ -49,7 +50,7 @@ def hypervolume_panels(study: Study) -> list[Drawing]:
     drawings = []
     for metric in study.planes:
         for draw, left in ((_volumes, volumes), (_differences, differences)):
-            figure, ax = style.canvas(left + 3.3, 0.75 + 0.3 * rows, left=left, top=0.35, bottom=0.3)
+            figure, ax = style.canvas(left + 3.3, 0.85 + 0.3 * rows, left=left, top=0.35, bottom=0.5)
             draw(ax, study, metric, rows)
             drawings.append(Drawing(figure))
     return drawings
@@ -58,10 +59,10 @@ def hypervolume_panels(study: Study) -> list[Drawing]:
 def hypervolumes(run: Run, study: Study) -> Drawing:
     """Hypervolumes and their differences on every plane in one figure."""
     rows, count, (volumes, differences) = _rows(study), len(study.planes), _margins(study)
-    size = (volumes + differences + 6.6, 0.75 + (0.7 + 0.32 * rows) * count)
-    margins: dict[str, Any] = {"left": volumes, "top": 0.7, "bottom": 0.7, "between": (differences, 0.7)}
+    size = (volumes + differences + 6.6, 0.7 + (0.85 + 0.32 * rows) * count)
+    margins: dict[str, Any] = {"left": volumes, "top": 0.7, "bottom": 0.85, "between": (differences, 0.85)}
     figure, axes = style.canvas(*size, count, 2, squeeze=False, **margins)
-    note = f"{sample(study.arms)}; {run.percent} intervals over prompts, paired; {reference(study)}."
+    note = f"{sample(study.arms)}; {run.percent} intervals over prompts, paired."
     style.annotate(figure, f"{study.title}: hypervolume", note, ())
     for metric, (left, right) in zip(study.planes, axes, strict=True):
         _volumes(left, study, metric, rows)
@@ -87,13 +88,14 @@ def _less(study: Study, a: str, b: str) -> str:
 
 def reference(study: Study) -> str:
     """The hypervolumes' reference points and normalizations in words."""
-    said = []
-    for metric, plane in study.planes.items():
-        (x, y), (unit_x, unit_y) = plane.reference, plane.normalization
-        on = f"on {study.role_of(metric)} " if len(study.planes) > 1 else ""
-        box = f"from reference ({x:.4g}, {y:.4g}), in units of ({unit_x:.4g}, {unit_y:.4g})"
-        said.append(on + box.replace("-", "−"))
+    several = len(study.planes) > 1
+    said = [(f"on {study.role_of(metric)} " if several else "") + _box(study, metric) for metric in study.planes]
     return "; ".join(said)
+
+
+def _box(study: Study, metric: str) -> str:
+    (x, y), (unit_x, unit_y) = study.planes[metric].reference, study.planes[metric].normalization
+    return f"from reference ({x:.4g}, {y:.4g}), in units of ({unit_x:.4g}, {unit_y:.4g})".replace("-", "−")
 
 
 def overview(run: Run) -> Drawing | None:
@@ -232,7 +234,8 @@ def _volumes(ax: Axes, study: Study, metric: str, height: int) -> None:
     order, found = list(FAMILIES), study.planes[metric].hypervolume
     volumes = sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else 99)
     _dots(ax, [(study.family(f), v, MARK.get(f, INK), MARKER.get(f, "o"), True) for f, v in volumes], height)
-    ax.set_title(f"hypervolume of each front by {study.role_of(metric)}")
+    ax.set_title(f"hypervolume by {study.role_of(metric)}")
+    ax.set_xlabel(_box(study, metric), loc="left", fontsize=8, color=MUTED)
 
 
 def _differences(ax: Axes, study: Study, metric: str, height: int) -> None:
@@ -241,7 +244,8 @@ def _differences(ax: Axes, study: Study, metric: str, height: int) -> None:
         rows.append((_less(study, d.a, d.b), d.estimate, MARK.get(d.a, INK), "o", d.decided))
     _dots(ax, rows, height)
     ax.axvline(0, color=MUTED, linewidth=1)
-    ax.set_title(f"difference at equal size by {study.role_of(metric)} (filled: ahead or behind)")
+    ax.set_title(f"difference at equal size by {study.role_of(metric)}")
+    ax.set_xlabel("filled: ahead or behind", loc="left", fontsize=8, color=MUTED)
 
 
 def _dots(ax: Axes, rows: Sequence[_Row], height: int) -> None:
@@ -287,7 +291,8 @@ def _against_kl(
     bars, texts = [], []
     for family in study.families:
         members = [name for name in points if study.by_name[name].family == family]
-        joined = sorted(members + ends, key=lambda name: points[name].distance.value)
+        joined = [name for name in points if study.by_name[name].family in (*families.members(family), "base", "tuned")]
+        joined.sort(key=lambda name: points[name].distance.value)
         if family not in ("base", "tuned") and members:
             xy = [
                 (points[name].distance.value, values[name].value) for name in joined if not study.by_name[name].broken

@@ -99,6 +99,7 @@ def _section(run: Run, study: Study, grid: images.Grid | None, folder: Path) -> 
         "sample": sample(study.arms),
         "undrawn": [a.label for a in study.arms if not math.isfinite(a.x.value) or not math.isfinite(a.y.value)],
         "broken": [arm.label for arm in study.arms if arm.broken],
+        "warned": [arm.label for arm in study.arms if arm.warning],
         "tradeoff": _svg(tradeoff, f"{name}-plane", f"Reward–diversity plane: {study.title}"),
         "left_out": tradeoff.left_out,
         "panels": [
@@ -220,7 +221,8 @@ def _table(run: Run) -> tuple[list[tuple[str, bool]], list[dict[str, Any]]]:
     }
     columns = [("arm", False), *([("study", False)] if several else []), ("family", False)]
     columns += [(metric_name(metric), True) for metric in metrics]
-    columns += [("optimal", False), ("P(optimal)", True), ("n", True), ("prompts", True), ("seeds", True)]
+    columns += [("optimal", False), ("P(optimal)", True), ("optimal by held-out reward", False)]
+    columns += [("n", True), ("prompts", True), ("seeds", True)]
     columns += [(text, key not in ("reward", "schedule")) for key, text in settings.items()]
     rows = []
     for study, arm in pairs:
@@ -228,13 +230,20 @@ def _table(run: Run) -> tuple[list[tuple[str, bool]], list[dict[str, Any]]]:
         family = study.family(arm.family) if study else family_name(arm.family)
         cells.append(_cell(family, list(FAMILIES).index(arm.family)))
         cells += [_estimate(arm.metric(metric)) for metric in metrics]
-        optimal = "broken" if arm.broken else "yes" if arm.on_front else "no"
-        cells.append(_cell(optimal if study else "–"))
+        cells.append(_cell(_optimal(study, arm, study.reward if study else None)))
         cells.append(_estimate(Estimate(arm.front_probability)))
+        cells.append(_cell(_optimal(study, arm, study.held_out if study else None)))
         cells += [_setting(value or None) for value in (arm.n, arm.prompts, arm.seeds)]
         cells += [_setting(arm.settings.get(key)) for key in settings]
         rows.append({"family": arm.family, "name": arm.name, "cells": cells})
     return columns, rows
+
+
+def _optimal(study: Study | None, arm: Arm, metric: str | None) -> str:
+    """Whether the arm is optimal on the plane of a metric; a dash where the study has no such plane."""
+    if study is None or metric is None or metric not in study.planes:
+        return "–"
+    return "broken" if arm.broken else "yes" if arm.name in planes.optimal_names(study, metric) else "no"
 
 
 def _metric_order(run: Run, arms: list[Arm]) -> list[str]:
@@ -273,16 +282,15 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
 
 
 def _cost(cost: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Predictions a (prompt, seed), shared and naive, and whatever else stands beside them."""
+    """Predictions a (prompt, seed), ours and those of loops that share nothing, and whatever else stands beside
+    them."""
     if not cost:
         return None
-    shared, naive = cost.get("predictions"), cost.get("naive")
-    shown = {}
-    if isinstance(shared, int | float) and isinstance(naive, int | float) and naive > 0:
-        shown = {"shared": f"{shared:g}", "naive": f"{naive:g}", "saved": f"{100 * (1 - shared / naive):.0f} %"}
-    rest = {k: v for k, v in cost.items() if not (shown and k in ("predictions", "naive"))}
+    told, known = words.cost_words(cost, " a (prompt, seed)"), ("predictions", "separate", "published")
+    shown = {name: f"{cost[name]:g}" for name in known} if told else {}
+    rest = {k: v for k, v in cost.items() if k not in shown}
     rest = {k.replace("_", " "): f"{v:,.4g}" if isinstance(v, float) else str(v) for k, v in rest.items()}
-    return {"shared": None, **shown, "rest": rest}
+    return {"told": told, **shown, "rest": rest}
 
 
 def _check(check: Mapping[str, Any] | None) -> dict[str, Any] | None:

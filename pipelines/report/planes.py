@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from aig.pareto import optimal_mask
+from pipelines.families import members
 from pipelines.report import labels, style
 from pipelines.report.data import Arm, Estimate, Run, Study, metric_name, sample
 from pipelines.report.drawing import Drawing, cross_out, legend, reward_axis
@@ -152,7 +153,8 @@ def _fronts(study: Study, metric: str, points: _Points) -> Mapping[str, Sequence
     fronts = {}
     for family in study.families:
         if family not in ("base", "tuned"):
-            fronts[family] = _front(points, ends + [arm.name for arm in sound if arm.family == family])
+            own = [arm.name for arm in sound if arm.family in members(family)]
+            fronts[family] = _front(points, ends + own)
     return fronts
 
 
@@ -175,6 +177,6 @@ def _tips(run: Run, study: Study, metric: str) -> dict[str, str]:
     for i, arm in enumerate(study.arms):
         x = arm.x if metric == study.reward else arm.metric(metric)
         shown = f"{metric_name(metric)} {interval(x)}, {metric_name(study.diversity)} {interval(arm.y)}"
-        why = f", {arm.broken}" if arm.broken else ""
+        why = "".join(f", {told}" for told in (arm.broken, arm.warning) if told)
         tips[f"arm{i}"] = f"{arm.label} ({study.family(arm.family)}): {shown}, n = {arm.n}{why}"
     return tips

@@ -260,10 +260,10 @@ def _study_arm(entry: _Checked, arms: Mapping[str, Arm]) -> Arm:
     if not arm.n:
         raise _wrong("metrics.parquet", f"has no row for arm {name!r}")
     shown = entry.object("metrics", required=False)
-    broken = entry.text("broken") if entry.value.get("broken") is not None else None
+    broken, warning = (entry.text(key) if entry.value.get(key) is not None else None for key in ("broken", "warning"))
     return Arm(
         name=name,
-        label=str(entry.value.get("label") or arm.label) + (" (broken)" if broken else ""),
+        label=str(entry.value.get("label") or arm.label) + " (broken)" * bool(broken) + " (!)" * bool(warning),
         family=arm.family,
         settings=arm.settings,
         metrics={**{metric: shown.estimate(metric) for metric in shown.value}, **arm.metrics},
@@ -275,6 +275,7 @@ def _study_arm(entry: _Checked, arms: Mapping[str, Arm]) -> Arm:
         on_front=bool(entry.get("on_front")),
         front_probability=entry.number("front_probability"),
         broken=broken,
+        warning=warning,
     )
 
 

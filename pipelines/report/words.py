@@ -105,8 +105,14 @@ def claim_sentence(claim: Claim, scope: str = "") -> Sentence:
 
 
 def broken_sentence(arm: Arm) -> Sentence:
-    """What is wrong with an arm whose images left the data, and what follows."""
+    """What is wrong with an arm whose images are unsound, and what follows."""
     return Sentence(f"{arm.label}: {arm.broken}. It is shown, on no front and in no hypervolume.", "no", "broken")
+
+
+def warning_sentence(arm: Arm) -> Sentence:
+    """What to know of an arm of little precision, which takes part like any other."""
+    text = f"{arm.label}: {arm.warning}. Another style has little precision too: look at its images. It takes part."
+    return Sentence(text, "open", "warning")
 
 
 def comparisons(differences: Sequence[Difference], families: Sequence[str] = OURS) -> list[Difference]:
@@ -187,6 +193,7 @@ def arm_name(arm: Arm) -> str:
 def study_sentences(study: Study) -> list[Sentence]:
     """All that is said about a study, most important first."""
     sentences = [broken_sentence(arm) for arm in study.arms if arm.broken]
+    sentences += [warning_sentence(arm) for arm in study.arms if arm.warning]
     sentences += [claim_sentence(claim, study.scope) for claim in study.claims]
     for metric in study.planes:
         said = verdict(study, metric)
@@ -292,6 +299,19 @@ _EVERY_WEIGHT = (
     "sweeps them, and pays for all of these trainings. The KL-tuned models themselves are not in it but are its rival: "
     "a family that contains another cannot fall behind it."
 )
+
+
+def cost_words(cost: Mapping[str, float], unit: str = "") -> str:
+    """Predictions made, and what loops without shared states would make; empty where that is not on record."""
+    if not {"predictions", "separate", "published"} <= set(cost):
+        return ""
+    counts = [cost[name] for name in ("predictions", "separate", "published")]
+    made, separate, published = (f"{count:.0f}" if count >= 1000 else f"{count:g}" for count in counts)
+    less = [f"{100 * (1 - counts[0] / count):.0f} % fewer" for count in counts[1:]]
+    return (
+        f"{made} predictions{unit}; a loop for each arm that makes weights 0 and 1 by one prediction makes "
+        f"{separate} ({less[0]}), the published script, with both at every step, {published} ({less[1]})"
+    )
 
 
 def caveats(run: Run) -> list[str]:
