@@ -122,7 +122,7 @@ def decide(found: Sequence[dict[str, Any]], level: float) -> int:
 
 
 def summary(path: Path) -> str:
-    """The fronts of every study in a few lines each."""
+    """The fronts of every study in a few lines each; differences where they are compared, not in each training seed."""
     found = json.loads(path.read_text())
     lines = [found["no_interval"]] if found["no_interval"] else []
     for single in found["studies"]:
@@ -140,7 +140,7 @@ def summary(path: Path) -> str:
         for claim in single["claims"]:
             lines.append(f"  {claim['claim']}: {_interval(claim)}{_by_seed(claim)}")
         called = {f: counted(family_name(f, single["trainings"]), n) for f, n in single["trainings"].items()}
-        for x, plane in planes.items():
+        for x, plane in planes.items() if single["leading"] else ():
             if plane["differences"]:
                 where = box((x, found["diversity"]), plane["reference"], plane["normalization"])
                 lines.append(f"  by {roles[x]}, {where}")
