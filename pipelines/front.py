@@ -171,7 +171,7 @@ def _planes(single: dict[str, Any]) -> list[dict[str, Any]]:
 def _sizes(row: dict[str, Any]) -> str:
     """How many arms were compared, and of how many."""
     (a, b), size = row["arms"], row["size"]
-    return f" ({a} arms)" if a == b else f" ({a} and {b} arms, at {size} each)"
+    return f" ({a} arm{'s' * (a != 1)} each)" if a == b else f" ({a} and {b} arms, at {size} each)"
 
 
 def _told(row: dict[str, Any]) -> str:

@@ -87,10 +87,12 @@ def test_a_penalty_that_a_search_would_draw_is_tried_out_too(model, tmp_path, ca
     assert "(DDIMScheduler, eta = 1) adds none in step" in capsys.readouterr().err
 
 
-def test_full_fine_tuning_of_half_precision_weights_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_training_in_float16_without_a_loss_scaler_is_refused(method, tmp_path, capsys):
     storage = f"run.storage={tmp_path / 'storage'}"
-    assert main(["train", "--preset", "smoke", storage, "train.method=full", "model.dtype=bfloat16"]) == 2
-    assert "train.method is full and model.dtype bfloat16" in capsys.readouterr().err
+    assert main(["train", "--preset", "smoke", storage, f"train.method={method}", "model.dtype=float16"]) == 2
+    err = capsys.readouterr().err
+    assert "float16" in err and "bfloat16" in err and "float32" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

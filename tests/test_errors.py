@@ -76,6 +76,9 @@ def test_errors_of_a_kind_are_told_in_its_words(capsys):
         assert capsys.readouterr().err == line
 
 
+SEARCHED = ["search.prompts=[a red star, a blue star]", "search.held_out=[a red heart, a blue heart]"]
+
+
 @pytest.mark.parametrize(
     ("wrong", "expected"),
     [
@@ -94,7 +97,7 @@ def test_errors_of_a_kind_are_told_in_its_words(capsys):
         (["train", "--dry-run", "model.name=nowhere"], "model: model 'nowhere'"),
         (["train", "--dry-run", "model.scheduler=flow"], "model: sampling.scheduler = 'flow' does not fit"),
         (["train", "--dry-run", "train.k=99"], "train: draft.k = 99"),
-        (["search", "search.adapter=nowhere"], "search.adapter: "),
+        (["search", "search.adapter=nowhere", *SEARCHED], "search.adapter: "),
     ],
 )
 def test_a_wrong_name_in_the_configuration_is_bad_input(wrong, expected, model, tmp_path, monkeypatch, capsys):

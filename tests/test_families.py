@@ -102,8 +102,8 @@ def test_the_front_states_both_against_each_rival_with_the_trainings_that_they_p
     assert rows["kl-aig", "kl"]["low"] > 0 > rows["aig", "kl"]["value"]
     assert single["trainings"] == {"kl": 3, "lora": 1, "aig": 1, "early": 1, "kl-aig": 3, "all": 3}
     said = front.summary(path)
-    assert "AIG on KL 0 (1 training) less KL (3 trainings): " in said
-    assert "AIG on every KL weight (3 trainings) less LoRA scaling (1 training): " in said
+    assert "AIG on KL 0 (1 training) less KL (3 trainings) (1 and 2 arms, at 1 each): " in said
+    assert "AIG on every KL weight (3 trainings) less LoRA scaling (1 training) (5 and 1 arms, at 1 each): " in said
 
 
 def no_ray():

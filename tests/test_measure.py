@@ -344,7 +344,7 @@ def test_the_summary_and_the_table_give_the_held_out_rewards_plane_beside_the_pr
         for row in plane["differences"]:
             rival = {"lora": "LoRA scaling", "early": "early stopping"}[row["b"]]
             shown = f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-            assert f"    AIG (1 training) less {rival} (1 training): {shown}" in part
+            assert f"    AIG (1 training) less {rival} (1 training) (1 arm each): {shown}" in part
     rows = {row["arm"]: row for row in csv.DictReader(RunFiles(found.directory).table.open())}
     for name, row in rows.items():
         for column, x in (("on_front", slug(RED)), ("on_held_out_front", slug(BRIGHT))):

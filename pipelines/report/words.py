@@ -159,8 +159,8 @@ def compared(difference: Difference) -> str:
     """The sizes of two families, and at which they were compared."""
     a, b = difference.arms
     if a == b:
-        return f"{a} arms each"
-    return f"{a} arms against {b}, compared at {difference.size} each"
+        return f"{a} arm{'s' * (a != 1)} each"
+    return f"{a} arm{'s' * (a != 1)} against {b}, compared at {difference.size} each"
 
 
 def best_arms(study: Study, metric: str) -> Sentence | None:
