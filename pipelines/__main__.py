@@ -645,7 +645,8 @@ def explain(error: Exception) -> int:
     if isinstance(error, ConfigError) and not of_ray:
         print(f"error: {text}", file=sys.stderr)
         return BAD_INPUT
-    if of_ray or isinstance(error, (RunError, OSError)):
+    # A FloatingPointError is what a training came to: an image, a score or a gradient that is not finite.
+    if of_ray or isinstance(error, (RunError, OSError, FloatingPointError)):
         print(f"failed: {root_cause(error)} (--debug shows where)", file=sys.stderr)
     else:
         print(f"internal error: {type(error).__name__}: {text} (--debug shows the traceback)", file=sys.stderr)
