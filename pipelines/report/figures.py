@@ -99,10 +99,14 @@ def _box(study: Study, metric: str) -> str:
 
 
 def overview(run: Run) -> Drawing | None:
-    """AIG less each rival in every study, by each reward in a column; None if nothing was compared."""
-    roles = [role for role in ROLES if any(study.metric_of(role) for study in run.studies)]
+    """AIG less each rival in every setting, by each reward in a column; None if nothing was compared.
+
+    A setting of several training seeds stands once, as their mean.
+    """
+    studies = [study for study in run.studies if study.leading]
+    roles = [role for role in ROLES if any(study.metric_of(role) for study in studies)]
     columns: list[list[_Row]] = [[] for _ in roles]
-    for study in run.studies:
+    for study in studies:
         pairs = [(d.a, d.b) for d in comparisons(study.plane.differences)]
         for role, rows in zip(roles, columns, strict=True):
             metric = study.metric_of(role)
@@ -114,7 +118,7 @@ def overview(run: Run) -> Drawing | None:
                 color, marker = MARK.get(other, INK), MARKER.get(other, "o")
                 rows.append((_less(study, ours, other), difference.estimate, color, marker, difference.decided))
     height = len(columns[0])
-    if height == len(run.studies):
+    if height == len(studies):
         return None
     left = 0.4 + 0.074 * max(len(row[0]) for row in columns[0])
     margins: dict[str, Any] = {"left": left, "top": 0.75, "bottom": style.FOOT + 0.1, "between": (0.3, 0.0)}
