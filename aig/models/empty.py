@@ -16,6 +16,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from aig.models import INDEX, LatentModel, around, resolve
+from aig.models.base import quiet
 from aig.models.published import PUBLISHED
 
 WITHOUT = ("tokenizer", "feature_extractor", "safety_checker", "image_encoder")
@@ -37,7 +38,9 @@ def empty(name: str, revision: str | None = None, dtype: torch.dtype = torch.flo
     settings = {"requires_safety_checker": False} if "requires_safety_checker" in expected else {}
     missing = {part: None for part in expected if part.startswith(WITHOUT) and part not in parts}
     pipe = getattr(diffusers, kind)(**parts, **missing, **settings)
-    return around(pipe.to(dtype), name, "meta", dtype), here
+    with quiet():  # diffusers warns of a cast that loses bits, where there are none yet
+        pipe.to(dtype)
+    return around(pipe, name, "meta", dtype), here
 
 
 def parameters(module: Any) -> int:
