@@ -24,6 +24,7 @@ from pipelines.config import Config
 from pipelines.measure import Table
 from pipelines.measuring import BY_PROMPT
 from pipelines.prompts import EVALUATE, resolve_prompts
+from pipelines.report.data import AHEAD, BEHIND
 from pipelines.validation import scores_of
 
 BATCH = 32
@@ -106,7 +107,7 @@ def draw(found: Config, every: Sequence[study.Study], pool: Pool, rng: np.random
 def count(found: Config, pool: Pool, draws: int, seed: int = 0) -> dict[str, int]:
     """In how many draws any difference is ahead, any is behind, and any would be either without adjustment."""
     every = [*study.mean_studies(found), *study.studies(found)]
-    said = {front.AHEAD: 0, front.BEHIND: 0, "not adjusted": 0}
+    said = {AHEAD: 0, BEHIND: 0, "not adjusted": 0}
     for i in range(draws):
         content = draw(found, every, pool, np.random.default_rng([seed, i]))
         rows = [row for one in content["studies"] if one["leading"] for row in one["differences"]]
@@ -117,7 +118,7 @@ def count(found: Config, pool: Pool, draws: int, seed: int = 0) -> dict[str, int
             for plane in one["planes"].values()
             for row in plane["differences"]
         ]
-        for verdict in (front.AHEAD, front.BEHIND):
+        for verdict in (AHEAD, BEHIND):
             said[verdict] += any(row["verdict"] == verdict for row in rows)
         said["not adjusted"] += any(row["p"] < 1 - found.front.level for row in rows)
     return said

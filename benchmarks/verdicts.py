@@ -5,7 +5,8 @@ All arms are equal in truth but for the ends. Run as `python -m benchmarks.cover
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -72,24 +73,24 @@ def _print(name: str, cells: list[tuple[float, float]]) -> None:
     print(f"  {name:<34}" + "".join(f"{f'{100 * a:.1f} / {100 * b:.1f} %':>16}" for a, b in cells), flush=True)
 
 
+def _table(cases: Mapping[str, Any], prompts: Sequence[int], draw: Callable[..., Contrast], samples: int) -> None:
+    """Shares of `draw(rng, kind, case, prompts)`: a column per case, a line per kind of data and number of prompts."""
+    print(f"  {'':<34}" + "".join(f"{name:>16}" for name in cases))
+    for kind in KINDS:
+        for n in prompts:
+            each = [lambda rng, of=(kind, case, n): draw(rng, *of) for case in cases.values()]
+            cells = [shares(one, samples) for one in each]
+            _print(f"{kind}, {n} prompts", cells)
+
+
 def hypervolumes(samples: int) -> None:
     print(f"ahead / behind, families of equal arms at equal size, intervals at 95 %, {samples} samples each")
-    sizes = ((5, 1), (5, 2), (5, 4))
-    print(f"  {'':<34}" + "".join(f"{f'{a} against {b}':>16}" for a, b in sizes))
-    for kind in KINDS:
-        for prompts in (8, 16, 40):
-            cells = [shares(lambda rng, s=s: compare(rng, kind, s, prompts), samples) for s in sizes]  # noqa: B023
-            _print(f"{kind}, {prompts} prompts", cells)
+    _table({f"{a} against {b}": (a, b) for a, b in ((5, 1), (5, 2), (5, 4))}, (8, 16, 40), compare, samples)
 
 
 def peak(samples: int) -> None:
     print(f"rise / fall under the peak, snapshots equal in truth, intervals at 95 %, {samples} samples each")
-    counts = (2, 4, 8)
-    print(f"  {'':<34}" + "".join(f"{f'{n} snapshots':>16}" for n in counts))
-    for kind in KINDS:
-        for prompts in (8, 16, 48):
-            cells = [shares(lambda rng, n=n: fall(rng, kind, n, prompts), samples) for n in counts]  # noqa: B023
-            _print(f"{kind}, {prompts} prompts", cells)
+    _table({f"{n} snapshots": n for n in (2, 4, 8)}, (8, 16, 48), fall, samples)
 
 
 def seeds(samples: int) -> None:

@@ -11,7 +11,7 @@ from aig.pareto import LEAST_SEEDS, Contrast, below_peak, bootstrap, contrast
 from pipelines.config import Front
 from pipelines.measure import Table
 from pipelines.scoring import GOLD
-from pipelines.study import Study
+from pipelines.study import Study, StudyArm
 
 
 def claims(front: Front, single: Study, table: Table, proxy: str, held_out: str | None) -> list[dict[str, Any]]:
@@ -28,7 +28,8 @@ def claims(front: Front, single: Study, table: Table, proxy: str, held_out: str 
     wanted += [("prompt accuracy falls", "accuracy", -1)] if "accuracy" in table.values else []
     found = []
     for text, metric, sign in wanted:
-        tuned, base = (rows(single, table, str(metric), [family])[:, 0] for family in ("tuned", "base"))
+        ends = rows(single, table, str(metric), [single.one("tuned"), single.one("base")])
+        tuned, base = ends[:, 0], ends[:, 1]
         difference = paired(front, tuned - base)
         found.append({"claim": f"{text} (tuned - base)", "expected": sign, **entry(single, difference)})
     if GOLD in table.values and single.trained:
@@ -37,9 +38,8 @@ def claims(front: Front, single: Study, table: Table, proxy: str, held_out: str 
     return found
 
 
-def rows(single: Study, table: Table, metric: str, families: Sequence[str]) -> np.ndarray:
-    """A metric (training seeds, arms, prompts) of the study's arms of these families, in the families' order."""
-    arms = [arm for family in families for arm in single.arms if arm.family == family]
+def rows(single: Study, table: Table, metric: str, arms: Sequence[StudyArm]) -> np.ndarray:
+    """A metric (training seeds, arms, prompts) of some of the study's arms."""
     return np.stack([table.rows(names)[metric] for names in single.by_seed(arms)])
 
 
@@ -59,7 +59,7 @@ def gold_from_peak(front: Front, single: Study, table: Table) -> Contrast:
     """Gold of the tuned model less gold at its peak along training; early stops that are broken have no peak."""
     sound = [arm for arm in single.arms if arm.family == "early" and arm.arm.name not in table.broken]
     snapshots = [single.one("base"), *sound, single.one("tuned")]
-    gold = np.stack([table.rows(names)[GOLD] for names in single.by_seed(snapshots)])
+    gold = rows(single, table, GOLD, snapshots)
     return below_peak(gold, bootstrap({GOLD: gold[0]}, **front.resampling).counts, front.level)
 
 

@@ -31,6 +31,7 @@ from pipelines.families import FAMILIES, counted, family_name, members
 from pipelines.layout import RunFiles
 from pipelines.measure import Table, read_rows, read_table
 from pipelines.prompts import prompt_lists
+from pipelines.report.data import AHEAD, BEHIND, UNDECIDED
 from pipelines.report.words import cost_words
 from pipelines.scoring import GOLD
 from pipelines.study import Study
@@ -42,8 +43,6 @@ COMPARISONS = (
     *(("kl-aig", rival) for rival in (*RIVALS, "kl-lora", "kl-fixed")),
     *(("trial-aig", rival) for rival in (*RIVALS, "trial-lora", "trial-fixed")),
 )
-# Verdicts on a difference.
-AHEAD, BEHIND, UNDECIDED = "ahead", "behind", "undecided"
 # The KL where there is one: the path length of deterministic sampling is none.
 DISTANCE_UNITS = {"kl_to_base": "nats per image", "path": "mean squared difference of predictions (eps_mse)"}
 

@@ -30,7 +30,7 @@ from pipelines.breakdown import PIXEL_STD, pixel_std
 from pipelines.cluster import Cluster, actor
 from pipelines.config import Config, ConfigError
 from pipelines.layout import IMAGES_FORMAT, RunFiles
-from pipelines.prompts import resolve_prompts
+from pipelines.prompts import EVALUATE, resolve_prompts
 from pipelines.scoring import PART, Pictures, Scores, scoring_device, to_png
 from pipelines.scoring import commit as commit  # for who writes tables beside the images
 from pipelines.study import StudyArm
@@ -291,12 +291,7 @@ def read(config: Config, model_defaults: models.Sampling, without: Sequence[str]
 
 def _read_unit(path: Path, ids: set[str], without: Sequence[str]) -> tuple[int, pa.Table]:
     """How many rows a unit's file has, and the first of each of these ids."""
-    try:
-        names = pq.read_schema(path).names
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{remote.shown(path)} cannot be read ({reason}): {REMAKE}") from error
-    table = layout.read_parquet(path, REMAKE, [name for name in names if name == "id" or name not in without])
+    table = layout.read_parquet(path, REMAKE, without=[name for name in without if name != "id"])
     first: dict[str, int] = {}
     for row, name in enumerate(table["id"].to_pylist()):
         if name in ids:
@@ -339,7 +334,7 @@ OTHERWISE = "that an earlier version made, or whose model, adapters, rewards or 
 def _check_ours(config: Config, paths: Sequence[Path]) -> None:
     """ConfigError where a unit's file has an arm or a prompt that this run does not have."""
     arms = {arm.arm.name for arm in study.all_arms(config)}
-    prompts = set(resolve_prompts(config, "evaluate.prompts"))
+    prompts = set(resolve_prompts(config, EVALUATE))
     for path in paths:
         try:
             found = pq.read_table(path, columns=["arm", "prompt"])

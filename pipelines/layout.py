@@ -240,11 +240,16 @@ def curve(config: Config) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def validated(rows: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
+    """The last of some validations that was made by a step; empty where none was."""
+    return next((row for row in reversed(rows) if row["step"] <= step), {})
+
+
 def standings(config: Config) -> list[dict[str, Any]]:
     """What the adapter of `config.train` was worth at each validation, the last being what the training came to: its
     curve, but after the step of what a guard kept the values of that."""
     rows, last = curve(config), last_step(config)
-    kept = next((row for row in reversed(rows) if row["step"] <= last), {})
+    kept = validated(rows, last)
     return [row if row["step"] <= last else {**kept, "step": row["step"]} for row in rows]
 
 
@@ -311,13 +316,15 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def read_parquet(path: Path, fix: str, columns: Sequence[str] | None = None) -> Any:
-    """A table of ours; ConfigError with the fix where it cannot be read."""
+def read_parquet(path: Path, fix: str, columns: Sequence[str] | None = None, without: Sequence[str] = ()) -> Any:
+    """A table of ours, of all its columns or some, but those `without`; ConfigError with the fix where it cannot be
+    read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(path, columns=columns)
+        names = pq.read_schema(path).names if columns is None else columns
+        return pq.read_table(path, columns=[name for name in names if name not in without])
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{remote.shown(path)} cannot be read ({reason}): {fix}") from error

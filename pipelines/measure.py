@@ -26,7 +26,7 @@ from pipelines.config import CONFIG_FILE, Config, ConfigError
 from pipelines.feature_file import gathered
 from pipelines.layout import IMAGES_FORMAT, RunFiles, slug
 from pipelines.measuring import BY_PROMPT, Measured, measure_arms
-from pipelines.prompts import resolve_prompts
+from pipelines.prompts import EVALUATE, resolve_prompts
 from pipelines.report.data import Estimate
 from pipelines.scoring import ACCURACIES, GOLD
 from pipelines.sets import SetMeasures
@@ -107,7 +107,7 @@ def measure(config: Config, images: generate.Images, command: str, connect: Call
 
 def _prompts(config: Config) -> dict[int, str]:
     """Every prompt by its place in evaluate.prompts, the number of its images in the dataset."""
-    return dict(enumerate(resolve_prompts(config, "evaluate.prompts")))
+    return dict(enumerate(resolve_prompts(config, EVALUATE)))
 
 
 def _kept(config: Config, images: generate.Images) -> dict[int, str]:

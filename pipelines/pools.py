@@ -19,7 +19,7 @@ from pipelines import config as configuration
 from pipelines import demands
 from pipelines.cluster import Cluster
 from pipelines.config import Config
-from pipelines.prompts import resolve_prompts
+from pipelines.prompts import EVALUATE, resolve_prompts
 
 # A worker with torch, before it has loaded anything: 840 MB were measured.
 WORKER_BYTES = 2**30
@@ -57,7 +57,7 @@ def check(config: Config, cluster: Cluster, memory: int = 0) -> None:
     memory: bytes of a node that a generator takes (`host_memory`).
     """
     generators(config, cluster, memory)
-    images = len(resolve_prompts(config, "evaluate.prompts")) * config.evaluate.seeds
+    images = len(resolve_prompts(config, EVALUATE)) * config.evaluate.seeds
     if images >= config.measure.tiles_from:
         cluster.room(demands.tile(config.measure))
 

@@ -107,7 +107,8 @@ def prompt_lists(config: Config) -> dict[str, Any]:
     found: dict[str, Any] = {"evaluate": len(judging), "train": None, "elsewhere": len(config.evaluate.adapters)}
     if not layout.trainings(config):
         return found
-    training, validating = resolve_prompts(config, TRAIN), validation_prompts(config)
+    training = resolve_prompts(config, TRAIN)
+    validating = training[: config.train.validate_prompts]
     numbers = all(isinstance(_wanted(config, key), int) for key in (TRAIN, EVALUATE))
     return found | {
         "split": "embedded" if numbers else "given",

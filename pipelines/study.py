@@ -28,7 +28,7 @@ from pipelines.layout import (
     stopped,
     trainings,
 )
-from pipelines.prompts import resolve_prompts
+from pipelines.prompts import TRAIN, resolve_prompts
 
 
 @dataclass(frozen=True)
@@ -306,7 +306,7 @@ def _guided(adapter: str, text: str) -> tuple[Arm, str, str]:
 def training_record(config: Config, train: Train, step: int) -> dict[str, Any]:
     """What made an adapter, as JSON holds it: it decides whether one that is there is the one that is wanted."""
     settings: dict[str, Any] = {key: getattr(train, key) for key in RECORDED}
-    settings["prompts"] = resolve_prompts(replace(config, train=train), "train.prompts")
+    settings["prompts"] = resolve_prompts(replace(config, train=train), TRAIN)
     if train.method != "lora":  # nor has a LoRA's record a method
         settings = {key: value for key, value in settings.items() if key not in OF_LORA} | {"method": train.method}
     # Only where they say more than the name does: records are compared, and older ones have no such keys.

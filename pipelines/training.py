@@ -40,7 +40,7 @@ from pipelines import (
 from pipelines.config import Config, ConfigError, Train
 from pipelines.guards import Stop
 from pipelines.layout import RunFiles
-from pipelines.prompts import resolve_prompts
+from pipelines.prompts import TRAIN, resolve_prompts
 from pipelines.stopping import Guard
 from pipelines.tracking import Tracker
 from pipelines.validation import ADAPTER, scores_of
@@ -113,7 +113,7 @@ class Training:
         sampling = study.resolve_sampling(config, self.model.defaults)
         self.sampling = replace(sampling, max_rows=settings.rollout_batch or sampling.max_rows)
         self.draft = draft_config(config, self.model)
-        self.prompts = resolve_prompts(config, "train.prompts")
+        self.prompts = resolve_prompts(config, TRAIN)
         memory.prepare(self.model, settings.checkpointing, settings.vae_tiling, settings.compile)
         statistics = normalization.of_sums(config)
         self.reward = rewarding.load_trained(config, self.model.device, statistics or {})
@@ -324,8 +324,7 @@ class Training:
         """The last validation of the adapter: where a guard has stopped, of the one that it held. Empty on all workers
         but the first."""
         held = self.guard.held if self.guard.stop is not None else None
-        last = self.step if held is None else held["step"]
-        return next((row for row in reversed(self.curve) if row["step"] <= last), {})
+        return layout.validated(self.curve, self.step if held is None else held["step"])
 
     def state(self) -> dict[str, Any]:
         """All that a training needs to go on, with any number of workers; sharded ones all have to call it."""

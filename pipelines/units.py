@@ -12,7 +12,7 @@ from pipelines import normalization, rewarding, study
 from pipelines.config import Config, ConfigError
 from pipelines.errors import given
 from pipelines.layout import IMAGES_FORMAT, RunFiles
-from pipelines.prompts import resolve_prompts
+from pipelines.prompts import EVALUATE, resolve_prompts
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def units(config: Config, model_defaults: models.Sampling) -> list[Unit]:
     if columns.sums or config.rewards.define:  # else the names say it all
         shared["columns"] = [columns.to_json(), normalization.of_sums(config)]
     found = []
-    for prompt_id, prompt in enumerate(resolve_prompts(config, "evaluate.prompts")):
+    for prompt_id, prompt in enumerate(resolve_prompts(config, EVALUATE)):
         for first in range(0, evaluate.seeds, evaluate.group):
             seeds = tuple(range(first, min(first + evaluate.group, evaluate.seeds)))
             content = {**shared, "prompt_id": prompt_id, "path": has_path(config, prompt_id)}

@@ -77,7 +77,7 @@ def openai_pixels(picture):
 def published_aesthetic(files):
     """improved-aesthetic-predictor's simple_inference.py: unit embeddings of OpenAI's CLIP through the linear head."""
     model = AutoModel.from_pretrained(files.folder, dtype=torch.float32).eval()
-    head = published_head(torch.load(files.head), "layers.")
+    head = published_head(torch.load(files.head, weights_only=True), "layers.")
 
     def score(images, prompts):
         pixels = torch.stack([openai_pixels(picture) for picture in pil(images)])
