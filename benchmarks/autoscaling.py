@@ -30,9 +30,10 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from aig import models
 from aig.world.scenes import all_prompts
 from benchmarks.pipeline import run_configuration
-from pipelines import config, study
-from pipelines.generate import units
-from pipelines.layout import RunFiles
+from pipelines import config as configuration
+from pipelines.evaluate.generate import units
+from pipelines.runs.directory import RunDir
+from pipelines.study import arms
 
 ROOT = Path(__file__).resolve().parents[1]
 RAY = Path(sys.executable).parent / "ray"
@@ -147,13 +148,13 @@ class Recording:
     """When the command returned."""
 
 
-def record(cluster: Cluster, found: config.Config) -> Recording:
+def record(cluster: Cluster, found: configuration.Config) -> Recording:
     """Evaluate on the cluster; kill a node once a quarter of the groups is there; wait until the head is alone again.
 
     Raises RuntimeError with the command's output where it fails, or where something takes minutes too long.
     """
     begun = time.time()
-    folder, total = RunFiles(found.directory).images, len(units(found, models.load(found.model.name).defaults))
+    folder, total = RunDir.of(found).images, len(units(found, models.load(found.model.name).defaults))
     with tempfile.TemporaryFile("w+") as said:
         command = [sys.executable, "-m", "pipelines", "evaluate", "--config", _as_file(found)]
         process = subprocess.Popen(command, cwd=ROOT, env=cluster.environment, stdout=said, stderr=subprocess.STDOUT)
@@ -180,17 +181,17 @@ def record(cluster: Cluster, found: config.Config) -> Recording:
     ended = time.time()
     wait_for(lambda: not alive(), 240)
     nodes = [(came - begun, (gone or ended) - begun) for _, came, gone in cluster.nodes()]
-    images = len(study.all_arms(found)) * found.evaluate.group
+    images = len(arms.all_arms(found)) * found.evaluate.group
     return Recording(nodes, [at - begun for at in written()], images, killed - begun, ended - begun)
 
 
-def _as_file(found: config.Config) -> str:
+def _as_file(found: configuration.Config) -> str:
     path = Path(found.run.storage) / "evaluation.yaml"
-    path.write_text(config.to_yaml(found))
+    path.write_text(configuration.to_yaml(found))
     return str(path)
 
 
-def evaluation(storage: Path, address: str | None, overrides: Sequence[str] = ()) -> config.Config:
+def evaluation(storage: Path, address: str | None, overrides: Sequence[str] = ()) -> configuration.Config:
     """96 groups of eight images of five arms, for three generators and a scorer on nodes with `spot`."""
     return run_configuration(
         storage, 3,

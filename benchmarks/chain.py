@@ -19,13 +19,15 @@ import torch
 from aig import models
 from aig.sampler import Arm, sample_arms, to_uint8
 from aig.world.scenes import all_prompts
-from pipelines import config, front, study
+from pipelines import config as configuration
 from pipelines.config import Config
-from pipelines.measure import Table
-from pipelines.measuring import BY_PROMPT
-from pipelines.prompts import EVALUATE, resolve_prompts
-from pipelines.report.data import AHEAD, BEHIND
-from pipelines.validation import scores_of
+from pipelines.front import front
+from pipelines.front.results import AHEAD, BEHIND
+from pipelines.measure.per_arm import BY_PROMPT
+from pipelines.measure.table import Table
+from pipelines.study import arms
+from pipelines.study.prompts import EVALUATE, resolve_prompts
+from pipelines.train.validation import scores_of
 
 BATCH = 32
 # Where arms are on (reward, diversity), in standard deviations of prompts: the ends, and all others.
@@ -46,7 +48,7 @@ class Pool:
 def settings(storage: Path, train_seeds: Sequence[int] = (0,), prompts: int = 16) -> Config:
     """The demo, as it is compared."""
     given = [f"run.storage={storage}", f"sweep.train_seeds={list(train_seeds)}", f"evaluate.prompts={prompts}"]
-    return config.load("demo", None, given)
+    return configuration.load("demo", None, given)
 
 
 @torch.no_grad()
@@ -78,7 +80,7 @@ def made_up_pool(rng: np.random.Generator, prompts: int, images: int, names: Seq
     return Pool(scores, centre + spread[..., None] * rng.normal(size=(prompts, images, d)))
 
 
-def draw(found: Config, every: Sequence[study.Study], pool: Pool, rng: np.random.Generator) -> dict[str, Any]:
+def draw(found: Config, every: Sequence[arms.Study], pool: Pool, rng: np.random.Generator) -> dict[str, Any]:
     """What `front.json` says of arms that are disjoint draws from the pool, on prompts drawn from its own."""
     single = {arm.arm.name: arm for one in every for arm in one.arms if not arm.members}
     seeds, count = found.evaluate.seeds, len(resolve_prompts(found, EVALUATE))
@@ -106,7 +108,7 @@ def draw(found: Config, every: Sequence[study.Study], pool: Pool, rng: np.random
 
 def count(found: Config, pool: Pool, draws: int, seed: int = 0) -> dict[str, int]:
     """In how many draws any difference is ahead, any is behind, and any would be either without adjustment."""
-    every = [*study.mean_studies(found), *study.studies(found)]
+    every = [*arms.mean_studies(found), *arms.studies(found)]
     said = {AHEAD: 0, BEHIND: 0, "not adjusted": 0}
     for i in range(draws):
         content = draw(found, every, pool, np.random.default_rng([seed, i]))

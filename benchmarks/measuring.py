@@ -23,18 +23,21 @@ from safetensors.torch import save_file
 
 from aig import adapters, models
 from benchmarks.watching import watch
-from pipelines import config, generate, study
-from pipelines.layout import IMAGES_FORMAT, RunFiles
+from pipelines import config as configuration
+from pipelines.evaluate import generate
+from pipelines.runs import identity as runs_identity
+from pipelines.runs.directory import IMAGES_FORMAT, RunDir
+from pipelines.study import arms as study_arms
 
 REWARDS, GOLD = ("fragile", "robust"), "gold"
 
 
-def settings(place: Path, arms: int, prompts: int, seeds: int, more: Sequence[str] = ()) -> config.Config:
+def settings(place: Path, arms: int, prompts: int, seeds: int, more: Sequence[str] = ()) -> configuration.Config:
     """A run of one adapter under a base, a tuned and a constant arm for each of the rest."""
     texts = place / "prompts.txt"
     texts.write_text("".join(f"prompt {i}\n" for i in range(prompts)))
     constants = [f"constant:{(i + 1) / (arms - 1):.4f}" for i in range(arms - 2)]
-    return config.load("smoke", None, [
+    return configuration.load("smoke", None, [
         f"run.storage={place}", "sweep.kl_weights=[0]", f"evaluate.prompts={texts}", f"evaluate.seeds={seeds}",
         f"evaluate.group={seeds}", f"evaluate.schedules={json.dumps(constants)}", "evaluate.lora_scales=[]",
         "evaluate.early_stops=[]", "evaluate.path_prompts=0", f"evaluate.rewards={json.dumps(REWARDS)}",
@@ -42,10 +45,10 @@ def settings(place: Path, arms: int, prompts: int, seeds: int, more: Sequence[st
     ])  # fmt: skip
 
 
-def build(found: config.Config, dimension: int) -> int:
+def build(found: configuration.Config, dimension: int) -> int:
     """Write the run's directory; returns its number of images."""
-    files, arms = RunFiles(found.directory), study.all_arms(found)
-    config.claim_directory(found)
+    files, arms = RunDir.of(found), study_arms.all_arms(found)
+    runs_identity.claim_directory(found)
     for name in {arm.arm.adapter for arm in arms if arm.arm.adapter}:
         (files.adapters / name).mkdir(parents=True)
         save_file({name: torch.zeros(1)}, files.adapters / name / adapters.WEIGHTS)
@@ -81,9 +84,9 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as place:
         found = settings(Path(place), given.arms, given.prompts, given.seeds, given.overrides)
         images = build(found, given.dimension)
-        disk = sum(path.stat().st_size for path in RunFiles(found.directory).images.iterdir()) / 1e6
+        disk = sum(path.stat().st_size for path in RunDir.of(found).images.iterdir()) / 1e6
         command = [sys.executable, "-m", "pipelines", "measure", str(found.directory)]
-        used = watch(command, found.directory, RunFiles(found.directory).metrics.name, 1)
+        used = watch(command, found.directory, RunDir.of(found).metrics.name, 1)
     print(
         f"measured {images:,} images of {given.arms} arms, {given.dimension} features each ({disk:,.0f} MB of "
         f"parquet): {used.wall:.0f} s, {used.whole:.0f} s of CPU time; at most {used.own:,.0f} MB of memory, "

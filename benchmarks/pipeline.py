@@ -26,9 +26,14 @@ import torch
 from aig import adapters, models
 from aig.sampler import Arm
 from benchmarks.watching import Usage, watch
-from pipelines import config, generate, layout, scoring, study
-from pipelines.breakdown import PIXEL_STD
-from pipelines.layout import RunFiles
+from pipelines import config as configuration
+from pipelines.evaluate import generate, scorers
+from pipelines.evaluate.pixels import PIXEL_STD
+from pipelines.runs import identity
+from pipelines.runs.directory import RunDir
+from pipelines.study import arms as study_arms
+from pipelines.study import trainings
+from pipelines.train import records
 
 OVERRIDES = [
     "run.name=bench", "sweep.kl_weights=[0]", "train.steps=20", "evaluate.prompts=12", "evaluate.seeds=8",
@@ -42,21 +47,21 @@ FEW, MANY = 4, 16
 OF_IMAGES = ("image", PIXEL_STD, "path", "kl_to_base")  # lists of a unit with an entry an image
 
 
-def run_configuration(storage: Path, generators: int, overrides: Sequence[str] = ()) -> config.Config:
+def run_configuration(storage: Path, generators: int, overrides: Sequence[str] = ()) -> configuration.Config:
     """An evaluation of 12 units of 8 seeds, ten arms, in a run directory of its own, whose adapters are random."""
     given = [*OVERRIDES, f"run.storage={storage}", f"evaluate.generators={generators}", *overrides]
-    found = config.load("demo", None, given)
-    config.claim_directory(found)
-    files, model = RunFiles(found.directory), models.load(found.model.name)
+    found = configuration.load("demo", None, given)
+    identity.claim_directory(found)
+    files, model = RunDir.of(found), models.load(found.model.name)
     torch.manual_seed(0)
-    for train in layout.trainings(found):
+    for train in trainings.trainings(found):
         single = replace(found, train=train)
         adapters.attach(model.denoiser, "a", train.rank, train.alpha, train.targets)
         with torch.no_grad():
             for parameter in adapters.parameters(model.denoiser, "a"):
                 parameter.add_(torch.randn_like(parameter) * 0.02)
-        for name, step in layout.adapter_folders(single):
-            adapters.save(model.denoiser, "a", files.adapters / name, study.training_record(single, train, step))
+        for name, step in trainings.adapter_folders(single):
+            adapters.save(model.denoiser, "a", files.adapters / name, records.training_record(single, train, step))
     return found
 
 
@@ -74,7 +79,7 @@ class Separate(generate.Generator):
         self.arms = arms
         return whole
 
-    def drawn(self) -> list[study.StudyArm]:
+    def drawn(self) -> list[study_arms.StudyArm]:
         return self.arms
 
 
@@ -84,7 +89,7 @@ class Published(Separate):
     def draw(self, rows: list[dict[str, Any]], measured: bool) -> list[dict[str, Any]]:
         return super().draw(rows, True)  # a measured path takes both predictions
 
-    def drawn(self) -> list[study.StudyArm]:
+    def drawn(self) -> list[study_arms.StudyArm]:
         adapter = next(arm.arm.adapter for arm in self.arms if arm.arm.adapter)
         return [replace(arm, arm=mixed(arm.arm, adapter)) for arm in self.arms]
 
@@ -97,11 +102,11 @@ def mixed(arm: Arm, adapter: str) -> Arm:
 
 def loop(path: Path, kind: type[generate.Generator]) -> None:
     """Draw, score and write every unit of a configuration, one after another."""
-    found = config.load(file=path)
+    found = configuration.load(file=path)
     torch.set_num_threads(1)
     defaults = models.load(found.model.name).defaults
-    content = config.to_dict(found)
-    generator, scorer = kind(content), scoring.Scorer(generate.Evaluation(content))
+    content = configuration.to_dict(found)
+    generator, scorer = kind(content), scorers.Scorer(generate.Evaluation(content))
     for unit in generate.units(found, defaults):
         scorer(generator(pa.Table.from_pylist([unit.row()])))
 
@@ -111,12 +116,12 @@ def used(way: str, groups: int, overrides: Sequence[str] = ()) -> Usage:
     with tempfile.TemporaryDirectory() as place:
         found = run_configuration(Path(place), 1, [*PUBLISHED, *overrides, f"evaluate.prompts={groups}"])
         path = Path(place) / "evaluation.yaml"
-        path.write_text(config.to_yaml(found))
+        path.write_text(configuration.to_yaml(found))
         if way == "Ray Data":
             command = ["-m", "pipelines", "evaluate", "--config", str(path)]
         else:
             command = ["-m", "benchmarks.pipeline", way, str(path)]
-        return watch([sys.executable, *command], RunFiles(found.directory).images, "part-*.parquet", groups)
+        return watch([sys.executable, *command], RunDir.of(found).images, "part-*.parquet", groups)
 
 
 def pipeline(device: str, few: int = FEW, many: int = MANY, overrides: Sequence[str] = ()) -> dict[str, float]:

@@ -26,11 +26,14 @@ from torch import Tensor
 
 from aig import models
 from benchmarks.pipeline import run_configuration
-from pipelines import cluster, generate, study
 from pipelines import config as configuration
-from pipelines.breakdown import PIXEL_STD
-from pipelines.layout import RunFiles
-from pipelines.scoring import to_png
+from pipelines.cluster import connect
+from pipelines.evaluate import generate
+from pipelines.evaluate import images as dataset
+from pipelines.evaluate.pixels import PIXEL_STD
+from pipelines.evaluate.scorers import to_png
+from pipelines.runs.directory import RunDir
+from pipelines.study import arms as study_arms
 
 IMAGES = 100_000
 GENERATORS, SCORERS = 4, 2
@@ -45,7 +48,7 @@ class Sleeper(generate.Generator):
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = configuration.from_dict(config)
-        self.arms = study.all_arms(self.config)
+        self.arms = study_arms.all_arms(self.config)
         draws = np.random.default_rng(0)
         self.pictures = [to_png(draws.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(PICTURES)]
 
@@ -103,7 +106,7 @@ def simulate(
     """Run the plan over so many images on a Ray that is started for it, and check that each is there once."""
     found = simulation(storage, images, overrides)
     defaults = models.load(found.model.name).defaults
-    folder, total = RunFiles(found.directory).images, len(generate.units(found, defaults))
+    folder, total = RunDir.of(found).images, len(generate.units(found, defaults))
     memory: dict[int, int] = {}  # groups that are there -> resident bytes
     over = threading.Event()
 
@@ -113,7 +116,7 @@ def simulate(
             done = sum(1 for _ in folder.glob("part-*.parquet"))
             memory[done] = max(memory.get(done, 0), process.memory_info().rss)
 
-    with cluster.connected(found.ray) as connection:
+    with connect.connected(found.ray) as connection:
         family = [psutil.Process(), *psutil.Process().children(recursive=True)]
         before = _cpu_seconds(family)
         watching = threading.Thread(target=watch, daemon=True)
@@ -124,7 +127,7 @@ def simulate(
             over.set()
             watching.join()
         used = _cpu_seconds([psutil.Process(), *psutil.Process().children(recursive=True)]) - before
-    read = generate.read(found, defaults, without=["image", "features"])
+    read = dataset.read(found, defaults, without=["image", "features"])
     assert read.missing == read.duplicate == 0
     files = sorted((path.stat().st_mtime, path.stat().st_size) for path in folder.glob("part-*.parquet"))
     seconds = files[-1][0] - files[0][0]
@@ -136,7 +139,7 @@ def simulate(
 
 def simulation(storage: Path, images: int, more: Sequence[str] = ()) -> configuration.Config:
     """The demo's arms over as many prompts of their own as give so many images, with the simulation's reward."""
-    arms = len(study.all_arms(run_configuration(storage / "counted", GENERATORS, more)))
+    arms = len(study_arms.all_arms(run_configuration(storage / "counted", GENERATORS, more)))
     prompts = storage / "prompts.txt"
     prompts.write_text("".join(f"prompt {i}\n" for i in range(max(2, images // (arms * SEEDS)))))
     overrides = [

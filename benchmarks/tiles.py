@@ -15,10 +15,10 @@ import psutil
 import ray
 
 from benchmarks.metrics import NEIGHBOURS, D, resident
-from pipelines.cluster import connected
+from pipelines.cluster.connect import connected
 from pipelines.config import Ray
-from pipelines.feature_file import FeatureFile
-from pipelines.tiles import Tiles
+from pipelines.measure.feature_file import FeatureFile
+from pipelines.measure.tiles import Tiles
 
 TILE, SAMPLE = 5_000, 32
 

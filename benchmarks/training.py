@@ -30,8 +30,10 @@ import torch
 
 from aig import adapters, draft, models, rewards
 from benchmarks.watching import SAMPLE_SECONDS, Usage, watch
-from pipelines import config, layout, study
-from pipelines.prompts import resolve_prompts
+from pipelines import config as configuration
+from pipelines.study import models as study_models
+from pipelines.study import trainings
+from pipelines.study.prompts import resolve_prompts
 
 STEPS, EVERY, TURNS = 30, 5, 3  # steps that are counted, and those between two snapshots
 BATCH, MICRO_BATCH = 64, 16  # of what is shared; the batch is that of arXiv 2409.06493 for SD 1.4
@@ -52,14 +54,14 @@ def arguments(storage: Path, steps: int, every: int, workers: int = 1) -> list[s
     ]  # fmt: skip
 
 
-def bare_loop(found: config.Config) -> None:
+def bare_loop(found: configuration.Config) -> None:
     """What one would write without us."""
     train = found.train
     torch.set_num_threads(train.threads)
     model = models.load(found.model.name)
     reward = rewards.load(train.reward)
     settings = draft.DraftConfig(
-        study.resolve_sampling(found, model.defaults), train.k, train.lv, train.kl_weight, train.kl,
+        study_models.resolve_sampling(found, model.defaults), train.k, train.lv, train.kl_weight, train.kl,
         min(train.micro_batch, train.batch),
     )  # fmt: skip
     prompts = resolve_prompts(found, "train.prompts")
@@ -71,11 +73,11 @@ def bare_loop(found: config.Config) -> None:
         draft.train_step(model, reward, "tuned", *draft.draw(prompts, train.seed, step, train.batch), settings)
         torch.nn.utils.clip_grad_norm_(parameters, train.clip)
         optimizer.step()
-        if step + 1 in layout.snapshot_steps(found):
+        if step + 1 in trainings.snapshot_steps(found):
             adapters.save(model.denoiser, "tuned", found.directory / "adapters" / f"loop@{step + 1}", {})
 
 
-def images_a_second(found: config.Config) -> float:
+def images_a_second(found: configuration.Config) -> float:
     """By the times at which the first and the last snapshot were saved."""
     times = sorted(path.stat().st_mtime for path in found.directory.glob(SNAPSHOTS))
     return (len(times) - 1) * found.train.snapshot_every * found.train.batch / (times[-1] - times[0])
@@ -88,7 +90,7 @@ def once(
     with tempfile.TemporaryDirectory() as place:
         given = [*arguments(Path(place), steps, every, max(1, workers)), *more]
         program = ["pipelines", "train", "--preset", "demo"] if workers else ["benchmarks.training"]
-        found, command = config.load("demo", None, given), [sys.executable, "-m", *program, *given]
+        found, command = configuration.load("demo", None, given), [sys.executable, "-m", *program, *given]
         usage = watch(command, found.directory, SNAPSHOTS, every + steps, every, pause)
         return usage, images_a_second(found)
 
@@ -145,4 +147,4 @@ def training(device: str) -> None:
 
 
 if __name__ == "__main__":
-    bare_loop(config.load("demo", None, sys.argv[1:]))
+    bare_loop(configuration.load("demo", None, sys.argv[1:]))

@@ -12,19 +12,20 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from aig import folders
 from pipelines import config as configuration
-from pipelines import remote
-from pipelines.config import Config, ConfigError
-from pipelines.errors import RunError, given
-from pipelines.progress import root_cause, stage
+from pipelines.cluster.errors import root_cause
+from pipelines.config import Config, ConfigError, RunError, given
+from pipelines.runs import identity, mirror
+from pipelines.show.progress import stage
 
 if TYPE_CHECKING:
     from aig.models import Model
-    from pipelines.cluster import Cluster
+    from pipelines.cluster.connect import Cluster
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -37,8 +38,8 @@ class Session:
 
     def __init__(self, config: Config, command: str, arguments: argparse.Namespace) -> None:
         self.config, self.command, self.arguments = config, command, arguments
-        self.result = f"Run directory: {remote.shown(config.directory)}"
-        if remote.is_mirror(config.directory):
+        self.result = f"Run directory: {mirror.shown(config.directory)}"
+        if mirror.is_mirror(config.directory):
             self.result += f", mirrored in {config.directory}"
         self.seconds: dict[str, float] = {}
         self.held = ExitStack()
@@ -54,10 +55,10 @@ class Session:
     def bring(self) -> None:
         """Of a run that is kept elsewhere, before anything is read: make its mirror ours, and what the store has."""
         root = self.config.directory
-        if remote.is_mirror(root):
+        if mirror.is_mirror(root):
             self.lock()
-            remote.complete(root)
-            remote.pull(root, without=remote.APART)
+            mirror.complete(root)
+            mirror.pull(root, without=mirror.APART)
 
     def claim(self) -> None:
         """Make the run's directory ours until the end: no second process works in it meanwhile.
@@ -65,12 +66,12 @@ class Session:
         What has been seen of it before is checked again, and nothing is written before.
         """
         self.lock()
-        configuration.claim_directory(self.config)
+        identity.claim_directory(self.config)
 
     def lock(self) -> None:
         """Hold the run's lock, on this machine."""
         if not self.locked:
-            self.held.enter_context(configuration.lock_directory(self.config))
+            self.held.enter_context(identity.lock_directory(self.config))
             self.locked = True
             for parent in (self.config.directory, self.config.directory / "adapters"):
                 folders.recover_all(parent)
@@ -79,14 +80,14 @@ class Session:
         """The same for a command that works on what others left."""
         if not (self.config.directory / configuration.CONFIG_FILE).exists():
             raise ConfigError(
-                f"there is no run in {remote.shown(self.config.directory)}: run `python -m pipelines sweep` with "
+                f"there is no run in {mirror.shown(self.config.directory)}: run `python -m pipelines sweep` with "
                 "the same configuration first"
             )
         self.claim()
 
     def connect(self) -> Cluster:
         """Ray, connected or started when it is first needed: a run with nothing left to do needs none."""
-        from pipelines.cluster import connected
+        from pipelines.cluster.connect import connected
 
         if self.cluster is None:
             # A trial that a scheduler stops is cleaned up after with the dashboard's help.
@@ -108,53 +109,56 @@ class Session:
 def run_train(session: Session) -> None:
     config = session.config
     with stage("check", session.seconds):
-        from pipelines import check, checkpoints, study
-        from pipelines.layout import RunFiles, adapter_key
-        from pipelines.progress import trainings
-        from pipelines.train import room_for, train
+        from pipelines.commands import check
+        from pipelines.runs.directory import RunDir
+        from pipelines.show.progress import trainings
+        from pipelines.study.trainings import adapter_key
+        from pipelines.train import checkpoints, records
+        from pipelines.train.launch import room_for, train
 
         check.check_training(config, sweep=False)
     tell_prompts(config)
     session.claim()
-    files, key = RunFiles(config.directory), adapter_key(config.train)
-    if study.is_finished(config):
+    files, key = RunDir.of(config), adapter_key(config.train)
+    if records.is_finished(config):
         checkpoints.discard(files.checkpoints(key))  # a kill just after the end leaves them
-        print(f"Finished already: {remote.shown(files.adapters / key)}{stopped_line(config)}")
+        print(f"Finished already: {mirror.shown(files.adapters / key)}{stopped_line(config)}")
         return
     cluster = session.connect()
     room_for(config, cluster)
     normalize(session, lambda: cluster)
-    with stage("train", session.seconds), trainings(files.progress, [key]):
+    with stage("train", session.seconds), trainings(files.progress, [key], partial(mirror.glance, files.progress)):
         folder = train(config)
-    remote.pull(files.adapters, key, f"{key}@*")
-    print(f"Adapter: {remote.shown(folder)}{stopped_line(config)}")
+    mirror.pull(files.adapters, key, f"{key}@*")
+    print(f"Adapter: {mirror.shown(folder)}{stopped_line(config)}")
 
 
 def tell_prompts(config: Config) -> None:
     """Which prompts train and which judge, and how many do both."""
-    from pipelines import prompts
+    from pipelines.study import prompts
 
     print(prompts.told(prompts.prompt_lists(config)))
 
 
 def stopped_line(config: Config) -> str:
     """What is to be said of an adapter whose training a guard has stopped."""
-    from pipelines import guards, layout
+    from pipelines.study import limits
+    from pipelines.study import trainings as planned
 
-    found = layout.stopped(config)
-    return "" if found is None else f" ({guards.told(found)})"
+    found = planned.stopped(config)
+    return "" if found is None else f" ({limits.told(found)})"
 
 
 def print_plan(config: Config) -> None:
-    from pipelines import plan
+    from pipelines.train import dry_run
 
-    print("\n".join(plan.lines(plan.make(config))))
+    print("\n".join(dry_run.lines(dry_run.make(config))))
 
 
 def run_sweep(session: Session) -> None:
     whole = not session.arguments.train_only
     with stage("check", session.seconds):
-        from pipelines import check
+        from pipelines.commands import check
 
         model = check.check_study(session.config) if whole else check.check_training(session.config, sweep=True)
     tell_prompts(session.config)
@@ -167,7 +171,7 @@ def run_sweep(session: Session) -> None:
 
 def normalize(session: Session, connect: Callable[[], Cluster]) -> None:
     """The statistics of weighted sums, measured where they are missing; most runs have no sum and need none."""
-    from pipelines.normalization import ensure
+    from pipelines.study.statistics import ensure
 
     ensure(session.config, connect)
 
@@ -175,7 +179,7 @@ def normalize(session: Session, connect: Callable[[], Cluster]) -> None:
 def do_sweep(session: Session, model: Model | None, retry_errored: bool = False) -> None:
     """Train what is left. With the model of an evaluation that follows, it needs room on the cluster, too."""
     with stage("sweep", session.seconds):
-        from tune.sweep import concurrency, ended, sweep, table
+        from tune.sweep.run import concurrency, ended, sweep, table
 
         def connect() -> Cluster:
             cluster = session.connect()
@@ -192,7 +196,7 @@ def do_sweep(session: Session, model: Model | None, retry_errored: bool = False)
 
 def run_evaluate(session: Session) -> None:
     with stage("check", session.seconds):
-        from pipelines import check
+        from pipelines.commands import check
 
         model = check.check_evaluation(session.config, trained=True)
     tell_prompts(session.config)
@@ -211,8 +215,9 @@ def do_evaluate(session: Session, model: Model) -> None:
 
 def do_generate(session: Session, model: Model) -> None:
     with stage("generate", session.seconds):
-        from pipelines import external, pools, trials
-        from pipelines.generate import generate
+        from pipelines.evaluate import external, pools
+        from pipelines.evaluate.generate import generate
+        from pipelines.study import trials
 
         external.bring(session.config)
         connect = evaluation_connect(session, model)
@@ -224,7 +229,7 @@ def do_generate(session: Session, model: Model) -> None:
 
 def evaluation_connect(session: Session, model: Model) -> Callable[[], Cluster]:
     """Connects, and refuses a cluster that has no room for the evaluation."""
-    from pipelines import pools
+    from pipelines.evaluate import pools
 
     def connect() -> Cluster:
         cluster = session.connect()
@@ -236,15 +241,15 @@ def evaluation_connect(session: Session, model: Model) -> Callable[[], Cluster]:
 
 def conclude(session: Session) -> None:
     """Tell of what failed, after everything that could be done; an error where that is more than may fail."""
-    from pipelines import failures
+    from pipelines.evaluate import failures
 
     failures.conclude(session.config)
 
 
 def do_measure(session: Session, model: Model, everything: bool = False) -> None:
     with stage("measure", session.seconds):
-        from pipelines.generate import read
-        from pipelines.measure import UNNEEDED, measure, summary
+        from pipelines.evaluate.images import read
+        from pipelines.measure.measure import UNNEEDED, measure, summary
 
         images = read(session.config, model.defaults, without=UNNEEDED)
         counts = {name: getattr(images, name) for name in ("found", "expected", "missing", "failed", "duplicate")}
@@ -257,7 +262,7 @@ def do_measure(session: Session, model: Model, everything: bool = False) -> None
 def run_measure(session: Session) -> None:
     with stage("check", session.seconds):
         from aig.models.empty import empty
-        from pipelines.prompts import EVALUATE, check_prompts
+        from pipelines.study.prompts import EVALUATE, check_prompts
 
         check_prompts(session.config, EVALUATE)
         # Its sampling is part of the names of the images' files; its weights are not needed.
@@ -269,13 +274,13 @@ def run_measure(session: Session) -> None:
 
 def run_compare(session: Session) -> None:
     with stage("compare", session.seconds):
-        from pipelines.compare import compare, summary
+        from pipelines.front.compare import compare, summary
 
-        first = configuration.of_run(session.arguments.run_a)
-        remote.refresh(first.directory)
+        first = identity.of_run(session.arguments.run_a)
+        mirror.refresh(first.directory)
         session.claim_existing()
         found = compare(first, session.config, shared=session.arguments.shared)
-        print(summary(found, remote.shown(first.directory), remote.shown(session.config.directory)))
+        print(summary(found, mirror.shown(first.directory), mirror.shown(session.config.directory)))
     print(f"Comparison: {found.path}")
 
 
@@ -286,7 +291,7 @@ def run_front(session: Session) -> None:
 
 def do_front(session: Session) -> None:
     with stage("front", session.seconds):
-        from pipelines.front import summary, write_front
+        from pipelines.front.front import summary, write_front
 
         path = write_front(session.config)
     print(summary(path))
@@ -302,23 +307,23 @@ def do_report(session: Session) -> None:
     with stage("report", session.seconds):
         from pipelines.report import write_report
 
-        remote.pull(session.config.directory / "images")
+        mirror.pull(session.config.directory / "images")
         path = write_report(session.config.directory)
     print(f"Report: {path}")
 
 
 def run_search(session: Session) -> None:
     with stage("check", session.seconds):
-        from pipelines import check
-        from tune import plan
+        from pipelines.commands import check
+        from tune.search import plan
 
         plan.check_given(session.config)
         made = plan.make(session.config, check.check_evaluation(session.config, trained=False))
     session.claim()
     with stage("search", session.seconds):
-        from tune import findings
-        from tune.pool import Pool
-        from tune.search import search
+        from tune.search import findings
+        from tune.search.run import search
+        from tune.search.workers import Pool
 
         path = search(made, Pool(made, session.connect))
     print(findings.summary(path))
@@ -327,7 +332,7 @@ def run_search(session: Session) -> None:
 
 def run_demo(session: Session) -> None:
     with stage("check", session.seconds):
-        from pipelines import check
+        from pipelines.commands import check
 
         model = check.check_study(session.config)
     tell_prompts(session.config)
@@ -342,7 +347,7 @@ def run_check(session: Session) -> None:
     config = session.config
     session.result = "Nothing was started or written."
     with stage("check", session.seconds):
-        from pipelines import check
+        from pipelines.commands import check
 
         model = check.check_study(config)
     tell_prompts(config)
@@ -359,11 +364,14 @@ def weights_option(sub: argparse.ArgumentParser) -> None:
 def run_score(session: Session) -> None:
     given = session.arguments
     with stage("check", session.seconds):
-        from pipelines import listing, score
+        from pipelines.score import folder as score_folder
+        from pipelines.score import listing
 
         names = listing.Names(given.file_column, given.prompt_column, given.group_column)
-        request = score.Request(given.source, tuple(dict.fromkeys(given.reward)), given.prompts, names, given.out)
-        found, columns, files = score.check(session.config, request)
+        request = score_folder.Request(
+            given.source, tuple(dict.fromkeys(given.reward)), given.prompts, names, given.out
+        )
+        found, columns, files = score_folder.check(session.config, request)
         prompted = sum(bool(image.prompt) for image in found.images)
         without = "" if prompted == len(found.images) else f", {len(found.images) - prompted} of them without prompts"
         print(f"{len(found.images)} images in {given.source}{without}.")
@@ -371,20 +379,22 @@ def run_score(session: Session) -> None:
             print(f"{found.unlisted} other image files there have no prompt in the metadata, and are left out.")
     session.result = f"Scores: {files.out}"
     with stage("score", session.seconds):
-        table, now = score.score(session.config, found, columns, files, session.connect)
+        table, now = score_folder.score(session.config, found, columns, files, session.connect)
     if not now:
         print("All of them were scored already.")
-    from pipelines.summary import means, summary
+    from pipelines.score.means import means, summary
 
     front = session.config.front
     print(summary(means(table, [*columns.parts, *columns.sums], front), front.level))
     if columns.sums:
         print(f"{', '.join(columns.sums)}: the raw weighted sum, since there is no base model here to z-score by.")
-    failed = score.failures(table)
+    failed = score_folder.failures(table)
     if failed:
         print(session.result)
         more = f"; and {len(failed) - 5} more, see the column error" if len(failed) > 5 else ""
-        raise score.ScoreError(f"{len(failed)} of {len(table)} images have no score: {'; '.join(failed[:5])}{more}")
+        raise score_folder.ScoreError(
+            f"{len(failed)} of {len(table)} images have no score: {'; '.join(failed[:5])}{more}"
+        )
 
 
 def score_options(parser: argparse.ArgumentParser) -> None:
@@ -537,7 +547,7 @@ STATUS = "what a run has, what is under way, failed or missing, and the next com
 
 
 def print_status(run: str) -> None:
-    from pipelines import status
+    from pipelines.commands import status
 
     print(status.report(status.find(run)))
 
@@ -589,7 +599,7 @@ def resolve(arguments: argparse.Namespace) -> Config:
     """The configuration that the arguments ask for: a run's own, or that of preset, file and overrides."""
     runs = COMMANDS[arguments.command].runs
     if runs:
-        return configuration.of_run(getattr(arguments, runs[-1]), arguments.overrides)
+        return identity.of_run(getattr(arguments, runs[-1]), arguments.overrides)
     given = getattr(arguments, "adapter", None)
     # First, so that an override can bring the sweep back.
     only = ["sweep.rewards=[]", f"evaluate.adapters={json.dumps(given)}"] if given else []
@@ -619,7 +629,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print_plan(config)
             return 0
         if COMMANDS[arguments.command].in_run:
-            configuration.check_directory(config)
+            identity.check_directory(config)
         with Session(config, command, arguments) as session:
             if COMMANDS[arguments.command].in_run:
                 session.bring()

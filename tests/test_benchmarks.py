@@ -13,8 +13,9 @@ from aig import adapters
 from aig.models import TinyModel
 from aig.world.tiny import build_pipeline
 from benchmarks import gpu, metrics, pipeline, scale, training, watching
-from pipelines import config, generate, scoring
-from pipelines import training as worker
+from pipelines import config as configuration
+from pipelines.evaluate import generate, scorers
+from pipelines.train import worker
 
 
 def test_the_gpu_benchmark_runs_at_tiny_size_and_writes_what_it_prints(tmp_path, capsys):
@@ -98,7 +99,7 @@ def test_the_metrics_benchmark_compares_equal_scores_and_counts_every_row():
 
 def test_the_bare_loop_that_ray_train_is_measured_against_makes_the_same_adapter(tmp_path):
     given = [*training.arguments(tmp_path, 2, 1), "train.batch=3"]
-    found = config.load("demo", None, given)
+    found = configuration.load("demo", None, given)
     training.bare_loop(found)
     ours = worker.Training(found, watched=False)
     for step in (1, 2, 3):
@@ -117,13 +118,13 @@ def test_separate_loops_make_the_same_images_and_the_published_ones_nearly_by_bo
     found = pipeline.run_configuration(tmp_path, 1, [*toys, *pipeline.PUBLISHED, "model.steps=3"])
     unit = generate.units(found, TinyModel.defaults)[0]
     row = {**unit.row(), "seeds": list(unit.seeds[:2])}
-    content = config.to_dict(found)
+    content = configuration.to_dict(found)
     kinds = (generate.Generator, pipeline.Separate, pipeline.Published)
     shared, separate, published = (kind(content).draw([row], False)[0] for kind in kinds)
     assert separate["image"] == shared["image"] and len(shared["image"]) == 6 * 2
     for ours, theirs in zip(shared["image"], published["image"], strict=True):
         # Weights that are nudged off 0 and 1 change a level here and there.
-        assert abs(scoring.from_png(ours).astype(int) - scoring.from_png(theirs)).max() <= 1
+        assert abs(scorers.from_png(ours).astype(int) - scorers.from_png(theirs)).max() <= 1
 
 
 def test_sleeping_generators_go_through_the_real_plan(tmp_path, ray_cluster):

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from pipelines.front.results import Study, metric_name
 from pipelines.report import style
-from pipelines.report.data import Study, metric_name
 from pipelines.report.style import MARK, MARKER, MUTED
 
 BROKEN = "x"  # over the mark of an arm

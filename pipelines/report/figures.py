@@ -11,23 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from pipelines import families
-from pipelines.families import OURS
+from pipelines.front import families
+from pipelines.front.families import OURS
+from pipelines.front.results import FAMILIES, ROLES, Difference, KLPoint, Run, Study, sample
 from pipelines.report import labels, style
-from pipelines.report.data import (
-    FAMILIES,
-    ROLES,
-    UNKNOWN,
-    Difference,
-    Estimate,
-    KLPoint,
-    Run,
-    Study,
-    sample,
-)
 from pipelines.report.drawing import Drawing, cross_out, legend, reward_axis
 from pipelines.report.style import INK, MARK, MARKER, MUTED, TEXT
 from pipelines.report.words import comparisons
+from pipelines.show.estimates import UNKNOWN, Estimate
 
 CURVES = {
     "reward": "proxy reward",

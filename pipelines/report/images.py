@@ -15,8 +15,8 @@ import pyarrow.dataset as ds
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from pipelines.errors import ConfigError
-from pipelines.report.data import FAMILIES, Arm, Study
+from pipelines.config import ConfigError
+from pipelines.front.results import FAMILIES, Arm, Study
 from pipelines.report.style import CARD, GRID, INK, MUTED, TEXT
 
 _COLUMNS = ("arm", "prompt_id", "prompt", "seed_index", "image")

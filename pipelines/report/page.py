@@ -14,22 +14,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from aig import folders
-from pipelines import remote
+from pipelines.front import front
+from pipelines.front.results import FAMILIES, Arm, Difference, Run, Study, family_name, metric_name, sample, spread
 from pipelines.report import drawing, figures, images, planes, style, words
-from pipelines.report.data import (
-    FAMILIES,
-    UNKNOWN,
-    Arm,
-    Difference,
-    Estimate,
-    Run,
-    Study,
-    family_name,
-    metric_name,
-    sample,
-    spread,
-)
 from pipelines.report.reading import read_run
+from pipelines.runs import mirror
+from pipelines.show import estimates
+from pipelines.show.estimates import UNKNOWN, Estimate
 
 _PACKAGES = ("aig", "torch", "diffusers", "transformers", "peft", "accelerate", "ray", "numpy", "matplotlib")
 
@@ -62,7 +53,7 @@ def write_report(run: Path, progress: Callable[[str], None] | None = None) -> Pa
                 overview.png(folder / "overview.png")
         say("writing the page")
         (folder / "index.html").write_text(_render(data, sections, summary), encoding="utf-8")
-    remote.push_whole(run / "report")
+    mirror.push_whole(run / "report")
     say("done")
     return run / "report" / "index.html"
 
@@ -170,7 +161,7 @@ def _render(run: Run, sections: list[dict[str, Any]], overview: str | None) -> s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["interval"] = words.interval
+    environment.filters["interval"] = estimates.interval
     environment.filters["with_seeds"] = words.difference
     environment.filters["compared"] = words.compared
     environment.filters["metric"] = metric_name
@@ -278,7 +269,7 @@ def _setting(value: Any) -> dict[str, Any]:
 def _estimate(estimate: Estimate) -> dict[str, Any]:
     if not math.isfinite(estimate.value):
         return _cell("–", "")
-    return _cell(words.interval(estimate), estimate.value)
+    return _cell(estimates.interval(estimate), estimate.value)
 
 
 def _cost(cost: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -286,7 +277,7 @@ def _cost(cost: Mapping[str, Any]) -> dict[str, Any] | None:
     them."""
     if not cost:
         return None
-    told, known = words.cost_words(cost, " a (prompt, seed)"), ("predictions", "separate", "published")
+    told, known = front.cost_words(cost, " a (prompt, seed)"), ("predictions", "separate", "published")
     shown = {name: f"{cost[name]:g}" for name in known} if told else {}
     rest = {k: v for k, v in cost.items() if k not in shown}
     rest = {k.replace("_", " "): f"{v:,.4g}" if isinstance(v, float) else str(v) for k, v in rest.items()}

@@ -11,12 +11,12 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from aig.pareto import optimal_mask
-from pipelines.families import members
+from pipelines.front.families import members
+from pipelines.front.results import Arm, Run, Study, metric_name, sample
 from pipelines.report import labels, style
-from pipelines.report.data import Arm, Estimate, Run, Study, metric_name, sample
 from pipelines.report.drawing import Drawing, cross_out, legend, reward_axis
 from pipelines.report.style import INK, MARK, MARKER, MUTED, TEXT
-from pipelines.report.words import interval
+from pipelines.show.estimates import Estimate, interval
 
 
 def plane_metrics(study: Study) -> list[str]:

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from pipelines.errors import ConfigError
-from pipelines.layout import IMAGES_FORMAT
-from pipelines.prompts import told
-from pipelines.report.data import FAMILIES, Arm, Claim, Difference, Estimate, KLPoint, Plane, Run, Study
+from pipelines.config import ConfigError
+from pipelines.front.results import FAMILIES, Arm, Claim, Difference, KLPoint, Plane, Run, Study
+from pipelines.runs.directory import IMAGES_FORMAT
+from pipelines.show.estimates import Estimate
+from pipelines.study.prompts import told
 
 _METRIC_COLUMNS = ("arm", "metric", "value", "low", "high", "n", "prompts", "seeds")
 _MADE_BY = {

@@ -8,20 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from aig.pareto import LEAST_SEEDS
-from pipelines.families import OURS
-from pipelines.report.data import (
-    AHEAD,
-    BEHIND,
-    ROLES,
-    UNDECIDED,
-    Arm,
-    Claim,
-    Difference,
-    Estimate,
-    Run,
-    Study,
-    family_name,
-)
+from pipelines.front.families import OURS
+from pipelines.front.results import AHEAD, BEHIND, ROLES, UNDECIDED, Arm, Claim, Difference, Run, Study, family_name
+from pipelines.show.estimates import decimals, interval, number
 
 _VERBS = {
     "rises": ("rise", 1),
@@ -45,34 +34,6 @@ class Sentence:
     text: str
     kind: str = "plain"
     tag: str = "values"
-
-
-def number(value: float, digits: int = 2, plus: bool = False) -> str:
-    """A number with that many decimals and a true minus sign; an en dash if it is not finite."""
-    if not math.isfinite(value):
-        return "–"
-    text = f"{value:+.{digits}f}" if plus else f"{value:.{digits}f}"
-    if float(text) == 0:
-        text = text.lstrip("+-")
-    return text.replace("-", "−")
-
-
-def decimals(estimate: Estimate) -> int:
-    """Decimals that show two figures of the interval's half-width; of a value alone, three figures."""
-    half = (estimate.high - estimate.low) / 2
-    size, figures = (half, 2) if math.isfinite(half) and half > 0 else (abs(estimate.value), 3)
-    if not math.isfinite(size) or size == 0:
-        return 2
-    return min(6, max(0, figures - 1 - math.floor(math.log10(size))))
-
-
-def interval(estimate: Estimate, plus: bool = False) -> str:
-    """The value and its interval, rounded to what the interval supports: 12.40 [12.11, 12.71]."""
-    digits = decimals(estimate)
-    value = number(estimate.value, digits, plus)
-    if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
-        return value
-    return f"{value} [{number(estimate.low, digits, plus)}, {number(estimate.high, digits, plus)}]"
 
 
 def seeds_apart(by_seed: Mapping[str, float], digits: int = 2) -> str:
@@ -299,19 +260,6 @@ _EVERY_WEIGHT = (
     "sweeps them, and pays for all of these trainings. The KL-tuned models themselves are not in it but are its rival: "
     "a family that contains another cannot fall behind it."
 )
-
-
-def cost_words(cost: Mapping[str, float], unit: str = "") -> str:
-    """Predictions made, and what loops without shared states would make; empty where that is not on record."""
-    if not {"predictions", "separate", "published"} <= set(cost):
-        return ""
-    counts = [cost[name] for name in ("predictions", "separate", "published")]
-    made, separate, published = (f"{count:.0f}" if count >= 1000 else f"{count:g}" for count in counts)
-    less = [f"{100 * (1 - counts[0] / count):.0f} % fewer" for count in counts[1:]]
-    return (
-        f"{made} predictions{unit}; a loop for each arm that makes weights 0 and 1 by one prediction makes "
-        f"{separate} ({less[0]}), the published script, with both at every step, {published} ({less[1]})"
-    )
 
 
 def caveats(run: Run) -> list[str]:

@@ -1,0 +1,1 @@
+"""Ray: connecting to it, what each part of a run asks of it, and its errors."""

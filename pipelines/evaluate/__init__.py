@@ -1,0 +1,1 @@
+"""Images of every arm, drawn and scored by Ray Data actors."""

@@ -1,0 +1,261 @@
+"""The images of every arm: a Ray Data plan from groups of (prompt, seeds) through generators and scorers into parquet.
+
+A unit of work is one prompt with some of its seeds, for all arms at once, so that arms share their common trajectories.
+Each unit becomes one file, named by a hash of everything that its content depends on, written beside and moved into
+place whole. So the same command continues where it was stopped, and the files that are there say what is done; no other
+record exists that could disagree with them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+import torch
+
+from aig import adapters, models
+from aig.sampler import Grid, sample_arms, to_uint8
+from pipelines import config as configuration
+from pipelines.cluster import resources
+from pipelines.cluster.connect import Cluster, actor
+from pipelines.config import Config, ConfigError
+from pipelines.evaluate import failures, pools, streaming
+from pipelines.evaluate.attempt import attempt
+from pipelines.evaluate.images import OTHERWISE
+from pipelines.evaluate.pixels import PIXEL_STD, pixel_std
+from pipelines.evaluate.scorers import PART, Pictures, scoring_device, to_png
+from pipelines.evaluate.scorers import commit as commit  # for who writes tables beside the images
+from pipelines.evaluate.units import Unit, has_path, image_id, sampling_of, units
+from pipelines.rewards import names
+from pipelines.rewards.scores import Scores
+from pipelines.runs import directory, mirror
+from pipelines.runs.directory import IMAGES_FORMAT, RunDir
+from pipelines.show.bar import Bar
+from pipelines.study import arms as study_arms
+from pipelines.study import models as study_models
+from pipelines.study import statistics as reward_statistics
+from pipelines.study.arms import StudyArm
+from pipelines.study.prompts import EVALUATE, resolve_prompts
+
+
+def generate(
+    config: Config,
+    connect: Callable[[], Cluster],
+    model_defaults: models.Sampling,
+    memory: int = 0,
+    generator: type[Generator] | None = None,
+) -> int:
+    """Make and score every image that is not there yet; returns how many units were tried.
+
+    `connect` connects to Ray, and is called where something is left to make. memory: bytes of a node's that a generator
+    takes, where the configuration leaves their number to the cluster. generator: the actors' class, `Generator` unless
+    another stands in for it. A unit that fails twice is kept in `failures.parquet`. Raises ConfigError where the actors
+    need more than the cluster has, and EvaluationError where everything fails.
+    """
+    files = RunDir.of(config)
+    mirror.pull(files.images)
+    wanted = units(config, model_defaults)
+    _drop_others(config, files.images, {unit.name for unit in wanted})
+    missing = [unit for unit in wanted if not (files.images / PART.format(unit=unit.name)).exists()]
+    for line in study_arms.stops(config):
+        print(line)
+    if len(missing) < len(wanted):
+        print(f"{len(wanted) - len(missing)} of {len(wanted)} groups of images are there already.")
+    if missing:
+        plan = _plan(config, missing, pools.generators(config, connect(), memory), generator or Generator)
+        arms = len(study_arms.all_arms(config))
+        total, left = (arms * sum(len(unit.seeds) for unit in some) for some in (wanted, missing))
+        failed = failures.Failures(files.failures, missing, config.evaluate.failures_in_a_row)
+        streaming.run(plan, Bar("images", total, total - left, arms), failed)
+        failed.close()
+    return len(missing)
+
+
+def _plan(config: Config, missing: Sequence[Unit], pool: pools.Pool, generator: type[Generator]) -> ray.data.Dataset:
+    evaluate = config.evaluate
+    streaming.quiet_data()
+    content = {"config": configuration.to_dict(config)}
+    rows = [unit.row() for unit in missing]
+    drawn = streaming.rows(rows).map_batches(
+        generator,
+        fn_constructor_kwargs=content,
+        compute=pool.strategy(len(rows)),
+        **actor(resources.generator(evaluate, pool.memory).one),
+        batch_size=min(evaluate.groups_at_once, -(-len(rows) // pool.start)),
+        batch_format="pyarrow",
+    )
+    plan = streaming.scored(drawn, Evaluation(**content), config, len(rows))
+    plan.set_name("images")  # so that the dashboard's list of datasets says what this one is
+    return plan
+
+
+class Generator:
+    """Draws all arms for some units at once; a row that comes out is a unit still, its images in lists."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = configuration.from_dict(config)
+        torch.set_num_threads(self.config.evaluate.threads)
+        files = RunDir.of(self.config)
+        mirror.pull(files.root, files.adapters.name, files.sweep.name)
+        self.model = study_models.load_model(self.config)
+        self.sampling = sampling_of(self.config, self.model.defaults)
+        self.has_kl = Grid(self.model, self.sampling).has_path_kl
+        self.arms = study_arms.all_arms(self.config)
+        for name in dict.fromkeys(arm.arm.adapter for arm in self.arms):
+            if name is not None:
+                adapters.load(self.model.denoiser, files.adapters / name, name)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        rows = batch.to_pylist()
+        drawn, _ = attempt(lambda: self.units(rows))
+        if drawn is None:
+            drawn = [drawn_row for row in rows for drawn_row in self.again(row)]
+        return pa.Table.from_pylist(drawn, schema=UNIT_SCHEMA)
+
+    def again(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """A unit by itself, after it failed among others, or alone; its row says so where it fails again."""
+        drawn, reason = attempt(lambda: self.units([row]))
+        return [{**row, "error": reason}] if drawn is None else drawn
+
+    def units(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The units' rows with their images."""
+        drawn = []
+        for measured in (True, False):
+            alike = [row for row in rows if has_path(self.config, row["prompt_id"]) == measured]
+            drawn += self.draw(alike, measured) if alike else []
+        return drawn
+
+    @torch.no_grad()
+    def draw(self, rows: list[dict[str, Any]], measured: bool) -> list[dict[str, Any]]:
+        """The units' rows, with their images and, where `measured`, distances to the base, by arm and then by seed."""
+        arms = [arm.arm for arm in self.arms]
+        prompts = [row["prompt"] for row in rows for _ in row["seeds"]]
+        seeds = [seed for row in rows for seed in row["seeds"]]
+        samples = sample_arms(
+            self.model, prompts, seeds, arms, self.config.run.seed, self.sampling, measure_path=measured
+        )
+        pixels, spread = {}, {}
+        for arm in arms:
+            decoded = self.model.decode(samples.latents[arm.name])
+            pixels[arm.name], spread[arm.name] = to_uint8(decoded).numpy(), pixel_std(decoded).tolist()
+        cost = json.dumps(samples.cost.counts())
+        columns = {"path": samples.path} | ({"kl_to_base": samples.kl} if self.has_kl else {})
+        found, first = [], 0
+        for row in rows:
+            own = slice(first, first + len(row["seeds"]))
+            first = own.stop
+            images = [to_png(image) for arm in arms for image in pixels[arm.name][own]]
+            std = [x for arm in arms for x in spread[arm.name][own]]
+            unknown = [math.nan] * len(images)
+            distances = {
+                name: [x for arm in arms for x in column[arm.name][own].tolist()] if measured else unknown
+                for name, column in columns.items()
+            }
+            made = samples.cost.predictions * len(row["seeds"])
+            found.append({**row, "image": images, PIXEL_STD: std, **distances, "cost": cost, "predictions": made})
+        return found
+
+
+UNIT_SCHEMA = pa.schema({
+    "unit": pa.string(), "prompt_id": pa.int32(), "prompt": pa.string(), "seeds": pa.list_(pa.int32()),
+    "origins": pa.list_(pa.string()),
+    "image": pa.list_(pa.binary()), PIXEL_STD: pa.list_(pa.float32()), "path": pa.list_(pa.float32()),
+    "kl_to_base": pa.list_(pa.float32()),
+    "cost": pa.string(), "predictions": pa.int64(), "error": pa.string(),
+})  # fmt: skip
+DISTANCES = ("path", "kl_to_base")  # eps_mse; nats, where sampling is stochastic
+
+
+class Evaluation:
+    """The scorers' job in an evaluation: a unit's images as the generators drew them.
+
+    An image without a score is kept, warned of, and marks its arm as broken. A unit that makes a reward raise fails.
+    """
+
+    warns = keeps_failures = True
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = configuration.from_dict(config)
+        evaluate = self.config.evaluate
+        self.threads, self.batch = evaluate.threads, evaluate.score_batch
+        self.arms = study_arms.all_arms(self.config)
+
+    @property
+    def folder(self) -> Path:
+        return RunDir.of(self.config).images
+
+    def scores(self) -> Scores:
+        evaluate, files = self.config.evaluate, RunDir.of(self.config)
+        mirror.pull(files.root, files.reward_statistics.name)
+        columns = names.columns(self.config, study_arms.scored_rewards(self.config))
+        statistics = reward_statistics.of_sums(self.config)
+        return Scores(columns, statistics, names.gold(self.config), evaluate.features, scoring_device())
+
+    def pictures(self, row: Mapping[str, Any]) -> Pictures:
+        arms = [arm for arm in self.arms for _ in row["seeds"]]
+        made = [origin for origin in row["origins"] for _ in row["seeds"]]
+        columns = identity_columns(arms, made, row["prompt_id"], row["prompt"], [*row["seeds"]] * len(self.arms))
+        columns |= {"image": pa.array(row["image"], pa.binary())}
+        measured = [name for name in (PIXEL_STD, *DISTANCES) if row[name] is not None]
+        columns |= {name: pa.array(row[name], pa.float32()) for name in measured}
+        prompts = [row["prompt"]] * len(arms)
+        about = {"cost": row["cost"], "format": str(IMAGES_FORMAT)}
+        return Pictures(columns["id"].to_pylist(), row["image"], prompts, columns, about)
+
+
+def identity_columns(
+    arms: Sequence[StudyArm], origins: Sequence[str], prompt_id: int, prompt: str, seeds: Sequence[int]
+) -> dict[str, pa.Array]:
+    """The columns that say which image a row is: an arm, an origin and a seed index for each, and `image_id`."""
+    ids = [image_id(origin, prompt, seed) for origin, seed in zip(origins, seeds, strict=True)]
+    return {
+        "id": pa.array(ids),
+        "arm": pa.array([arm.arm.name for arm in arms]),
+        "arm_id": pa.array([arm.arm.id for arm in arms]),
+        "prompt_id": pa.array([prompt_id] * len(arms), pa.int32()),
+        "prompt": pa.array([prompt] * len(arms)),
+        "seed_index": pa.array(seeds, pa.int32()),
+    }
+
+
+def _drop_others(config: Config, folder: Path, wanted: set[str]) -> None:
+    """Remove units of an earlier format, or of adapters, rewards or features that have changed since, and what a
+    killed writer left.
+
+    ConfigError, before anything is removed, where the folder holds images of another run.
+    """
+    if not folder.is_dir():
+        return
+    others = [path for path in folder.glob("part-*.parquet") if path.stem.removeprefix("part-") not in wanted]
+    if others:
+        _check_ours(config, others)
+        print(f"Removing {len(others)} groups of images {OTHERWISE}: they are made anew.")
+    for path in folder.glob(".part-*.part"):
+        path.unlink()
+    for path in others:
+        directory.forget(path)
+
+
+def _check_ours(config: Config, paths: Sequence[Path]) -> None:
+    """ConfigError where a unit's file has an arm or a prompt that this run does not have."""
+    arms = {arm.arm.name for arm in study_arms.all_arms(config)}
+    prompts = set(resolve_prompts(config, EVALUATE))
+    for path in paths:
+        try:
+            found = pq.read_table(path, columns=["arm", "prompt"])
+        except (OSError, pa.ArrowException) as error:
+            raise ConfigError(f"{path} is no file of images ({error}): move it away, it is not this run's") from error
+        strange = [
+            name for name in (*found["arm"].to_pylist(), *found["prompt"].to_pylist()) if name not in arms | prompts
+        ]
+        if strange:
+            raise ConfigError(
+                f"{path} holds images of another run ({strange[0]!r} is nothing of this one's): move the images folder "
+                "away, or choose another run.name"
+            )

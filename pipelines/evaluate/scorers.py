@@ -1,0 +1,227 @@
+"""Every score of an image that the pipeline knows, and the Ray Data actor that scores the images of a unit of work."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from pipelines.evaluate.attempt import attempt
+from pipelines.rewards.scores import Scores
+from pipelines.runs import directory
+
+PART = "part-{unit}.parquet"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The images of a unit of work, as files' bytes, or why one could not be read; and what else its table holds."""
+
+    ids: list[str]
+    contents: list[bytes | OSError]
+    prompts: list[str]
+    columns: dict[str, pa.Array]
+    """What stands before the scores, in the table's order."""
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+RESULT = pa.schema({
+    "unit": pa.string(), "images": pa.int32(), "predictions": pa.int64(), "said": pa.list_(pa.string()),
+    "stage": pa.string(), "error": pa.string(),
+})  # fmt: skip
+
+
+class Job(Protocol):
+    """What a scorer is started with: where images come from and where their scores go; it travels to the actors."""
+
+    threads: int
+    batch: int
+    warns: bool
+    """Whether an image without a score is warned of by its id; the column `error` has the reason in any case."""
+    keeps_failures: bool
+    """Whether a unit whose scoring raises is tried again and then given out as failed, instead of ending the plan."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the units' files go, on the machine that asks."""
+        ...
+
+    def scores(self) -> Scores:
+        """What scores the images, loaded."""
+        ...
+
+    def pictures(self, row: Mapping[str, Any]) -> Pictures:
+        """The images of a row of the dataset."""
+        ...
+
+
+class Scorer:
+    """Scores a unit's images as they are saved, and commits the unit: its file appears whole, or not at all."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        torch.set_num_threads(job.threads)
+        self.scores = job.scores()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """What became of each unit (`RESULT`): how many images it has now, or why it has none."""
+        return pa.Table.from_pylist([self.unit(row) for row in batch.to_pylist()], RESULT)
+
+    def unit(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Score and commit a unit, unless it failed already where its images were drawn."""
+        name, error = row["unit"], row.get("error")
+        if error is not None:
+            return {"unit": name, "images": 0, "predictions": 0, "said": [], "stage": "drawn", "error": error}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            table, error = self.twice(row) if self.job.keeps_failures else (self.table(row), None)
+        said = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+        if table is None:
+            return {"unit": name, "images": 0, "predictions": 0, "said": said, "stage": "scored", "error": error}
+        commit(table, self.job.folder / PART.format(unit=name))
+        predictions = row.get("predictions") or 0
+        return {"unit": name, "images": len(table), "predictions": predictions, "said": said}
+
+    def twice(self, row: Mapping[str, Any]) -> tuple[pa.Table | None, str | None]:
+        """The unit's table, or why there is none after a second try."""
+        table, error = attempt(lambda: self.table(row))
+        return (table, error) if error is None else attempt(lambda: self.table(row))
+
+    def table(self, row: Mapping[str, Any]) -> pa.Table:
+        """One row an image."""
+        pictures = self.job.pictures(row)
+        decoded, errors = decode(pictures.contents)
+        columns, vectors = self._score(decoded, pictures.prompts, errors)
+        if errors and self.job.warns:
+            first = min(errors)
+            more = f" ({len(errors)} such images in its group)" if len(errors) > 1 else ""
+            warnings.warn(
+                f"image {pictures.ids[first]} of the prompt {pictures.prompts[first]!r}: {errors[first]}{more}",
+                stacklevel=2,
+            )
+        sizes = [(None, None) if image is None else image.shape[:2] for image in decoded]
+        found = dict(pictures.columns)
+        found |= {
+            name: pa.array([size[side] for size in sizes], pa.int32()) for side, name in enumerate(("height", "width"))
+        }
+        found |= {name: pa.array(values, pa.float32(), mask=np.isnan(values)) for name, values in columns.items()}
+        if vectors is not None:
+            found["features"] = pa.FixedSizeListArray.from_arrays(
+                pa.array(vectors.ravel(), pa.float32()), vectors.shape[1]
+            )
+        found["error"] = pa.array([errors.get(place) for place in range(len(decoded))], pa.string())
+        return pa.table(found).replace_schema_metadata(pictures.metadata)
+
+    def _score(
+        self, images: Sequence[np.ndarray | None], prompts: Sequence[str], errors: dict[int, str]
+    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        """Columns (N,), NaN where there is no score, and features (N, d); why there is none is added to `errors`."""
+        columns = {name: np.full(len(images), np.nan, np.float32) for name in self.scores.columns}
+        vectors: np.ndarray | None = None
+        for places in batches(images, self.job.batch):
+            stack = np.stack([images[place] for place in places])  # type: ignore[arg-type]  # (B, H, W, 3)
+            pixels = torch.from_numpy(stack).permute(0, 3, 1, 2)
+            found = self.scores(pixels, [prompts[place] for place in places])
+            drawn = found.pop("features", None)
+            if drawn is not None:
+                vectors = np.full((len(images), drawn.shape[1]), np.nan, np.float32) if vectors is None else vectors
+                vectors[places] = drawn.numpy()
+            for name, values in found.items():
+                columns[name][places] = np.where(np.isfinite(values), values, np.nan)
+                for place, value in zip(places, values.tolist(), strict=True):
+                    if not np.isfinite(value):
+                        errors[place] = f"the score of {name} is {value}"
+        return columns, vectors
+
+
+def scoring_device() -> torch.device:
+    """Where a scorer scores: Ray shows it the GPUs that it holds, and no other."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def batches(images: Sequence[np.ndarray | None], size: int) -> list[list[int]]:
+    """Places of images of equal height and width, at most `size` together, in order of first appearance."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for place, image in enumerate(images):
+        if image is not None:
+            groups.setdefault(image.shape, []).append(place)
+    return [group[begin : begin + size] for group in groups.values() for begin in range(0, len(group), size)]
+
+
+def decode(contents: Sequence[bytes | OSError]) -> tuple[list[np.ndarray | None], dict[int, str]]:
+    """Pixels (H, W, 3) uint8 of each image file, None where it is none, and why, by place."""
+    images: list[np.ndarray | None] = []
+    errors: dict[int, str] = {}
+    for place, content in enumerate(contents):
+        try:
+            if isinstance(content, OSError):
+                raise content
+            images.append(from_png(content))
+        # SyntaxError is what Pillow raises for a broken PNG.
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            images.append(None)
+            reason = getattr(error, "strerror", None) or str(error).partition(" <_io")[0]
+            errors[place] = f"not an image that can be read ({reason})"
+    return images, errors
+
+
+def commit(table: pa.Table, path: Path) -> None:
+    """Write beside, flush to disk, move into place; FileNotFoundError where the folder's own folder is gone.
+
+    What was a mount that vanished is not made anew on the disk beneath it.
+    """
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path.parent.parent} is gone, and {path.name} cannot be written there: bring the storage back, and run "
+            "the same command again"
+        ) from None
+    with directory.whole(path, by=f".{os.getpid()}") as part, part.open("wb") as file:
+        pq.write_table(table, file, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def to_png(pixels: np.ndarray) -> bytes:
+    """Pixels (H, W, 3) uint8 as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def from_png(content: bytes) -> np.ndarray:
+    """Pixels (H, W, 3) uint8 of a PNG, or of any other image file that Pillow reads, without its transparency."""
+    image = Image.open(io.BytesIO(content))
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"its mode is {image.mode}: save it with 8 bits a channel")
+    return np.asarray(image.convert("RGB"))
+
+
+@dataclass
+class Said:
+    """Warnings of many actors, told once each: those that differ in numbers alone are one."""
+
+    first: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, messages: Sequence[str]) -> None:
+        for message in messages:
+            kind = "".join(c for c in message if not c.isdigit())
+            self.first.setdefault(kind, message)
+            self.counts[kind] = self.counts.get(kind, 0) + 1
+
+    def tell(self, write: Callable[[str], Any]) -> None:
+        for kind, message in self.first.items():
+            more = self.counts[kind] - 1
+            write(f"warning: {message}{f' (and {more} more such warnings)' if more else ''}")

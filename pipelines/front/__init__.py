@@ -1,0 +1,1 @@
+"""Results: Pareto fronts, differences and claims, as objects and as files."""

@@ -1,0 +1,1 @@
+"""Metrics of every arm, from its images."""

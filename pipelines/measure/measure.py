@@ -1,0 +1,283 @@
+"""From images to numbers: every metric of every arm, prompt by prompt where that is possible, with intervals.
+
+Scores are averaged over the seeds inside a prompt first. Means over prompts have intervals by the bootstrap, measures
+of whole sets by subsets of the prompts, since a bootstrap would hold images twice. Means over training seeds are arms
+here like any other: prompt by prompt, the mean of their members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from aig.pareto import LEAST_PROMPTS, Subsample, bootstrap, no_interval
+from pipelines.cluster.connect import Cluster
+from pipelines.config import Config
+from pipelines.config.values import slug
+from pipelines.evaluate import failures, generate
+from pipelines.evaluate import images as dataset
+from pipelines.evaluate.pixels import PIXEL_STD
+from pipelines.measure.feature_file import gathered
+from pipelines.measure.per_arm import BY_PROMPT, Measured, measure_arms
+from pipelines.measure.sets import SetMeasures
+from pipelines.measure.table import (
+    PER_PROMPT,
+    PER_SUBSET,
+    SCHEMA,
+    Table,
+    again,
+    measured_prompts,
+    notes,
+    read_rows,
+    read_written,
+)
+from pipelines.rewards.scores import ACCURACIES, GOLD
+from pipelines.runs import directory
+from pipelines.runs.directory import IMAGES_FORMAT, RunDir
+from pipelines.show import tables
+from pipelines.show.estimates import Estimate
+from pipelines.study import arms as study_arms
+
+# Columns of the images that measuring does without: features are read an arm at a time.
+UNNEEDED = ("id", "arm_id", "prompt", "image", "height", "width", "features", "error")
+
+
+def measure(config: Config, images: dataset.Images, command: str, connect: Callable[[], Cluster]) -> Table:
+    """Write `metrics.parquet`, the table prompt by prompt beside it, and `arms.json` with the command.
+
+    `connect` connects to Ray, and is called where sets are too large for one process. ConfigError where the dataset is
+    not complete, or where the base's features can be no reference.
+    """
+    images.require_complete()
+    kept = _kept(config, images)
+    # For small matrices threads that wait for one another on busy cores take thirty times as long.
+    torch.set_num_threads(config.measure.threads)
+    files, arms = RunDir.of(config), study_arms.all_arms(config)
+    shape = (len(arms), len(kept), config.evaluate.seeds)
+    place, row = {arm.arm.name: i for i, arm in enumerate(arms)}, _rows(kept)
+    scores = _scores(images.table, shape, place, row)
+    with gathered(files.root / ".features.npy", images.paths, shape, place, row) as features:
+        found, floor = measure_arms(config, scores, features, connect)
+
+    table = _per_prompt(config, list(kept.values()), scores, found)
+    whole = _set_measures(config, found)
+    _write_rows(config, [*_mean_rows(config, table), *_set_rows(whole), floor], table)
+    generate.commit(_subsets_to_long(whole), files.root / PER_SUBSET)
+    generate.commit(_to_long(table, list(kept)), files.root / PER_PROMPT)
+    listed = [
+        {**arm.to_dict(), "broken": table.broken.get(arm.arm.name), "warning": table.warned.get(arm.arm.name)}
+        for arm in [*arms, *study_arms.mean_arms(config)]
+    ]
+    check: dict[str, Any] = images.check()
+    if images.left_out:
+        check["prompts_left_out"] = [prompt for i, prompt in measured_prompts(config).items() if i not in kept]
+    versions = {package: version(package) for package in ("torch", "diffusers", "peft", "ray")}
+    directory.write_json(
+        files.arms,
+        {
+            "format": IMAGES_FORMAT,
+            "arms": listed,
+            "cost": images.cost,
+            "check": check,
+            "command": command,
+            "versions": versions,
+        },
+    )
+    return table
+
+
+def _kept(config: Config, images: dataset.Images) -> dict[int, str]:
+    """The prompts that are measured; EvaluationError where too few are left for a mean over prompts."""
+    kept = {i: prompt for i, prompt in measured_prompts(config).items() if i not in images.left_out}
+    if len(kept) < 2:
+        reason = failures.of_run(config)[0]["error"]
+        raise failures.EvaluationError(
+            f"{len(images.left_out)} of {len(measured_prompts(config))} prompts failed, and two have to be left: "
+            f"{reason}; see {RunDir.of(config).failures}"
+        )
+    return kept
+
+
+def _rows(kept: Iterable[int]) -> np.ndarray:
+    """The row of each kept prompt, by its place in evaluate.prompts; of one that is left out, none that can be used."""
+    places = list(kept)
+    rows = np.full(max(places) + 1, np.iinfo(np.int32).max)
+    rows[places] = np.arange(len(places))
+    return rows
+
+
+def summary(config: Config, everything: bool = True) -> str:
+    """Every arm and its metrics as text, with intervals, and which arms are broken or warned of; else what a first look
+    asks."""
+    rows = read_rows(config)
+    cells: dict[str, dict[str, Estimate]] = {}
+    for row in rows:
+        cells.setdefault(row["arm"], {})[row["metric"]] = Estimate(row["value"], row["low"], row["high"])
+    n = max(row["n"] for row in rows)
+    how = dict.fromkeys(row["interval"] for row in rows if row["interval"] != "none")
+    about = no_interval(max(row["prompts"] for row in rows))
+    about = about or f"{100 * config.front.level:g} % intervals by {' and by '.join(how)}"
+    about = f"n = {n} images an arm at most; {about}"
+    broken, warned = notes(rows, "broken"), notes(rows, "warning")
+    shown = list(dict.fromkeys(row["metric"] for row in rows))
+    if not everything:
+        shown = [name for name in shown if name in FIRST_LOOK or name in _scored(config)]
+        about += f"; all measures: {again(config)}"
+    shown.sort(key=lambda name: name == PIXEL_STD)  # what breakdowns are told by comes last
+    return f"{about}\n{tables.estimates(cells, shown, broken, warned)}"
+
+
+# Beside the rewards.
+FIRST_LOOK = (GOLD, "accuracy", "vendi", "pairwise", "recall")
+
+
+def _scored(config: Config) -> set[str]:
+    return {slug(name) for name in study_arms.scored_rewards(config)}
+
+
+def _scores(
+    images: pa.Table, shape: tuple[int, int, int], place: dict[str, int], row: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Every float column (arms, prompts, seeds)."""
+    names = [field.name for field in images.schema if pa.types.is_floating(field.type)]
+    arms = images["arm"].combine_chunks().dictionary_encode()
+    at = (
+        np.array([place[name] for name in arms.dictionary.to_pylist()])[arms.indices.to_numpy()],
+        row[images["prompt_id"].to_numpy()],
+        images["seed_index"].to_numpy(),
+    )
+    scores = {name: np.full(shape, np.nan) for name in names}
+    for name, values in scores.items():
+        values[at] = images[name].to_numpy()
+    return scores
+
+
+def _per_prompt(config: Config, prompts: list[str], scores: dict[str, np.ndarray], found: list[Measured]) -> Table:
+    values = {name: column.mean(axis=2) for name, column in scores.items()}
+    if ACCURACIES[0] in values:
+        values["accuracy"] = (values[ACCURACIES[0]] + values[ACCURACIES[1]]) / 2
+    values |= {name: np.stack([arm.by_prompt[name] for arm in found]) for name in BY_PROMPT}
+    arms = [arm.arm.name for arm in study_arms.all_arms(config)]
+    for mean in study_arms.mean_arms(config):
+        members = [arms.index(name) for name in mean.members]
+        values = {name: np.vstack([column, column[members].mean(axis=0)]) for name, column in values.items()}
+    arms += [mean.arm.name for mean in study_arms.mean_arms(config)]
+    broken = _by_arm(config, ["; ".join(one.broken) for one in found])
+    warned = _by_arm(config, [one.warning for one in found])
+    warned = {name: text for name, text in warned.items() if name not in broken}
+    return Table(arms, prompts, config.evaluate.seeds, values, broken, warned)
+
+
+def _by_arm(config: Config, told: Sequence[str | None]) -> dict[str, str]:
+    """What is told of arms, by their names; of a mean over training seeds, what is told of one of its members."""
+    arms = [arm.arm.name for arm in study_arms.all_arms(config)]
+    found = {name: text for name, text in zip(arms, told, strict=True) if text}
+    for mean in study_arms.mean_arms(config):
+        members = [name for name in mean.members if name in found]
+        if members:
+            found[mean.arm.name] = f"{len(members)} of {len(mean.members)} training seeds: {found[members[0]]}"
+    return found
+
+
+def _mean_rows(config: Config, table: Table) -> Iterator[dict[str, Any]]:
+    """Means over prompts, with bootstrap intervals; over the prompts that a metric was measured on for any arm.
+
+    No interval where those are fewer than LEAST_PROMPTS.
+    """
+    groups: dict[bytes, dict[str, np.ndarray]] = {}
+    for metric, values in table.values.items():
+        known = np.isfinite(values).any(axis=0)
+        if known.sum() > 1:
+            groups.setdefault(known.tobytes(), {})[metric] = values[:, known]
+    for group in groups.values():
+        result = bootstrap(group, **config.front.resampling)
+        for metric in group:
+            for a, arm in enumerate(table.arms):
+                low, high = result.interval[metric][a]
+                row = {"arm": arm, "metric": metric, "value": result.mean[metric][a], "low": low, "high": high}
+                how = {"interval": f"{result.method} bootstrap of prompts"} if result.prompts >= LEAST_PROMPTS else {}
+                yield {**row, "prompts": result.prompts, **how}
+
+
+def _set_measures(config: Config, found: list[Measured]) -> dict[str, SetMeasures | None]:
+    """Measures of sets of images against the base's of the same prompts and seeds, by arm, means of seeds included."""
+    arms = [arm.arm.name for arm in study_arms.all_arms(config)]
+    values = {name: one.sets for name, one in zip(arms, found, strict=True)}
+    for mean in study_arms.mean_arms(config):
+        sound = [member for name in mean.members if (member := values[name]) is not None]
+        values[mean.arm.name] = None
+        if len(sound) == len(mean.members):
+            averaged = Subsample.mean([member.found for member in sound])
+            values[mean.arm.name] = replace(sound[0], found=averaged)
+    return values
+
+
+def _set_rows(values: dict[str, SetMeasures | None]) -> Iterator[dict[str, Any]]:
+    names = next(one.names for one in values.values() if one is not None)
+    for arm, one in values.items():
+        for place, metric in enumerate(names):
+            row: dict[str, Any] = {"arm": arm, "metric": metric}
+            if one is not None:
+                known = len(one.found.replicates) and one.found.prompts >= LEAST_PROMPTS
+                low, high = one.interval(metric) if known else (np.nan, np.nan)
+                row |= {"value": one.found.estimate[place], "low": low, "high": high}
+                row |= {"interval": f"subsets of {one.found.size} prompts"} if known else {}
+            yield row
+
+
+def _subsets_to_long(values: dict[str, SetMeasures | None]) -> pa.Table:
+    """A row an arm, measure and subset, subset −1 for all prompts; prompts, size and images in the metadata."""
+    known = {arm: one for arm, one in values.items() if one is not None}
+    first = next(iter(known.values()))
+    grids = [np.vstack([one.found.estimate, one.found.replicates]).T for one in known.values()]  # (metrics, 1 + n)
+    metrics, columns = grids[0].shape
+    about = {"prompts": first.found.prompts, "size": first.found.size, "images": first.images}
+    return pa.table({
+        "arm": np.repeat(list(known), metrics * columns),
+        "metric": np.tile(np.repeat(first.names, columns), len(known)),
+        "subset": np.tile(np.arange(-1, columns - 1, dtype=np.int32), len(known) * metrics),
+        "value": np.concatenate([grid.ravel() for grid in grids]),
+    }).replace_schema_metadata({name: str(value) for name, value in about.items()})  # fmt: skip
+
+
+def read_sets(config: Config) -> dict[str, SetMeasures]:
+    """The measures of sets that `measure` wrote, by arm; none where an earlier version measured."""
+    path = RunDir.of(config).root / PER_SUBSET
+    if not path.exists():
+        return {}
+    long = read_written(config, path)
+    prompts, size, images = (int((long.schema.metadata or {})[name]) for name in (b"prompts", b"size", b"images"))
+    arms, metrics = (list(dict.fromkeys(long[name].to_pylist())) for name in ("arm", "metric"))
+    grid = long["value"].to_numpy().reshape(len(arms), len(metrics), -1)
+    level = config.front.level
+    return {
+        arm: SetMeasures(metrics, Subsample(own[:, 0], own[:, 1:].T, prompts, size, level), images)
+        for arm, own in zip(arms, grid, strict=True)
+    }
+
+
+def _write_rows(config: Config, rows: list[dict[str, Any]], table: Table) -> None:
+    members = {mean.arm.name: len(mean.members) for mean in study_arms.mean_arms(config)}
+    unknown = {"value": np.nan, "low": np.nan, "high": np.nan, "interval": "none"}
+    shared = {"prompts": len(table.prompts), "seeds": table.seeds}
+    whole = [{**unknown, **shared, **row} for row in rows]
+    for row in whole:
+        row |= {"broken": table.broken.get(row["arm"]), "warning": table.warned.get(row["arm"])}
+        row["n"] = row["prompts"] * row["seeds"] * members.get(row["arm"], 1)
+    generate.commit(pa.Table.from_pylist(whole, SCHEMA), RunDir.of(config).metrics)
+
+
+def _to_long(table: Table, places: list[int]) -> pa.Table:
+    metrics, arms, prompts = len(table.values), len(table.arms), len(table.prompts)
+    return pa.table({
+        "metric": np.repeat(list(table.values), arms * prompts),
+        "arm": np.tile(np.repeat(table.arms, prompts), metrics),
+        "prompt_id": np.tile(np.array(places, np.int32), metrics * arms),
+        "value": np.concatenate([values.ravel() for values in table.values.values()]),
+    })  # fmt: skip

@@ -1,0 +1,1 @@
+"""What reward names mean, and every score of an image."""

@@ -1,0 +1,1 @@
+"""What a run compares: trainings, arms, prompts, models and limits."""

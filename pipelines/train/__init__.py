@@ -1,0 +1,1 @@
+"""DRaFT training under Ray Train."""

@@ -1,0 +1,231 @@
+"""What a training would take, before anything is downloaded or computed: counted on the real classes without weights.
+
+Activations are those that autograd would hold for one micro-batch: one prediction through the denoiser, K times, and
+one decoding, run on torch's meta device, where tensors have shapes and no storage. The reward's own are not in it, nor,
+with checkpointing, those of the one block that is being computed again.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from aig import adapters, memory
+from aig.draft import DraftConfig
+from aig.grid import Grid, scheduler_for
+from aig.models import LatentModel
+from aig.models.empty import empty, parameters
+from aig.models.protocol import Condition
+from aig.models.published import PUBLISHED
+from pipelines.config import Config, given
+from pipelines.runs import mirror
+from pipelines.study import models
+from pipelines.study.prompts import EVALUATE, TRAIN, missing, prompt_lists, told
+from pipelines.train import parallel
+from pipelines.train.worker import ADAPTER, attach, draft_config
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DAY = 86_400
+# What a card's data sheet promises for dense bfloat16, and the share of it that the plan reckons with.
+CARDS = {"A100": 312e12, "H100": 989e12}
+SHARE = 0.35
+HOW = {
+    parallel.ALONE: "which share each step's images where there are several",
+    parallel.DDP: "which share each step's images",
+    parallel.FSDP: "which share each step's images, and what is trained with its optimizer",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The resolved plan of one training; sizes in bytes, work in floating-point operations."""
+
+    config: Config
+    model: LatentModel
+    here: bool
+    trained: int
+    rows: int
+    """Rows of the denoiser, guidance's second half counted, in one optimizer step."""
+    predictions: int
+    weights: int
+    states: int
+    """The adapter's weights, their gradients, moments and, where it is on, their moving average, all in float32."""
+    activations: int
+    operations: float
+    """Of one optimizer step, without the reward."""
+
+    @property
+    def download(self) -> int:
+        """What has to be downloaded, about: the files' precision is the publisher's."""
+        if self.here:
+            return 0
+        known = PUBLISHED.get(self.config.model.name)
+        stored = 2 if self.config.model.variant == "fp16" or known is None else known.stored
+        return stored * all_parameters(self.model)
+
+
+def all_parameters(model: LatentModel) -> int:
+    return sum(parameters(part) for part in model.pipe.components.values() if isinstance(part, torch.nn.Module))
+
+
+def make(config: Config) -> Plan:
+    """The plan of `config.train`; ConfigError where model, sizes and settings do not go together."""
+    train = config.train
+    with given("model"):
+        model, here = empty(config.model.name, config.model.revision, models.DTYPES[config.model.dtype])
+        model = models.sized(model, config)
+        scheduler_for(model, models.resolve_sampling(config, model.defaults))
+    with given("train"):
+        settings, order = _objective(config, model)
+    sampling = settings.sampling
+    frozen = all_parameters(model)
+    with given("train"):
+        attach(train, model.denoiser)
+    trained = sum(parameter.numel() for parameter in adapters.parameters(model.denoiser, ADAPTER))
+    memory.prepare(model, [part for part in train.checkpointing if part != "reward"])
+    # On the meta device there is no autocast: what it halves is taken to be all that is held.
+    halved = train.autocast is not None and config.model.dtype == "float32"
+    micro = min(train.micro_batch, train.batch)
+    once, saved = _count(model, lambda: _predict(model, micro, sampling.guidance))
+    latents = torch.randn(micro, *model.latent_shape, device="meta", dtype=model.dtype, requires_grad=True)
+    decoded, saved_decoding = _count(model, lambda: model.decode(latents))
+    with_gradient = train.k * train.lv
+    extra = with_gradient if train.kl_weight > 0 else 0
+    if settings.by_path and train.lv == 1:  # the base's, of the steps that a multistep scheduler remembers
+        extra += min(order - 1, sampling.steps - train.k)
+    steps = sampling.steps - train.k + (1 if train.lv > 1 else 0)
+    predictions = train.batch * (steps + with_gradient + extra)
+    # A backward pass through frozen weights costs about what the forward one does; with their gradients, twice.
+    passes = 3 if train.method == "full" else 2
+    operations = train.batch / micro * (once * (steps + passes * with_gradient + extra) + decoded * 2 * train.lv)
+    return Plan(
+        config, model, here, trained, predictions * (1 if sampling.guidance == 1 else 2), predictions,
+        weights=frozen * BYTES[config.model.dtype],
+        states=trained * (4 + 4 + (2 if train.optimizer == "adamw-8bit" else 8) + (0 if train.ema is None else 4)),
+        activations=(saved * train.k + saved_decoding) // (2 if halved else 1), operations=operations,
+    )  # fmt: skip
+
+
+def _objective(config: Config, model: LatentModel) -> tuple[DraftConfig, int]:
+    """The objective, and how many predictions a step of its scheduler reads."""
+    here = copy.copy(model)
+    here.device = torch.device("cpu")  # on the meta device times would have no values
+    settings = draft_config(config, here)
+    return settings, Grid(here, settings.sampling).order
+
+
+def _predict(model: LatentModel, batch: int, guidance: float) -> Tensor:
+    x = torch.randn(batch, *model.latent_shape, device="meta", dtype=model.dtype)
+    shapes = model.input_shapes()
+    rows, shared = (
+        {name: torch.zeros(count, *shape, device="meta", dtype=model.dtype) for name, shape in shapes.items()}
+        for count in (batch, 1)
+    )
+    condition = Condition(rows, shared)
+    return model.predict(x, torch.zeros((), device="meta"), condition, [adapters.key(ADAPTER)] * batch, guidance)
+
+
+def _count(model: LatentModel, run: Callable[[], Tensor]) -> tuple[float, int]:
+    """Floating-point operations of a forward, and bytes of the distinct storage that autograd holds of it."""
+    parts = [part for part in model.pipe.components.values() if isinstance(part, torch.nn.Module)]
+    weights = {tensor.untyped_storage()._cdata for part in parts for tensor in part.parameters()}
+    held: dict[int, int] = {}
+
+    def pack(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            held[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with (
+        FlopCounterMode(display=False) as counter,
+        _FusedAttention(),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+    ):
+        out = run()
+    total = sum(held.values())
+    del out
+    return counter.get_total_flops(), total
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as every device has it, which holds no matrix of all pairs; on the meta device torch would hold one, in
+    float32."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {**dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)), **(kwargs or {})}
+        if func is not F.scaled_dot_product_attention or given.get("attn_mask") is not None:
+            return func(*args, **(kwargs or {}))
+        fused = torch.ops.aten._scaled_dot_product_efficient_attention
+        return fused(given["query"], given["key"], given["value"], None, True, scale=given.get("scale"))[0]
+
+
+def lines(plan: Plan) -> list[str]:
+    """The plan as text, a fact a line."""
+    config, model, train = plan.config, plan.model, plan.config.train
+    sampling = models.resolve_sampling(config, model.defaults)
+    height, width = model.image_size
+    whole = train.method == "full"
+    denoiser = plan.trained if whole else parameters(model.denoiser) - plan.trained
+    what = "every weight" if whole else f"LoRA rank {train.rank}, {train.targets}"
+    scheduler = sampling.scheduler or type(model.scheduler).__name__
+    download = "nothing: the weights are here" if plan.here else f"about {_size(plan.download)} from the hub"
+    least, most = train.workers
+    how = parallel.of(train, least)
+    states = plan.states // (least if how == parallel.FSDP else 1)
+    total = plan.weights + states + plan.activations
+    seconds = {card: plan.operations / (SHARE * peak) for card, peak in CARDS.items()}
+    times = ", ".join(f"{_duration(train.steps * each)} on one {card}" for card, each in seconds.items())
+    rows = {
+        "model": f"{config.model.name} ({type(model.pipe).__name__}), {width} x {height}, {config.model.dtype}",
+        "to download": download,
+        "sampling": f"{scheduler}, {sampling.steps} steps, guidance {sampling.guidance:g}, eta {sampling.eta:g}",
+        "objective": f"DRaFT-{train.k}, reward {train.reward}, KL weight {train.kl_weight:g}"
+        + (f", {train.lv} draws of the last step" if train.lv > 1 else ""),
+        "trained": f"{plan.trained / 1e6:.2f} M parameters ({what}) beside {denoiser / 1e6:,.0f} M frozen ones",
+        "a step": f"{train.batch} images, {plan.predictions:,} predictions ({plan.rows:,} rows of the denoiser), "
+        f"{plan.operations / 1e12:,.3g} TFLOP without the reward",
+        "prompts": _prompts(config),
+        "all steps": f"{train.steps:,} steps, {train.steps * train.batch:,} images"
+        + ("" if train.ema is None else f"; averaged, with the start at {train.ema**train.steps:.2g} of the weight"),
+        "to end in a day": f"{train.steps * train.batch / DAY:.2f} images/s are needed",
+        f"at {100 * SHARE:g} % of peak": times,
+        "workers": f"{least}" + (f" to {most}" if most > least else "") + (f", {HOW[how]}" if most > 1 else ""),
+        "memory": f"about {_size(total)}: weights {_size(plan.weights)}, what is trained with its optimizer "
+        f"{_size(states)}, activations of {min(train.micro_batch, train.batch)} images {_size(plan.activations)}; "
+        "the reward's are not in it",
+        "run directory": mirror.shown(config.directory),
+    }
+    return [f"{name:<20}{value}" for name, value in rows.items()]
+
+
+def _prompts(config: Config) -> str:
+    """Which prompts there are; those that are missing keep no plan from being made."""
+    absent = missing(config, TRAIN, EVALUATE)
+    if absent:
+        example = " ".join(f"{key}=FILE" for key in absent)
+        return f"missing: give {' and '.join(absent)}, each as a list or a file, as in {example}"
+    return told(prompt_lists(config))
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", DAY), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -1,0 +1,53 @@
+"""A training worker's side of the progress: how fast it goes, and the status that others read."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from pipelines.runs import mirror
+from pipelines.show.progress import REDRAW_SECONDS
+
+PACE_STEPS = 100
+
+
+class Pace:
+    """How fast a training goes, validations and checkpoints included."""
+
+    def __init__(self) -> None:
+        self.made: deque[tuple[int, float]] = deque(maxlen=PACE_STEPS + 1)
+
+    def stepped(self, step: int) -> None:
+        """Step `step` has just been made, or a training has begun there."""
+        self.made.append((step, time.monotonic()))
+
+    @property
+    def rate(self) -> float | None:
+        """Seconds a step over the last ones, the first after a start left out where there are others: it compiles."""
+        first, last = self.made[min(1, max(0, len(self.made) - 2))], self.made[-1]
+        return (last[1] - first[1]) / (last[0] - first[0]) if last[0] > first[0] else None
+
+
+class StatusFile:
+    """A training worker's side: the status, written at most once a second and replaced whole."""
+
+    def __init__(self, path: Path, **values: Any) -> None:
+        self.path = path
+        self.values = values
+        self.written = self.pushed = 0.0
+
+    def update(self, values: dict[str, Any], force: bool = False) -> None:
+        self.values |= values
+        if not force and time.monotonic() - self.written < REDRAW_SECONDS:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_name(f".{self.path.name}.part")
+        part.write_text(json.dumps(self.values))
+        part.replace(self.path)
+        self.written = time.monotonic()
+        if force or self.written - self.pushed >= mirror.PUSH_SECONDS:
+            mirror.push(self.path)
+            self.pushed = self.written

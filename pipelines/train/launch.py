@@ -1,0 +1,130 @@
+"""Training one adapter: a Ray Train `TorchTrainer` around the worker of `pipelines.train.worker`.
+
+Everything random comes from (seed, step, index of the sample in the global batch), so a replayed step gives the same
+bits and any number of workers the same adapter. A worker that dies is replaced and goes on from the last checkpoint;
+one that would fail again in the same way ends the training. The same command resumes what was interrupted.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.train import CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchTrainer
+
+from pipelines import config as configuration
+from pipelines.cluster import resources
+from pipelines.cluster.connect import Cluster
+from pipelines.config import Config
+from pipelines.runs import directory, mirror
+from pipelines.runs.directory import RunDir
+from pipelines.study.trainings import adapter_key
+from pipelines.train import checkpoints
+
+# What a worker's own code raises about its input and its numbers. Since a step can be replayed to the bit, so would
+# these be; what files, stores, devices and other processes do (OSError, RuntimeError) may be over the next time.
+REPEATABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+
+
+# Exceptions travel from process to process without their tracebacks; this attribute of theirs has it as text.
+TOLD = "_in_worker"
+
+
+class InWorkerError(Exception):
+    """A worker's traceback, as the cause of what it raised."""
+
+
+class EndAtOnce(UserCallback):
+    """Ends a training where a worker has raised what any other would raise again, without the retries that dead workers
+    are for.
+
+    Ray Train counts an error of its callbacks as one of the controller's, which it does not retry.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, BaseException]) -> None:
+        raised = list(worker_exceptions.values())
+        # Where another worker has died, what is left may fail in any way.
+        if all(isinstance(error, Exception) and not _of_ray(error) for error in raised):
+            for error in raised:
+                if isinstance(error, REPEATABLE):
+                    raise error
+
+
+def _of_ray(error: BaseException) -> bool:
+    return any(kind.__module__.startswith("ray.") for kind in type(error).__mro__)
+
+
+def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
+    """Train the adapter of `config.train`, or finish what was begun; returns its folder. Ray must be connected.
+
+    `callbacks` are Ray Train's. Raises what a worker raised where it is one of `REPEATABLE`, and
+    ray.train.TrainingFailedError where workers fail more often than allowed in other ways.
+    """
+    files, key, settings = RunDir.of(config), adapter_key(config.train), config.train
+    (least, most), storage = settings.workers, files.checkpoints(key)
+    checkpoints.begin(storage)
+    directory.forget(files.progress / f"{key}.json")  # an interrupted one's would be shown until the first step
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config={"config": configuration.to_dict(config)},
+        scaling_config=ScalingConfig(
+            num_workers=least if least == most else (least, most),
+            use_gpu=settings.gpus_per_worker > 0,
+            resources_per_worker=dict(resources.training(config).one),
+        ),
+        run_config=RunConfig(
+            name=key,
+            storage_path=mirror.storage_path(storage.parent),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=settings.num_to_keep),
+            callbacks=[*callbacks, EndAtOnce()],
+        ),
+    )
+    try:
+        _interruptibly(trainer.fit)
+    except ControllerError as error:
+        failure = error.controller_failure
+        if isinstance(failure, REPEATABLE):
+            told = failure.__dict__.get(TOLD)
+            raise failure from (None if told is None else InWorkerError(f"\n{told}"))
+        raise
+    checkpoints.discard(storage)
+    return files.adapters / key
+
+
+def room_for(config: Config, cluster: Cluster, driver_cpus: float = 0.0) -> int:
+    """How many trainings the cluster has room for at once; ConfigError, at once, where it never could run one."""
+    return cluster.room(resources.training(config, driver_cpus))
+
+
+def _interruptibly(function: Callable[[], Any]) -> None:
+    """Call from another thread: in the main one Ray Train would replace our handler of Ctrl-C by its own, for good."""
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+def worker(loop_config: dict[str, Any]) -> None:
+    """What Ray Train runs in each worker."""
+    # Imported here, so that the processes that only launch and watch a training do not load the model's libraries.
+    from pipelines.train.worker import run
+
+    try:
+        run(configuration.from_dict(loop_config["config"]))
+    except REPEATABLE as error:
+        error.__dict__[TOLD] = traceback.format_exc()
+        raise

@@ -1,0 +1,84 @@
+"""Runs whose images were never drawn: a directory with made-up scores and features, for the tests of measuring."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors.torch import save_file
+
+from aig import adapters
+from aig.models import TinyModel
+from pipelines import config as configuration
+from pipelines.config import Config
+from pipelines.config.values import slug
+from pipelines.evaluate import generate
+from pipelines.runs import identity as runs_identity
+from pipelines.runs.directory import IMAGES_FORMAT, RunDir
+from pipelines.study import arms as study_arms
+
+DIMENSION = 6
+RED, BRIGHT = "pipeline_toys:red", "pipeline_toys:bright"
+TUNED = "pipeline_toys-red-k1-kl0-s0"
+
+Change = Callable[[str, dict[str, np.ndarray]], None]
+"""Spoils the columns of one arm's images, given its name."""
+
+
+def columns(arm: study_arms.StudyArm, prompt_id: int, seeds: tuple[int, ...], gain: float) -> dict[str, np.ndarray]:
+    """Scores and features of one arm's images of a prompt: the more tuned, the more reward and the less spread."""
+    noise = np.random.default_rng([prompt_id, *seeds]).normal(size=(len(seeds), DIMENSION))
+    own = np.random.default_rng([prompt_id, len(arm.arm.name)]).normal(size=(len(seeds), DIMENSION))
+    tuned = {"base": 0.0, "tuned": 1.0}.get(arm.family, 0.5) * gain
+    centre = np.random.default_rng(prompt_id).normal(size=DIMENSION)
+    features = 3 + centre + (1 - 0.6 * tuned) * noise + 0.2 * tuned * own
+    reward = centre[0] + noise[:, 0] + 2 * tuned
+    return {
+        slug(RED): reward, slug(BRIGHT): reward / 2, "gold": -reward, "pixel_std": 0.2 + 0.01 * np.abs(noise[:, 1]),
+        "path": np.full(len(seeds), tuned if prompt_id < 2 else np.nan), "features": features,
+    }  # fmt: skip
+
+
+def settings(storage: Path | str, *more: str) -> Config:
+    """A run of five arms on six prompts and four seeds, in two files a prompt."""
+    return configuration.load("smoke", None, [*given(storage), *more])
+
+
+def given(storage: Path | str) -> list[str]:
+    """What it differs in from the preset."""
+    return [
+        f"run.storage={storage}", f"train.reward={RED}", f"sweep.rewards=['{RED}']", "sweep.kl_weights=[0]",
+        f"evaluate.rewards=['{RED}', '{BRIGHT}']", f"evaluate.gold={BRIGHT}", "evaluate.features=pipeline_toys:pixels",
+        "evaluate.prompts=6", "evaluate.seeds=4", "evaluate.path_prompts=2", "measure.subsets=8",
+    ]  # fmt: skip
+
+
+def build(found: Config, change: Change | None = None, gain: float = 1.0) -> Config:
+    """Write the run's directory, with all that drawing its images would have left; `gain`: how far tuned arms go."""
+    files, arms = RunDir.of(found), study_arms.all_arms(found)
+    runs_identity.claim_directory(found)
+    for name in {arm.arm.adapter for arm in arms if arm.arm.adapter}:
+        (files.adapters / name).mkdir(parents=True)
+        save_file({name: torch.zeros(1)}, files.adapters / name / adapters.WEIGHTS)
+    for unit in generate.units(found, TinyModel.defaults):
+        parts = []
+        for arm, origin in zip(arms, unit.origins, strict=True):
+            made = columns(arm, unit.prompt_id, unit.seeds, gain)
+            if change is not None:
+                change(arm.arm.name, made)
+            features = made.pop("features").astype(np.float32)
+            listed = [arm] * len(unit.seeds), [origin] * len(unit.seeds)
+            identity = generate.identity_columns(*listed, unit.prompt_id, unit.prompt, unit.seeds)
+            parts.append(pa.table({
+                **identity,
+                **{name: pa.array(values, pa.float32()) for name, values in made.items()},
+                "features": pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), DIMENSION),
+            }))  # fmt: skip
+        about = {"cost": json.dumps({"predictions": 5, "separate": 8, "published": 10}), "format": str(IMAGES_FORMAT)}
+        table = pa.concat_tables(parts).replace_schema_metadata(about)
+        generate.commit(table, files.images / generate.PART.format(unit=unit.name))
+    return found

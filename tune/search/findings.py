@@ -1,0 +1,276 @@
+"""What a search comes to: the schedules that are kept, their validation on held-out prompts, and what may be said."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from aig import schedules
+from aig.pareto import LEAST_PROMPTS, Bootstrap, bootstrap, hypervolume, optimal_mask
+from pipelines.config.values import slug
+from pipelines.evaluate.generate import commit
+from pipelines.front.front import cost_words
+from pipelines.rewards import names as reward_names
+from pipelines.runs import directory, mirror
+from pipelines.runs.directory import RunDir
+from tune.search.plan import HELD_OUT, REFERENCES, SEARCH, Plan
+
+if TYPE_CHECKING:
+    from tune.search.run import Trial
+
+
+@dataclass(frozen=True, eq=False)
+class Box:
+    """Where hypervolumes start and what counts as 1 in them, (objectives,) each."""
+
+    reference: np.ndarray
+    scale: np.ndarray
+
+    @staticmethod
+    def around(points: np.ndarray) -> Box:
+        """The least of the points (n, objectives), and their range."""
+        span = np.ptp(points, axis=0)
+        return Box(points.min(axis=0), np.where(span > 0, span, 1.0))
+
+    def volume(self, points: np.ndarray) -> float:
+        return hypervolume((points - self.reference) / self.scale, np.zeros(len(self.scale)))
+
+
+def points(plan: Plan, table: dict[str, np.ndarray]) -> np.ndarray:
+    """The objectives' means over prompts (curves, objectives) of metrics (curves, prompts)."""
+    return np.stack([table[name].mean(axis=1) for name in plan.objectives], axis=1)
+
+
+def choose(plan: Plan, trials: Sequence[Trial], references: dict[str, np.ndarray]) -> list[Trial]:
+    """The trials to keep, the least of the first objective first; published curves are not found anew.
+
+    Each in its turn adds most to the hypervolume of the ends and those before it (greedy subset selection, Guerreiro et
+    al. 2016), and one that adds nothing is not taken.
+    """
+    taken = {plan.curve(text) for text in REFERENCES}
+    distinct = {trial.curve: trial for trial in reversed(trials) if trial.curve not in taken}
+    found = [trial for trial in trials if distinct.get(trial.curve) is trial]
+    at = np.array([[trial.values[name] for name in plan.objectives] for trial in found])
+    known = points(plan, references)
+    box, kept, inside = Box.around(known), [], known[:2]  # the ends
+    while found and len(kept) < plan.config.search.keep:
+        volumes = [box.volume(np.vstack([inside, point])) for point in at]
+        best = int(np.argmax(volumes))
+        if volumes[best] <= box.volume(inside):
+            break
+        kept.append(found[best])
+        inside = np.vstack([inside, at[best]])
+    return sorted(kept, key=lambda trial: trial.values[plan.objectives[0]])
+
+
+def request(plan: Plan) -> dict[str, Any]:
+    """What a result answers: it is written anew where this has changed."""
+    search, front = plan.config.search, plan.config.front
+    asked = {
+        "settings": plan.identity(), "trials": search.trials, "keep": search.keep, "bootstrap": front.bootstrap,
+        "level": front.level, "seed": front.seed, "interval": front.interval,
+    }  # fmt: skip
+    return json.loads(json.dumps(asked))
+
+
+def conclude(
+    plan: Plan,
+    trials: Sequence[Trial],
+    chosen: Sequence[Trial],
+    searched: dict[str, np.ndarray],
+    held_out: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    """The result, from metrics (schedules, prompts) of the references and then the chosen, on both sets."""
+    names = [*REFERENCES, *labels(plan, len(chosen))]
+    texts = [*REFERENCES, *(trial.candidate.schedule for trial in chosen)]
+    families = [*("published" for _ in REFERENCES), *(trial.candidate.family for trial in chosen)]
+    sets = {SEARCH: _bootstrap(plan, searched), HELD_OUT: _bootstrap(plan, held_out)}
+    rows = [
+        {
+            "name": name, "schedule": text, "family": family, "found": a >= len(REFERENCES),
+            SEARCH: _estimates(sets[SEARCH], a), HELD_OUT: _estimates(sets[HELD_OUT], a),
+            "on_held_out_front": bool(sets[HELD_OUT].front[a]),
+            "dominates": _dominated(sets[HELD_OUT], a, names),
+        }
+        for a, (name, text, family) in enumerate(zip(names, texts, families, strict=True))
+    ]  # fmt: skip
+    difference = {which: _difference(result) for which, result in sets.items()} if chosen else {}
+    elsewhere = _elsewhere(plan, held_out) if chosen else {}
+    front = optimal_mask(np.array([[trial.values[name] for name in plan.objectives] for trial in trials]))
+    return {
+        "name": plan.name, "adapter": plan.adapter, "reward": slug(plan.reward),
+        "objectives": plan.objectives, "x": plan.objectives[0], "y": plan.objectives[1],
+        "level": plan.config.front.level, "n_bootstrap": plan.config.front.bootstrap,
+        "trials": len(trials), "distinct_curves": len({trial.curve for trial in trials}),
+        "search_front": sorted({trial.candidate.schedule for trial, on in zip(trials, front, strict=True) if on}),
+        "prompts": {which: len(prompts) for which, prompts in plan.prompts.items()}, "seeds": plan.seeds,
+        "held_out_prompts_trained_on": plan.trained_on, "search_prompts_evaluated": plan.evaluated,
+        "normalization": {
+            which: {"reference": result.reference.tolist(), "scale": result.scale.tolist()}
+            for which, result in sets.items()
+        },
+        "schedules": rows, "hypervolume_difference": difference, "by_held_out_reward": elsewhere,
+        "statement": _statement(plan, difference) + _told_elsewhere(plan, elsewhere),
+    }  # fmt: skip
+
+
+def labels(plan: Plan, count: int) -> list[str]:
+    """What found schedules are called: the search's name and a number, as a schedule's text may hold it."""
+    stem = re.sub(r"[^A-Za-z0-9_.+-]+", "-", plan.name)
+    return [f"{stem}-{i}" for i in range(1, count + 1)]
+
+
+def _bootstrap(plan: Plan, table: dict[str, np.ndarray], x: str | None = None) -> Bootstrap:
+    """On the first two objectives, or with x in place of the first, in units of what the references span, which what
+    was found does not move."""
+    front, y = plan.config.front, plan.objectives[1]
+    x = x or plan.objectives[0]
+    box = Box.around(np.stack([table[name][: len(REFERENCES)].mean(axis=1) for name in (x, y)], axis=1))
+    ends, count = (0, 1), len(table[x])
+    families = {"published": range(len(REFERENCES)), "found": [*ends, *range(len(REFERENCES), count)]}
+    given = {"reference": box.reference, "scale": box.scale, **front.resampling}
+    return bootstrap(table, x=x, y=y, families=families, ends=ends, **given)
+
+
+def _estimates(result: Bootstrap, a: int) -> dict[str, list[float | None]]:
+    return {name: _finite([mean[a], *result.interval[name][a]]) for name, mean in result.mean.items()}
+
+
+def _finite(values: Sequence[float]) -> list[float | None]:
+    """JSON has no NaN: null stands for what too few prompts do not give."""
+    return [float(value) if math.isfinite(value) else None for value in values]
+
+
+def _dominated(result: Bootstrap, a: int, names: Sequence[str]) -> list[str]:
+    """Arms that this one dominates in a share of replicates no less than the level; too few prompts tell of none."""
+    if result.prompts < LEAST_PROMPTS:
+        return []
+    return [name for b, name in enumerate(names) if b != a and result.dominates(a, b) >= result.level]
+
+
+def _difference(result: Bootstrap) -> list[float | None]:
+    """[value, low, high] at equal size, the ends in both families."""
+    return _finite(result.hypervolume_difference(("found", "published"))[:3])
+
+
+def _elsewhere(plan: Plan, table: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The difference on held-out prompts with the held-out reward in place of the one that was trained on; empty where
+    there is none, or where no plane of that reward is told of."""
+    other = reward_names.held_out(plan.config, plan.reward)
+    metric = slug(other) if other else None
+    if metric not in table or plan.objectives[0] != slug(plan.reward) or metric == plan.objectives[1]:
+        return {}
+    return {"reward": metric, "hypervolume_difference": _difference(_bootstrap(plan, table, metric))}
+
+
+def _told_elsewhere(plan: Plan, elsewhere: dict[str, Any]) -> str:
+    if not elsewhere:
+        return ""
+    place = f"the held-out reward {elsewhere['reward']} in place of {plan.objectives[0]}"
+    return f" With {place}: {_shown(elsewhere['hypervolume_difference'], plus=True)} on the same prompts."
+
+
+def _statement(plan: Plan, difference: dict[str, list[float | None]]) -> str:
+    """What may be said of the found schedules against the published ones; the search set flatters what it chose."""
+    if not difference:
+        return "No candidate adds to what base and tuned span on the search set: nothing was found."
+    seen, (value, low, high) = difference[SEARCH][0], difference[HELD_OUT]
+    prompts = len(plan.prompts[HELD_OUT])
+    if seen is None or value is None:
+        return "The found schedules were not compared: an arm is not measured on every prompt."
+    shown = _shown((value, low, high), plus=True)
+    told = (
+        f"hypervolume {shown} against as many of the published ones on {prompts} held-out prompts "
+        f"({seen:+.3f} on the search set, which chose them)"
+    )
+    if low is None or high is None:
+        return f"No verdict on the found schedules: {told}; no interval below {LEAST_PROMPTS} prompts."
+    if low > 0:
+        return f"The found schedules hold: {told}."
+    if high < 0:
+        return f"The found schedules are worse: {told}."
+    if seen > 0:
+        return f"The gain of the search set is not confirmed: {told}; the interval holds zero."
+    return f"The search found nothing better than what was published: {told}."
+
+
+def write_candidates(plan: Plan, trials: Sequence[Trial], path: Path) -> None:
+    """A row a trial, with its metrics on the search set and whether it is on the front there."""
+    front = optimal_mask(np.array([[trial.values[name] for name in plan.objectives] for trial in trials]))
+    rows = [
+        {
+            "trial": i, "generation": trial.generation, **asdict(trial.candidate), "curve": trial.curve,
+            "on_front": bool(on), **trial.values,
+        }
+        for i, (trial, on) in enumerate(zip(trials, front, strict=True))
+    ]  # fmt: skip
+    commit(pa.Table.from_pylist(rows), path)
+
+
+def write_schedules(plan: Plan, result: dict[str, Any], earlier: Path) -> None:
+    """A file for each found schedule, which `file:PATH` reads; those of an earlier result go."""
+    folder = RunDir(plan.config.directory).schedules
+    found = [row for row in result["schedules"] if row["found"]]
+    for row in found:
+        about = {
+            "adapter": plan.adapter, "objectives": plan.objectives, "steps": len(plan.grid), HELD_OUT: row[HELD_OUT],
+            "prompts": result["prompts"][HELD_OUT], "seeds": result["seeds"][HELD_OUT], "level": result["level"],
+        }  # fmt: skip
+        schedule = replace(schedules.parse(row["schedule"]), label=row["name"])
+        schedules.write(folder / f"{row['name']}.json", schedule, about)
+        mirror.push(folder / f"{row['name']}.json")
+    names = {row["name"] for row in found}
+    if earlier.exists():
+        for row in directory.read_json(earlier)["schedules"]:
+            if row["found"] and row["name"] not in names:
+                directory.forget(folder / f"{row['name']}.json")
+
+
+def write(result: dict[str, Any], path: Path) -> None:
+    directory.write_json(path, result)
+
+
+def _shown(estimate: Sequence[float | None], plus: bool = False) -> str:
+    sign = "+" if plus else ""
+    value, low, high = (f"{math.nan if number is None else number:{sign}.3f}" for number in estimate)
+    return value if estimate[1] is None else f"{value} [{low}, {high}]"
+
+
+def summary(path: Path) -> str:
+    """The result as text: a line a schedule, the difference in hypervolume, what may be said."""
+    result = directory.read_json(path)
+    x, y = result["x"], result["y"]
+    more = (*result["objectives"], result.get("by_held_out_reward", {}).get("reward"), "gold")
+    shown = list(dict.fromkeys([x, y, *(m for m in more if m in result["schedules"][0][HELD_OUT])]))
+    width = max(len(row["name"]) for row in result["schedules"])
+    lines = [
+        f"held out: {result['prompts'][HELD_OUT]} prompts × {result['seeds'][HELD_OUT]} seeds, "
+        f"{100 * result['level']:g} % intervals"
+    ]
+    lines.append(f"{'schedule':<{width}}  " + "".join(f"{metric:<27}" for metric in shown))
+    for row in result["schedules"]:
+        cells = "".join(f"{_shown(row[HELD_OUT][metric]):<27}" for metric in shown)
+        better = f"dominates {', '.join(row['dominates'])}" if row["found"] and row["dominates"] else ""
+        lines.append(f"{row['name']:<{width}}  {cells}{row['schedule'] if row['found'] else ''}  {better}".rstrip())
+    candidates = f"{result['trials']} candidates, {result['distinct_curves']} distinct curves"
+    lines.append(f"{candidates}, {cost_words(result['cost'])}")
+    lines.append(result["statement"])
+    trained = result["held_out_prompts_trained_on"]
+    if trained:
+        lines.append(
+            f"Of the held-out prompts the adapter was trained on {trained}: they are held out from the search alone."
+        )
+    if result["search_prompts_evaluated"]:
+        lines.append(
+            f"Of evaluate.prompts {result['search_prompts_evaluated']} are in the search set: as arms, the schedules "
+            "are judged there by what chose them."
+        )
+    return "\n".join(lines)

@@ -1,0 +1,199 @@
+"""What a search for schedules is about, settled and checked before any Ray process starts."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from aig import adapters
+from aig.grid import Grid
+from aig.models import Model, Sampling
+from pipelines.config import SEARCH_SEEDS, Config, ConfigError, given
+from pipelines.config.values import slug
+from pipelines.rewards import names as reward_names
+from pipelines.rewards.scores import GOLD
+from pipelines.runs.directory import RECORD_FORMAT, RunDir
+from pipelines.study import arms, models
+from pipelines.study import trainings as planned
+from pipelines.study.prompts import EVALUATE, check_prompts, resolve_prompts, shared
+from pipelines.train import records
+
+SEARCH, HELD_OUT = "search", "held_out"
+FORMAT = 2  # of a search's settings; 1 had no such key, and said nothing of rewards' weights
+# What everyone has without a search: the ends, and the paper's schedules.
+ENDS = ("base", "tuned")
+PUBLISHED = ("linear", "power:2", "power:4", "step:0.6")
+REFERENCES = (*ENDS, *PUBLISHED)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search, resolved."""
+
+    config: Config
+    name: str
+    adapter: str
+    reward: str
+    """The reward that the adapter was trained on."""
+    prompts: dict[str, tuple[str, ...]]
+    """Of the search set and of the held-out set."""
+    seeds: dict[str, int]
+    objectives: tuple[str, ...]
+    """Names of metrics, as they are measured."""
+    trained_on: int
+    """Held-out prompts that the adapter was trained on: held out from the search, not from the training."""
+    evaluated: int
+    """Prompts of evaluate.prompts that are in the search set: they judge what they have chosen."""
+    sampling: Sampling
+    grid: Grid
+    digest: str
+    """Of the adapter's weights."""
+
+    @property
+    def folder(self) -> Path:
+        return RunDir.of(self.config).searches / self.name
+
+    def curve(self, schedule: str) -> str:
+        """A name for what a schedule does on this sampler's grid: two texts of one curve draw the same images."""
+        return hashlib.blake2b(repr(self.grid.weights(schedule)).encode(), digest_size=8).hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        """What the search's measurements and proposals depend on, as JSON holds it; more trials only go on."""
+        search, config = self.config.search, self.config
+        model = {key: value for key, value in asdict(config.model).items() if key != "device"}
+        model["fingerprint"] = models.fingerprint(config.model.name, config.model.revision, config.model.variant)
+        names = scored(config, self.reward)
+        columns = reward_names.columns(config, names)
+        defined = bool(columns.sums or config.rewards.define)  # else the names say it all
+        return {
+            "format": FORMAT,
+            "adapter": self.adapter, "weights": self.digest, "reward": self.reward, "run_seed": config.run.seed,
+            "objectives": list(self.objectives), "families": list(search.families),
+            "places": list(search.places) if search.places else None, "sampler": search.sampler,
+            "generation": search.generation, "seed": search.seed,
+            # An even grid is spread over all its trials.
+            "trials": search.trials if search.sampler == "grid" else None,
+            "prompts": {name: list(prompts) for name, prompts in self.prompts.items()}, "seeds": self.seeds,
+            "noise": SEARCH_SEEDS, "prompts_at_once": search.prompts_at_once, "model": model, "steps": len(self.grid),
+            "block": config.evaluate.block, "rewards": names, "gold": config.evaluate.gold,
+            "features": config.evaluate.features, "columns": columns.to_json() if defined else None,
+            "digests": reward_names.scoring_digests(config, columns),
+        }  # fmt: skip
+
+
+def make(config: Config, model: Model) -> Plan:
+    """The search that `config.search` asks for; ConfigError where it cannot be."""
+    search, files = config.search, RunDir.of(config)
+    trainings = planned.trainings(config)
+    if not search.adapter and not trainings:
+        raise ConfigError("sweep.rewards is [], so no adapter is the first: name one by search.adapter")
+    adapter = search.adapter or planned.adapter_key(trainings[0])
+    digest = _digest(files, adapter)
+    record = _record(files.adapters / adapter)
+    _check_model(config, record, files.adapters / adapter)
+    reward = str(record.get("train", {}).get("reward", config.train.reward))
+    prompts = {SEARCH: resolve_prompts(config, "search.prompts")}
+    prompts[HELD_OUT] = resolve_prompts(config, "search.held_out")
+    _check_disjoint(prompts)
+    for key, name in (("search.prompts", SEARCH), ("search.held_out", HELD_OUT)):
+        with given(key):
+            model.encode(prompts[name])
+    sampling = sampling_of(config, model.defaults)
+    return Plan(
+        config=config,
+        name=search.name or adapter,
+        adapter=adapter,
+        reward=reward,
+        prompts={name: tuple(texts) for name, texts in prompts.items()},
+        seeds={SEARCH: search.seeds, HELD_OUT: search.held_out_seeds},
+        objectives=_objectives(config, reward),
+        trained_on=len(shared(prompts[HELD_OUT], record.get("train", {}).get("prompts", ()))),
+        evaluated=len(shared(resolve_prompts(config, EVALUATE), prompts[SEARCH])),
+        sampling=sampling,
+        grid=Grid(model, sampling),
+        digest=digest,
+    )
+
+
+def check_given(config: Config) -> None:
+    """ConfigError where the search's prompts are missing or cannot be read, before a model is loaded for them."""
+    check_prompts(config, "search.prompts", "search.held_out")
+
+
+def sampling_of(config: Config, defaults: Sampling) -> Sampling:
+    sampling = models.resolve_sampling(config, defaults)
+    return replace(sampling, max_rows=config.evaluate.max_rows or sampling.max_rows)
+
+
+def scored(config: Config, reward: str) -> list[str]:
+    """The rewards that score the images: the adapter's own, and those of the evaluation."""
+    return list(dict.fromkeys([reward, *arms.scored_rewards(config)]))
+
+
+def _digest(files: RunDir, adapter: str) -> str:
+    folder = files.adapters / adapter
+    try:
+        adapters.weights_file(folder)
+    except ValueError:
+        raise _unknown(files, adapter) from None
+    with given("search.adapter"):
+        return adapters.digest(folder)
+
+
+def _unknown(files: RunDir, adapter: str) -> ConfigError:
+    there = planned.saved_adapters(files)
+    if not there:
+        return ConfigError(
+            f"search.adapter: {files.root} has no adapters: run `python -m pipelines sweep` (or train) with the same "
+            "configuration first"
+        )
+    close = difflib.get_close_matches(adapter, there, n=1, cutoff=0.0)[0]
+    return ConfigError(
+        f"search.adapter: there is no adapter {adapter!r} in {files.adapters}; did you mean {close!r}? "
+        f"(there are {', '.join(there)})"
+    )
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What made the adapter; an adapter from elsewhere has none."""
+    return records.adapter_record(folder) if (folder / adapters.RECORD).exists() else {}
+
+
+def _check_model(config: Config, record: dict[str, Any], folder: Path) -> None:
+    if "fingerprint" not in record.get("model", {}):
+        return
+    own = models.fingerprint(config.model.name, config.model.revision, config.model.variant)
+    wanted = {"format": RECORD_FORMAT, "model": {"name": config.model.name, "fingerprint": own}}
+    if record.get("format", 1) != RECORD_FORMAT or record["model"]["fingerprint"] != own:
+        raise ConfigError(
+            f"search.adapter: {folder} was made {records.difference(record, wanted)}: give the model that it was "
+            f"trained with, or, of another version, the adapter without the {adapters.RECORD} beside it"
+        )
+
+
+def _check_disjoint(prompts: dict[str, list[str]]) -> None:
+    both = shared(prompts[HELD_OUT], prompts[SEARCH])
+    if both:
+        raise ConfigError(
+            f"search.prompts and search.held_out share {len(both)} prompts ({both[0]!r}, ...): what the search has "
+            "seen cannot validate it; give other prompts"
+        )
+
+
+def _objectives(config: Config, reward: str) -> tuple[str, ...]:
+    other = reward_names.held_out(config, reward)
+    metrics = {
+        "reward": slug(reward),
+        "held_out": slug(other) if other else None,
+        "gold": GOLD if config.evaluate.gold else None,
+        "diversity": config.front.diversity,
+    }
+    found = [metrics[name] for name in config.search.objectives]
+    if None in found:
+        missing = config.search.objectives[found.index(None)]
+        key = "evaluate.gold" if missing == "gold" else "evaluate.rewards"
+        raise ConfigError(f"search.objectives has {missing!r}, and {key} names none: set it, or leave {missing!r} out")
+    return tuple(name for name in found if name)

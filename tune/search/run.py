@@ -1,0 +1,139 @@
+"""The search for schedules of one adapter: at the cost of inference, on a set of prompts, validated on another.
+
+A generation of candidates is asked for, drawn and told as one. Ray Tune would give each candidate a trial, that is a
+process, a model to load and trajectories of its own; here the candidates of a generation are arms of one `sample_arms`
+call on workers that stay, and share their noise, texts, common first steps and equal curves. What Tune would keep about
+trials, `tune.search.store` keeps about measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.runs import directory, mirror
+from pipelines.show.bar import Bar
+from tune.search import candidates, findings, picture
+from tune.search.candidates import Candidate
+from tune.search.plan import HELD_OUT, REFERENCES, SEARCH, Plan
+from tune.search.store import Draw, Store, Unit
+
+RESULT, PICTURE, CANDIDATES = "search.json", "search.png", "candidates.parquet"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate and what it came to on the search set."""
+
+    generation: int
+    candidate: Candidate
+    curve: str
+    values: dict[str, float]
+
+
+def search(plan: Plan, draw: Draw) -> Path:
+    """Search, validate and write what was found; returns the path of `search.json`.
+
+    `draw` draws units, and is called where something is left to draw. A finished search is left alone.
+    """
+    path = plan.folder / RESULT
+    request = findings.request(plan)
+    store = Store(plan.folder, plan.identity())
+    if path.exists() and directory.read_json(path)["request"] == request:
+        print("Finished already.")
+        return path
+    work = Work(plan, store, draw)
+    try:
+        with closing(work.bar):
+            trials, volumes = run(work)
+            chosen = findings.choose(plan, trials, work.table(SEARCH, REFERENCES))
+            compared = [*REFERENCES, *(trial.candidate.schedule for trial in chosen)]
+            held_out = work.measure(HELD_OUT, compared)
+    finally:
+        store.push()
+    result = findings.conclude(plan, trials, chosen, work.table(SEARCH, compared), held_out)
+    result |= {"request": request, "cost": work.cost(), "hypervolume_by_generation": volumes}
+    findings.write_candidates(plan, trials, plan.folder / CANDIDATES)
+    findings.write_schedules(plan, result, path)
+    picture.draw(result, trials, plan, plan.folder / PICTURE)
+    mirror.push(plan.folder / PICTURE)
+    findings.write(result, path)
+    return path
+
+
+class Work:
+    """Measures schedules on a set of prompts, each curve once, with a bar that counts images."""
+
+    def __init__(self, plan: Plan, store: Store, draw: Draw) -> None:
+        self.plan, self.store, self.draw = plan, store, draw
+        search = plan.config.search
+        most = -(-search.trials // search.generation) * search.generation
+        drawn = {SEARCH: len(REFERENCES) + most, HELD_OUT: len(REFERENCES) + search.keep}
+        total = sum(count * len(plan.prompts[which]) * plan.seeds[which] for which, count in drawn.items())
+        self.bar = Bar("images", total)
+
+    def measure(self, which: str, schedules: Sequence[str]) -> dict[str, np.ndarray]:
+        """Metric -> (schedules, prompts); what is known already is not drawn again."""
+        curves = [self.plan.curve(schedule) for schedule in schedules]
+        prompts, seeds = len(self.plan.prompts[which]), self.plan.seeds[which]
+        units = self._missing(which, dict(zip(curves, schedules, strict=True)))
+        drawn = 0
+        for unit, measured in self.draw(units) if units else ():
+            self.store.add(unit, measured)
+            images = len(unit.curves) * len(unit.prompt_ids) * seeds
+            drawn += images
+            self.bar.add(images)
+        if spared := len(schedules) * prompts * seeds - drawn:
+            self.bar.spare(spared)
+        return self.table(which, schedules)
+
+    def table(self, which: str, schedules: Sequence[str]) -> dict[str, np.ndarray]:
+        """The same of what has been measured."""
+        curves = [self.plan.curve(schedule) for schedule in schedules]
+        return self.store.table(which, len(self.plan.prompts[which]), curves)
+
+    def cost(self) -> dict[str, int]:
+        """Predictions made and what loops without shared states would have made, over all images of the search."""
+        return dict(self.store.cost)
+
+    def _missing(self, which: str, texts: dict[str, str]) -> list[Unit]:
+        """Units over what has not been measured; `texts` has a schedule for each curve."""
+        units, at_once = [], self.plan.config.search.prompts_at_once
+        for first in range(0, len(self.plan.prompts[which]), at_once):
+            ids = tuple(range(first, min(first + at_once, len(self.plan.prompts[which]))))
+            missing = [c for c in texts if not all(self.store.has(which, p, c) for p in ids)]
+            if missing:
+                units.append(Unit(which, ids, tuple(missing), tuple(texts[c] for c in missing)))
+        return units
+
+
+def run(work: Work) -> tuple[list[Trial], list[float]]:
+    """Every trial, in their order, and the hypervolume of all that is known after each generation."""
+    plan, settings = work.plan, work.plan.config.search
+    sampler = candidates.sampler(
+        settings.sampler, settings.families, settings.places, len(plan.objectives), settings.generation,
+        settings.trials, settings.seed,
+    )  # fmt: skip
+    known = findings.points(plan, work.measure(SEARCH, REFERENCES))
+    box = findings.Box.around(known)
+    trials: list[Trial] = []
+    volumes = [box.volume(known)]
+    for generation in range(-(-settings.trials // settings.generation)):
+        asked = sampler.ask(settings.generation)
+        if not asked:
+            break
+        table = work.measure(SEARCH, [candidate.schedule for candidate in asked])
+        values = findings.points(plan, table)
+        sampler.tell(values)
+        known = np.vstack([known, values])
+        volumes.append(box.volume(known))
+        work.bar.note = f"generation {generation + 1}, hypervolume {volumes[0]:.3f} → {volumes[-1]:.3f}"
+        means = {name: column.mean(axis=1) for name, column in table.items()}
+        for c, candidate in enumerate(asked):
+            own = {name: float(column[c]) for name, column in means.items()}
+            trials.append(Trial(generation, candidate, plan.curve(candidate.schedule), own))
+    return trials, volumes

@@ -1,0 +1,149 @@
+"""What a search has measured: an append-only file of JSON lines, a line a unit of work.
+
+A measurement is found again by what was drawn (set of prompts, prompt, curve), not by when: samplers are functions of
+their seed and of the values, so a search that is run again proposes the same candidates and draws only what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.config import ConfigError
+from pipelines.runs import directory, mirror
+
+SETTINGS = "settings.json"
+EVALUATIONS = "evaluations.jsonl"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Some prompts of a set with all their seeds, for all the curves that are to be drawn together."""
+
+    set: str
+    prompt_ids: tuple[int, ...]
+    curves: tuple[str, ...]
+    """Their names, as `Plan.curve` gives them."""
+    schedules: tuple[str, ...]
+    """Their texts."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a unit came to."""
+
+    values: dict[str, list[list[float]]]
+    """Metric -> (curves, prompts), each the mean or the diversity of one prompt's seeds."""
+    cost: dict[str, int]
+    """Predictions made, over all images, and what loops without shared states would have made: `Cost.counts`."""
+
+
+# From units to each unit with what it came to, in any order.
+Draw = Callable[[Sequence[Unit]], Iterable[tuple[Unit, Measured]]]
+
+
+class Store:
+    """The measurements of one search; ConfigError where the folder holds a search with other settings."""
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.path = folder / EVALUATIONS
+        self.known: dict[tuple[str, int, str], dict[str, float]] = {}
+        self.cost: Counter[str] = Counter()
+        self.pushed = time.monotonic()
+        _claim(folder, identity)
+        for line in self._lines():
+            self._take(line)
+
+    def add(self, unit: Unit, measured: Measured) -> None:
+        """Keep a unit's measurements, on disk first."""
+        line = {
+            "set": unit.set, "prompts": unit.prompt_ids, "curves": unit.curves, "schedules": unit.schedules,
+            "values": measured.values, "cost": measured.cost,
+        }  # fmt: skip
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._take(line)
+        if time.monotonic() - self.pushed >= mirror.PUSH_SECONDS:
+            self.push()
+
+    def push(self) -> None:
+        """Put the file, which grows all the time, into the store of a run that is kept elsewhere."""
+        if self.path.exists():
+            mirror.push(self.path)
+        self.pushed = time.monotonic()
+
+    def has(self, which: str, prompt_id: int, curve: str) -> bool:
+        return (which, prompt_id, curve) in self.known
+
+    def table(self, which: str, prompts: int, curves: Sequence[str]) -> dict[str, np.ndarray]:
+        """Metric -> (curves, prompts), of curves that have been measured on every prompt of the set."""
+        rows = [[self.known[which, prompt, curve] for prompt in range(prompts)] for curve in curves]
+        return {name: np.array([[cell[name] for cell in row] for row in rows]) for name in rows[0][0]}
+
+    def _take(self, line: dict[str, Any]) -> None:
+        for c, curve in enumerate(line["curves"]):
+            for p, prompt in enumerate(line["prompts"]):
+                self.known[line["set"], prompt, curve] = {name: cells[c][p] for name, cells in line["values"].items()}
+        self.cost.update(line["cost"])
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """The whole lines; the rest of one whose writer was killed is cut off."""
+        content = self.path.read_bytes() if self.path.exists() else b""
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(self.path, whole)
+        for number, line in enumerate(content[:whole].splitlines(), 1):
+            try:
+                found = json.loads(line)
+            except ValueError as error:
+                raise ConfigError(f"{self.path}: line {number} is corrupt ({error}): delete that line") from error
+            if "cost" not in found:
+                raise ConfigError(
+                    f"{self.path}: line {number} is of an earlier version (it has no 'cost'): delete "
+                    f"{self.path.parent}, or choose another search.name"
+                )
+            yield found
+
+
+def _claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Make the folder this search's own."""
+    path = folder / SETTINGS
+    if not path.exists():
+        directory.write_json(path, identity)
+        return
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is corrupt ({error}): delete {folder} to search anew") from error
+    wanted = json.loads(json.dumps(identity))
+    if found.get("format", 1) != wanted.get("format", 1):
+        raise ConfigError(
+            f"search {folder.name!r} in {folder.parent} was made by another version, which identified models and "
+            f"rewards in another way (format {found.get('format', 1)}, not {wanted.get('format', 1)}): choose another "
+            "search.name"
+        )
+    differing = [
+        f"{key} = {_short(found.get(key))}, not {_short(wanted[key])}"
+        for key in wanted
+        if found.get(key) != wanted[key]
+    ]
+    if differing:
+        raise ConfigError(
+            f"search {folder.name!r} in {folder.parent} was made with {'; '.join(differing)}: choose another "
+            "search.name, or give the same settings to resume it"
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:60]}..."

@@ -1,0 +1,1 @@
+"""Sweeps of trainings with Ray Tune."""
