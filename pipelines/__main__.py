@@ -26,6 +26,7 @@ from pipelines.show.progress import stage
 if TYPE_CHECKING:
     from aig.models import Model
     from pipelines.cluster.connect import Cluster
+    from pipelines.study.resolved import Drawable, Resolved
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -165,8 +166,7 @@ def run_sweep(session: Session) -> None:
     session.claim()
     do_sweep(session, model if whole else None, session.arguments.retry_errored)
     if whole:
-        do_evaluate(session, model)
-        conclude(session)
+        conclude(do_evaluate(session, model))
 
 
 def normalize(session: Session, connect: Callable[[], Cluster]) -> None:
@@ -201,30 +201,33 @@ def run_evaluate(session: Session) -> None:
         model = check.check_evaluation(session.config, trained=True)
     tell_prompts(session.config)
     session.claim()
-    do_evaluate(session, model)
+    study = do_evaluate(session, model)
     if session.arguments.adapter:
         do_report(session)
-    conclude(session)
+    conclude(study)
 
 
-def do_evaluate(session: Session, model: Model) -> None:
-    do_generate(session, model)
-    do_measure(session, model)
-    do_front(session)
+def do_evaluate(session: Session, model: Model) -> Resolved:
+    study = do_generate(session, model)
+    do_measure(session, study)
+    do_front(session, study)
+    return study
 
 
-def do_generate(session: Session, model: Model) -> None:
+def do_generate(session: Session, model: Model) -> Drawable:
     with stage("generate", session.seconds):
         from pipelines.evaluate import external, pools
         from pipelines.evaluate.generate import generate
-        from pipelines.study import trials
+        from pipelines.study.resolved import resolve_images
 
         external.bring(session.config)
         connect = evaluation_connect(session, model)
         normalize(session, connect)
-        for line in trials.left_out(session.config):
+        study = resolve_images(session.config, model.defaults)
+        for line in study.notes:
             print(line)
-        generate(session.config, connect, model.defaults, pools.host_memory(model))
+        generate(study, connect, pools.host_memory(model))
+    return study
 
 
 def evaluation_connect(session: Session, model: Model) -> Callable[[], Cluster]:
@@ -239,61 +242,65 @@ def evaluation_connect(session: Session, model: Model) -> Callable[[], Cluster]:
     return connect
 
 
-def conclude(session: Session) -> None:
+def conclude(study: Resolved) -> None:
     """Tell of what failed, after everything that could be done; an error where that is more than may fail."""
     from pipelines.evaluate import failures
 
-    failures.conclude(session.config)
+    failures.conclude(study)
 
 
-def do_measure(session: Session, model: Model, everything: bool = False) -> None:
+def do_measure(session: Session, study: Drawable, everything: bool = False) -> None:
     with stage("measure", session.seconds):
         from pipelines.evaluate.images import read
         from pipelines.measure.measure import UNNEEDED, measure, summary
 
-        images = read(session.config, model.defaults, without=UNNEEDED)
+        images = read(study, without=UNNEEDED)
         counts = {name: getattr(images, name) for name in ("found", "expected", "missing", "failed", "duplicate")}
         told = "Images: {found} of {expected} found, {missing} missing, {duplicate} duplicate"
         print((f"{told}, {{failed}} left out." if images.failed else f"{told}.").format(**counts))
-        measure(session.config, images, session.command, session.connect)
-        print(summary(session.config, everything))
+        measure(study, images, session.command, session.connect)
+        print(summary(study, everything))
 
 
 def run_measure(session: Session) -> None:
     with stage("check", session.seconds):
         from aig.models.empty import empty
         from pipelines.study.prompts import EVALUATE, check_prompts
+        from pipelines.study.resolved import resolve_images
 
         check_prompts(session.config, EVALUATE)
         # Its sampling is part of the names of the images' files; its weights are not needed.
         with given("model.name"):
             model, _ = empty(session.config.model.name, session.config.model.revision)
     session.claim_existing()
-    do_measure(session, model, everything=True)
+    do_measure(session, resolve_images(session.config, model.defaults), everything=True)
 
 
 def run_compare(session: Session) -> None:
     with stage("compare", session.seconds):
         from pipelines.front.compare import compare, summary
+        from pipelines.study.resolved import resolve
 
         first = identity.of_run(session.arguments.run_a)
         mirror.refresh(first.directory)
         session.claim_existing()
-        found = compare(first, session.config, shared=session.arguments.shared)
+        found = compare(resolve(first), resolve(session.config), shared=session.arguments.shared)
         print(summary(found, mirror.shown(first.directory), mirror.shown(session.config.directory)))
     print(f"Comparison: {found.path}")
 
 
 def run_front(session: Session) -> None:
+    from pipelines.study.resolved import resolve
+
     session.claim_existing()
-    do_front(session)
+    do_front(session, resolve(session.config))
 
 
-def do_front(session: Session) -> None:
+def do_front(session: Session, study: Resolved) -> None:
     with stage("front", session.seconds):
         from pipelines.front.front import summary, write_front
 
-        path = write_front(session.config)
+        path = write_front(study)
     print(summary(path))
     print(f"Front: {path}; every arm with its settings and measures: {path.with_name('table.csv')}")
 
@@ -338,9 +345,9 @@ def run_demo(session: Session) -> None:
     tell_prompts(session.config)
     session.claim()
     do_sweep(session, model)
-    do_evaluate(session, model)
+    study = do_evaluate(session, model)
     do_report(session)
-    conclude(session)
+    conclude(study)
 
 
 def run_check(session: Session) -> None:
