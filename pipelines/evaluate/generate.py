@@ -177,7 +177,9 @@ class Evaluation:
         return self.study.directory.images
 
     def scores(self) -> Scores:
-        study, config = self.study, self.study.config
+        study, config, root = self.study, self.study.config, self.study.directory.root
+        if mirror.is_mirror(root):  # which may be the first of this run on the scorer's node
+            root.mkdir(parents=True, exist_ok=True)
         gold, extractor = names.gold(config), config.evaluate.features
         return Scores(study.columns, study.statistics, gold, extractor, scoring_device())
 
