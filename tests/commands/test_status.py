@@ -19,7 +19,7 @@ import pytest
 
 from pipelines import config as configuration
 from pipelines.__main__ import main
-from pipelines.commands import status as commands_status
+from pipelines.commands import overview
 from pipelines.runs import directory, identity
 from pipelines.runs.directory import RunDir
 from pipelines.study import trainings
@@ -63,7 +63,7 @@ def held(run):
 
 
 def told(run):
-    return commands_status.report(run.directory)
+    return overview.report(run.directory)
 
 
 def line(run, start):
@@ -170,8 +170,8 @@ def test_the_next_command_follows_what_is_there(run):
 def test_a_run_that_was_moved_is_found_under_its_new_storage_and_a_renamed_one_is_said_to_be(run, tmp_path):
     moved = tmp_path / "elsewhere" / "smoke"
     shutil.copytree(run.directory, moved)
-    assert commands_status.report(moved).endswith(f"--config {moved}/config.yaml run.storage={moved.parent}")
-    assert "name the folder 'smoke' again" in commands_status.report(moved.rename(moved.with_name("other")))
+    assert overview.report(moved).endswith(f"--config {moved}/config.yaml run.storage={moved.parent}")
+    assert "name the folder 'smoke' again" in overview.report(moved.rename(moved.with_name("other")))
 
 
 @pytest.mark.parametrize(
@@ -192,8 +192,8 @@ def test_a_run_that_was_moved_is_found_under_its_new_storage_and_a_renamed_one_i
 def test_arms_and_units_are_as_many_as_the_evaluation_draws(asked):
 
     made = configuration.load("smoke", None, ["evaluate.prompts=5", "evaluate.seeds=7", "evaluate.group=3", *asked])
-    assert commands_status.arm_count(made) == len(resolve(made).arms)
-    assert commands_status.expected_units(made) == 5 * 3
+    assert overview.arm_count(made) == len(resolve(made).arms)
+    assert overview.expected_units(made) == 5 * 3
 
 
 def test_a_search_shows_what_it_came_to(run):
@@ -210,7 +210,7 @@ def test_an_unknown_run_is_one_line_that_names_the_nearest(run, capsys):
     err = capsys.readouterr().err
     assert "did you mean 'smoke'?" in err and err.count("\n") == 1
     assert main(["status", str(run.directory), "train.steps=3"]) == 2
-    assert "status takes one run, and 'train.steps=3' is one more" in capsys.readouterr().err
+    assert "unknown argument train.steps=3 (see python -m pipelines status --help)" in capsys.readouterr().err
 
 
 def test_the_command_reads_storage_alone_without_torch_and_ray_and_writes_nothing(run):

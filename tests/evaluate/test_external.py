@@ -17,7 +17,8 @@ from aig.models import TinyModel
 from aig.world.tiny import build_pipeline
 from pipelines import config as configuration
 from pipelines.__main__ import main
-from pipelines.commands import status
+from pipelines.commands import overview
+from pipelines.commands.options import parse
 from pipelines.config import ConfigError
 from pipelines.evaluate import external, generate
 from pipelines.evaluate import images as dataset
@@ -83,8 +84,7 @@ def test_what_is_no_named_adapter_is_refused(adapters_, expected):
 
 
 def test_the_option_leaves_the_sweep_out_and_the_key_stands_beside_it():
-    from pipelines.__main__ import parse
-    from pipelines.__main__ import resolve as configure
+    from pipelines.commands.evaluate import resolve as configure
 
     alone = configure(parse(["evaluate", "--adapter", "mine=/a", "--adapter", "/b/theirs"]))
     assert (alone.sweep.rewards, alone.evaluate.adapters) == ((), ("mine=/a", "theirs=/b/theirs"))
@@ -233,7 +233,7 @@ def test_a_report_reads_a_study_of_an_external_adapter(measured):
 
 
 def test_the_status_of_a_run_without_training_counts_its_images(measured):
-    told = status.report(measured.directory)
+    told = overview.report(measured.directory)
     assert "trainings  none" in told and "7 arms" in told and "besides" not in told
 
 

@@ -18,7 +18,7 @@ from aig.models import TinyModel
 from pipelines import config as configuration
 from pipelines.__main__ import main
 from pipelines.cluster.connect import Cluster
-from pipelines.commands import status
+from pipelines.commands import overview
 from pipelines.config import ConfigError
 from pipelines.evaluate import failures, generate, scorers
 from pipelines.evaluate import images as dataset
@@ -221,7 +221,7 @@ def test_a_share_of_failures_that_is_let_pass_is_told_and_a_larger_one_is_an_err
 
 def test_the_status_names_what_failed(run):
     lost = resolve_prompts(run, "evaluate.prompts")[2]
-    assert f"failures   1 units, as of {lost!r}: ValueError: no" in status.report(run.directory)
+    assert f"failures   1 units, as of {lost!r}: ValueError: no" in overview.report(run.directory)
 
 
 def test_a_unit_that_was_made_after_all_is_no_failure(run):
@@ -307,7 +307,7 @@ def inputs(tmp_path_factory):
 def without_ray(monkeypatch):
     monkeypatch.setattr(generate, "_plan", Plan)
     there = Cluster({"CPU": 4.0}, started=False, dashboard=None)
-    monkeypatch.setattr("pipelines.__main__.Session.connect", lambda self: there)
+    monkeypatch.setattr("pipelines.commands.session.Session.connect", lambda self: there)
 
 
 SMALL = {"evaluate__prompts": 5, "model__steps": 2, "evaluate__path_prompts": 0}  # the fourth caption has a star

@@ -24,7 +24,7 @@ from aig.models import TinyModel
 from aig.world import weights
 from pipelines import config as configuration
 from pipelines.__main__ import main
-from pipelines.commands import check
+from pipelines.commands import preflight
 from pipelines.config import ConfigError
 from pipelines.evaluate import generate
 from pipelines.evaluate import images as dataset
@@ -404,4 +404,4 @@ def test_a_corrupt_adapter_stops_the_check_of_an_evaluation(model, tmp_path):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / adapters.WEIGHTS).write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"weights are corrupt .*: delete the folder and train it again"):
-        check.check_evaluation(found, trained=True)
+        preflight.check_evaluation(found, trained=True)

@@ -32,7 +32,7 @@ def test_a_full_disk_ends_an_evaluation_with_a_clear_error_and_the_same_command_
     whole = by_hand(configuration.load("smoke", None, arguments(*inputs, tmp_path / "whole", **more)[2:]))
     small = tmp_path / "small"
     small.mkdir()
-    environment = os.environ | {"PYTHONPATH": f"{HERE.parent}:{HERE}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": f"{HERE.parents[1]}:{HERE}", "OMP_NUM_THREADS": "1"}
     script = subprocess.run(
         [*NAMESPACE, sys.executable, HERE / "full_disk.py", small, *arguments(*inputs, small, **more)],
         cwd=HERE.parents[1], env=environment, capture_output=True, text=True, timeout=240,

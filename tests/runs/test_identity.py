@@ -15,7 +15,7 @@ from aig import digests, models
 from aig.models import files
 from aig.world import weights
 from pipelines import config as configuration
-from pipelines.commands import check
+from pipelines.commands import preflight
 from pipelines.config import ConfigError
 from pipelines.study import trainings
 from pipelines.train import records
@@ -296,5 +296,5 @@ def test_an_adapter_that_was_made_otherwise_is_refused_with_the_reason_and_the_f
     folder.mkdir(parents=True)
     (folder / "adapter.json").write_text(json.dumps(record))
     with pytest.raises(ConfigError, match=rf"was made {said}.*another run\.name and keep it.*delete the folder"):
-        check.check_training(found, sweep=False)
+        preflight.check_training(found, sweep=False)
     assert (folder / "adapter.json").exists()

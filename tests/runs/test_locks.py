@@ -13,8 +13,9 @@ from PIL import Image
 
 from aig import folders
 from pipelines import config as configuration
-from pipelines.__main__ import Session, main
+from pipelines.__main__ import main
 from pipelines.cluster.connect import Cluster
+from pipelines.commands.session import Session
 from pipelines.config import ConfigError
 from pipelines.evaluate import external
 from pipelines.runs import identity, locks

@@ -31,7 +31,8 @@ from waiting import wait_for
 
 from aig.models import TinyModel
 from pipelines import config as configuration
-from pipelines.__main__ import Session, main
+from pipelines.__main__ import main
+from pipelines.commands.session import Session
 from pipelines.config import ConfigError, uris
 from pipelines.evaluate import generate
 from pipelines.evaluate import images as dataset

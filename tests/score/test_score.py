@@ -79,7 +79,7 @@ def scored_units(monkeypatch):
     monkeypatch.setattr(streaming, "scored", scored)
     monkeypatch.setattr(streaming, "quiet_data", lambda: None)
     monkeypatch.setattr(streaming, "run", lambda plan, total, *names, **more: list(plan))
-    monkeypatch.setattr("pipelines.__main__.Session.connect", lambda self: Cluster({"CPU": 4.0}, False, None))
+    monkeypatch.setattr("pipelines.commands.session.Session.connect", lambda self: Cluster({"CPU": 4.0}, False, None))
     return counts
 
 

@@ -21,7 +21,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from aig.models import TinyModel
 from pipelines import config as configuration
-from pipelines.commands import check
+from pipelines.commands import preflight
 from pipelines.config import ConfigError
 from pipelines.evaluate import images
 from pipelines.front import front
@@ -386,8 +386,8 @@ def test_a_search_with_nothing_to_draw_is_refused(tmp_path):
 )
 def test_trials_are_compared_by_one_measure_or_not_at_all(asked, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        check._check_compared(sweep(tmp_path, *asked))
-    check._check_compared(sweep(tmp_path, "sweep.rewards=[fragile, robust]"))
+        preflight._check_compared(sweep(tmp_path, *asked))
+    preflight._check_compared(sweep(tmp_path, "sweep.rewards=[fragile, robust]"))
 
 
 # Tune

@@ -24,7 +24,7 @@ from waiting import wait_for
 from aig import adapters
 from pipelines import config as configuration
 from pipelines.__main__ import main
-from pipelines.commands import status
+from pipelines.commands import overview
 from pipelines.config.values import slug
 from pipelines.runs.directory import RunDir
 from pipelines.study import trainings, trials
@@ -66,7 +66,7 @@ def test_a_trial_that_fails_stops_no_other_and_is_run_again_on_request_alone(ray
     assert f"failed: {key}: RuntimeError: ok is not there yet" in said.out and RED in said.out
     assert "1 of 2 trainings failed" in said.err and "--retry-errored" in said.err
     assert (files.adapters / RED / adapters.WEIGHTS).exists() and not (files.adapters / key).exists()
-    assert "errored" in status.report(run.directory)
+    assert "errored" in overview.report(run.directory)
 
     begun = list(files.ray.rglob("*"))
     assert main([*command, *arguments]) == 1  # tells of it again, and runs nothing
@@ -78,7 +78,7 @@ def test_a_trial_that_fails_stops_no_other_and_is_run_again_on_request_alone(ray
     assert main([*command, "--retry-errored", *arguments]) == 0
     assert "1 trainings that failed before are run again" in capsys.readouterr().out
     assert (files.adapters / RED / adapters.WEIGHTS).stat().st_mtime_ns == made
-    assert trials.read(run).errored == {} and "2 done" in status.report(run.directory)
+    assert trials.read(run).errored == {} and "2 done" in overview.report(run.directory)
     # The two rewards are the same but for their names, and so are the adapters.
     ours, theirs = weights(run, key), weights(run, RED)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -140,7 +140,7 @@ def kill_in_mid_sweep(run, command, environment, log):
 def assert_resumes(run, whole, command):
     """The same command goes on where the killed one was, and ends as the undisturbed one did."""
     files, (first, second) = RunDir.of(run), [adapter_key(train) for train in trainings.trainings(run)]
-    said = status.report(run.directory)
+    said = overview.report(run.directory)
     assert "1 done, 1 interrupted" in said and "a process is working" not in said
     made = {path: path.stat().st_mtime_ns for path in (files.adapters / first).iterdir()}
     before = {row["step"]: row["seconds"] for row in map(json.loads, curve_lines(files, second))}
@@ -246,7 +246,7 @@ def test_what_asha_stops_is_no_arm_and_leaves_no_worker_in_the_way_of_the_next(m
     assert all(reason.startswith("ASHA stopped it at step 6: reward") for reason in told["stopped"].values())
     assert [group.tuned for group in Trials.of(run).groups()] == trainings.trainings(run)[:1]
     assert Trials.of(run).groups()[0].others == ()
-    assert "1 done, 2 stopped" in status.report(run.directory)
+    assert "1 done, 2 stopped" in overview.report(run.directory)
     assert [path.name for path in (RunDir.of(run).adapters).iterdir()] == [first]
 
 

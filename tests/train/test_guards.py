@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from aig import adapters
 from pipelines import config as configuration
 from pipelines.__main__ import main
-from pipelines.commands import status
+from pipelines.commands import overview
 from pipelines.config import ConfigError, Train
 from pipelines.runs import identity
 from pipelines.runs.directory import RunDir
@@ -297,7 +297,7 @@ def test_arms_of_snapshots_that_are_gone_are_left_out_and_named(undisturbed):
     assert {arm.step for arm in arms if arm.family == "tuned"} == {last}
     (line,) = resolve(undisturbed).notes
     assert line.startswith(f"{KEY}: stopped at step ") and f"adapter is that of step {last}; left out: stop at" in line
-    assert status.arm_count(undisturbed) == len(arms)
+    assert overview.arm_count(undisturbed) == len(arms)
 
 
 def test_means_over_training_seeds_leave_out_what_not_every_training_has(undisturbed):
@@ -312,8 +312,8 @@ def test_means_over_training_seeds_leave_out_what_not_every_training_has(undistu
 def test_status_and_the_sweeps_table_say_where_and_why_it_stopped(undisturbed, tmp_path):
     told = study_limits.told(adapters.read_record(RunDir.of(undisturbed).adapters / KEY))
     assert "where the held-out reward was" in told and told.endswith(f"that of step {trainings.last_step(undisturbed)}")
-    assert told in status.report(undisturbed.directory)
-    assert told in status.report(shutil.copytree(undisturbed.directory, tmp_path / "elsewhere" / "moved"))
+    assert told in overview.report(undisturbed.directory)
+    assert told in overview.report(shutil.copytree(undisturbed.directory, tmp_path / "elsewhere" / "moved"))
     row = run.result_row(undisturbed)
     assert row["step"] == trainings.last_step(undisturbed)
     assert f"{KEY}: {told}" in run.table([row])
@@ -412,7 +412,7 @@ def test_an_evaluation_draws_the_arms_that_a_stopped_training_left(ray_cluster, 
     assert {name for name, arm in arms.items() if arm["stopped"] == told} == arms.keys() - {"base"}
     assert arms[KEY]["step"] == 4
     assert told in (files.root / "report" / "index.html").read_text()
-    assert "nothing is missing" in status.report(undisturbed.directory)
+    assert "nothing is missing" in overview.report(undisturbed.directory)
 
 
 def test_a_stop_survives_json():

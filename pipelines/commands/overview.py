@@ -1,0 +1,332 @@
+"""What a run has and lacks, read from its folder alone: neither Ray nor torch is loaded, and nothing is written.
+
+A run in a store is read from its mirror, which is brought up to date first.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import json
+import os
+import shlex
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from pipelines import config as configuration
+from pipelines.config import Config, ConfigError, uris
+from pipelines.runs import directory, identity, mirror
+from pipelines.runs.directory import IMAGES_FORMAT, RECORD, RECORD_FORMAT, RunDir
+from pipelines.show import progress
+from pipelines.study import limits, prompts, trainings, trials
+
+EARLIER = "earlier"
+QUIET = 120.0  # seconds without a word, and ten steps, after which it is said of a training that is under way
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of the sweep: `state` is done, running, interrupted, waiting, errored, stopped or earlier (its
+    adapter is there, made by an earlier version)."""
+
+    train: configuration.Train
+    state: str
+    step: int
+    told: str = ""
+
+    @property
+    def key(self) -> str:
+        return trainings.adapter_key(self.train)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the sweep leaves it as it is."""
+        return self.state in ("done", "errored", "stopped")
+
+
+def find(run: str) -> Path:
+    """A run's folder, by its path, its URI, or its name under the default storage; ConfigError names what is near."""
+    if uris.is_uri(run):
+        folder = identity.find_run(run)
+        if not (folder / configuration.CONFIG_FILE).is_file():
+            raise ConfigError(f"there is no run {run!r}: give the URI of one, with a {configuration.CONFIG_FILE}")
+        mirror.refresh(folder)
+        return folder
+    storage = Path(configuration.Run().storage).expanduser()
+    for folder in (Path(run).expanduser(), storage / run):
+        if (folder / configuration.CONFIG_FILE).is_file():
+            return folder.absolute()
+    beside = [Path(run).expanduser().absolute().parent, storage]
+    there = sorted({path.parent.name for folder in beside for path in folder.glob(f"*/{configuration.CONFIG_FILE}")})
+    close = difflib.get_close_matches(Path(run).name, there, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(
+        f"there is no run {run!r}{hint}: give a run's folder, which holds a {configuration.CONFIG_FILE}, or the name "
+        f"of one in {storage}"
+    )
+
+
+def report(folder: Path) -> str:
+    """Trainings, images, results and searches of the run in a folder, and the next command, as text."""
+    made = _config(folder)
+    # Where it lies now; its own configuration may know it elsewhere.
+    config = replace(made, run=replace(made.run, name=folder.name, storage=mirror.storage_of(folder)))
+    files, record = RunDir(folder), trials.read(config)
+    working = _is_locked(folder) or (mirror.is_mirror(folder) and _tells(files))
+    states = [_training(config, record, train, working) for train in trainings.trainings(config)]
+    done, wanted = _units(files, states), expected_units(config)
+    lines = [f"{mirror.shown(folder)}{', a process is working in it' if working else ''}", ""]
+    lines += [*_training_lines(config, record, states), "", *_arm_lines(config, states)]
+    arms = arm_count(config)
+    lines += [f"images     {done} of {wanted} units ({arms} arms, {_images(config) * arms} images)"]
+    lines += _failures(files)
+    lines += [f"{name:<11}{_there(files, path)}" for name, path in _results(files).items()]
+    lines += _searches(files)
+    lines += _more_adapters(config, files, states)
+    return "\n".join([*lines, "", f"next: {_next(made, folder, states, trials.draws(config, record), (done, wanted))}"])
+
+
+def _config(folder: Path) -> Config:
+    path = folder / configuration.CONFIG_FILE
+    try:
+        return configuration.from_dict(yaml.safe_load(path.read_text()))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether a process holds the run, on this machine."""
+    path = folder / identity.LOCK_FILE
+    if not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _tells(files: RunDir) -> bool:
+    """Whether a training has told of itself lately, wherever it runs."""
+    return any(time.time() - path.stat().st_mtime < QUIET for path in files.progress.glob("*.json"))
+
+
+def _training(config: Config, record: trials.Record, train: configuration.Train, working: bool) -> Training:
+    files, key, single = RunDir.of(config), trainings.adapter_key(train), replace(config, train=train)
+    folders, found = trainings.adapter_folders(single), trainings.stopped(single)
+    if any(_is_earlier(files.adapters / name) for name, _ in folders):
+        return Training(train, EARLIER, trainings.last_step(single))
+    if (files.curves / f"{key}.jsonl").exists() and all(_saved(files.adapters / name, step) for name, step in folders):
+        return Training(train, "done", trainings.last_step(single), "" if found is None else limits.told(found))
+    path = files.progress / f"{key}.json"
+    status = _read_json(path)
+    step = status["step"] if status else 0
+    for state, reasons in (("errored", record.errored), ("stopped", record.stopped)):
+        if key in reasons:
+            return Training(train, state, step, reasons[key])
+    if status is None:
+        return Training(train, "waiting", 0)
+    told = progress.training_line(key, status).removeprefix(key).strip().partition("  ")[2]
+    if not working:
+        return Training(train, "interrupted", step, told)
+    return Training(train, "running", step, "  ".join(filter(None, (_silence(path, status), told))))
+
+
+def _silence(path: Path, status: dict[str, Any]) -> str:
+    """What is to be said of a training under way that may have lost its worker; empty where all is well."""
+    pid, quiet = status.get("pid"), time.time() - path.stat().st_mtime
+    if pid and status.get("host") == socket.gethostname() and not _is_alive(pid):
+        return f"its worker (process {pid}) is gone, and will be replaced"
+    if quiet > max(QUIET, 10 * (status.get("rate") or 0.0)):
+        return f"no word for {progress.duration(quiet)}"
+    return ""
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # someone else's, so it is there
+    return True
+
+
+def _saved(folder: Path, step: int) -> bool:
+    record = _read_json(folder / RECORD)
+    return record is not None and record.get("step") == step
+
+
+def _is_earlier(folder: Path) -> bool:
+    """Whether an adapter is there that an earlier version made."""
+    record = _read_json(folder / RECORD)
+    return record is not None and record.get("format", 1) < RECORD_FORMAT
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _training_lines(config: Config, record: trials.Record, states: Sequence[Training]) -> Iterator[str]:
+    counts = {name: sum(state.state == name for state in states) for name in dict.fromkeys(s.state for s in states)}
+    yield f"trainings  {', '.join(f'{count} {name}' for name, count in counts.items()) or 'none'}"
+    if config.sweep.search != "grid":
+        drawn = sum(map(len, record.drawn))
+        more = ", and there are no others" if record.exhausted else ""
+        yield f"drawn      {config.sweep.search}: {drawn} of {config.sweep.trials} trials drawn{more}"
+    if not states:
+        return
+    varied = [name for name in ("reward", "k", "kl_weight", "lr", "rank", "seed") if _varies(states, name)]
+    rows = [["trial", "state", "step", *(name.replace("_", " ") for name in varied)]]
+    for state in states:
+        settings = [f"{v:g}" if isinstance(v := getattr(state.train, name), float) else str(v) for name in varied]
+        rows.append([state.key, state.state, f"{state.step}/{state.train.steps}", *settings])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row, told in zip(rows, ["", *(state.told for state in states)], strict=True):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        yield "  ".join(["", *cells, told]).rstrip()
+
+
+def _varies(states: Sequence[Training], name: str) -> bool:
+    return len({getattr(state.train, name) for state in states}) > 1
+
+
+def _arm_lines(config: Config, states: Sequence[Training]) -> Iterator[str]:
+    """Of every study how many arms it has, and how many of them have their adapters."""
+    done = {state.key for state in states if state.state == "done"}
+    for group in trials.Trials.of(config).groups():
+        counts = {trainings.adapter_key(train): count for train, count in _adapter_arms(config, group)}
+        ready = sum(count for key, count in counts.items() if key in done)
+        lacking = ", ".join(key for key in counts if key not in done)
+        of = f", {ready + 1} with their adapter; missing: {lacking}" if lacking else ", all with their adapter"
+        yield f"arms       {group.name}: {1 + sum(counts.values())}{of}"
+
+
+def _adapter_arms(config: Config, group: trials.Group) -> Iterator[tuple[configuration.Train, int]]:
+    """How many arms hang on each adapter of a study."""
+    evaluate = config.evaluate
+    stops = trainings.snapshot_steps(config) if evaluate.early_stops is None else evaluate.early_stops
+    last = trainings.last_step(replace(config, train=group.tuned))
+    kept = sum(step <= last for step in stops)
+    yield group.tuned, 1 + len(evaluate.schedules) + len(evaluate.lora_scales) + kept
+    for train in group.others:
+        yield train, 1 + len(evaluate.kl_schedules) + len(evaluate.kl_lora_scales)
+
+
+def arm_count(config: Config) -> int:
+    """Arms that have images: those of all studies, the base once."""
+    external = (1 + len(config.evaluate.schedules) + len(config.evaluate.lora_scales)) * len(config.evaluate.adapters)
+    groups = trials.Trials.of(config).groups()
+    return 1 + external + sum(count for group in groups for _, count in _adapter_arms(config, group))
+
+
+def expected_units(config: Config) -> int:
+    """Files of the images dataset."""
+    return _prompts(config) * -(-config.evaluate.seeds // config.evaluate.group)
+
+
+def _images(config: Config) -> int:
+    return _prompts(config) * config.evaluate.seeds
+
+
+def _prompts(config: Config) -> int:
+    wanted = config.evaluate.prompts
+    if isinstance(wanted, str):
+        return len(prompts.read(wanted, "evaluate.prompts"))
+    return wanted if isinstance(wanted, int) else len(wanted)
+
+
+def _units(files: RunDir, states: list[Training]) -> int:
+    """Whole files of images of this version; while trainings are missing, what is there belongs to other adapters."""
+    if not all(state.ended for state in states):
+        return 0
+    if mirror.is_mirror(files.images):  # where files are whole or not there
+        return sum(fnmatch(name, "part-*.parquet") for name in mirror.names(files.images))
+    return sum(1 for path in files.images.glob("part-*.parquet") if _is_whole(path))
+
+
+def _failures(files: RunDir) -> Iterator[str]:
+    """Units that failed, and why the first did."""
+    failed = []
+    if files.failures.exists():
+        failed = directory.read_parquet(files.failures, "delete it", ["prompt", "error"]).to_pylist()
+    if failed:
+        yield f"failures   {len(failed)} units, as of {failed[0]['prompt']!r}: {failed[0]['error']}"
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        found = pq.read_metadata(path)
+        return found.num_rows > 0 and (found.metadata or {}).get(b"format", b"") == str(IMAGES_FORMAT).encode()
+    except (OSError, ValueError):  # pyarrow's own errors are among them
+        return False
+
+
+def _there(files: RunDir, path: Path) -> str:
+    if not path.exists():
+        return "missing"
+    return "there" if directory.other_format(files) is None else "there, made by another version"
+
+
+def _results(files: RunDir) -> dict[str, Path]:
+    return {"metrics": files.metrics, "front": files.front, "report": files.root / "report" / "index.html"}
+
+
+def _searches(files: RunDir) -> Iterator[str]:
+    for path in sorted(files.searches.glob("*/settings.json")):
+        result = _read_json(path.with_name("search.json"))
+        measured = path.with_name("evaluations.jsonl")
+        lines = measured.read_bytes().count(b"\n") if measured.exists() else 0
+        told = f"done: {result['statement']}" if result else f"under way or interrupted, {lines} units drawn"
+        yield f"search     {path.parent.name}: {told}"
+
+
+def _more_adapters(config: Config, files: RunDir, states: list[Training]) -> Iterator[str]:
+    """Adapters that `train` made beside the sweep's."""
+    ours = {state.key for state in states} | set(trainings.external(config))
+    others = [name for name in trainings.saved_adapters(files) if name.partition("@")[0] not in ours]
+    if others:
+        yield f"adapters   besides: {', '.join(others)}"
+
+
+def _next(config: Config, folder: Path, states: Sequence[Training], draws: bool, units: tuple[int, int]) -> str:
+    """What to type to go on; `config` as the run keeps it, `draws` where a search has trials left to draw."""
+    if folder.name != config.run.name:
+        return f"name the folder {config.run.name!r} again: by that name its configuration knows it"
+    given = ["--config", str(folder / configuration.CONFIG_FILE)]
+    if config.directory != folder:
+        given.append(f"run.storage={mirror.storage_of(folder)}")
+    files, (done, wanted) = RunDir(folder), units
+    retry = ""
+    if any(state.state == EARLIER for state in states):
+        return (
+            "an earlier version made this run's adapters, whose records do not say enough to go on: choose another "
+            "run.name and keep them (--adapter NAME=FOLDER evaluates one there), or delete them to train them again"
+        )
+    if any(state.state == "errored" for state in states):
+        retry = (
+            f"; trainings that failed: {shlex.join(['python', '-m', 'pipelines', 'sweep', '--retry-errored', *given])}"
+        )
+    if not all(state.ended for state in states) or draws:
+        command = "sweep"
+    elif done < wanted or not files.metrics.exists() or directory.other_format(files) is not None:
+        command = "evaluate"
+    elif not files.front.exists():
+        command = "front"
+    elif not _results(files)["report"].exists():
+        command = "report"
+    else:
+        return f"nothing is missing; open {_results(files)['report']}{retry}"
+    return shlex.join(["python", "-m", "pipelines", command, *given]) + retry

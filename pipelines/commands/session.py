@@ -1,0 +1,97 @@
+"""One invocation of a command: its configuration, the run's directory and Ray."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from aig import folders
+from pipelines import config as configuration
+from pipelines.config import Config, ConfigError
+from pipelines.runs import identity, mirror
+from pipelines.show import progress
+
+if TYPE_CHECKING:
+    from pipelines.cluster.connect import Cluster
+
+
+class Session:
+    """One invocation: its configuration, the command as it was typed, the seconds of its stages.
+
+    At its end it lets go of the run's directory and of Ray.
+    """
+
+    def __init__(self, config: Config, command: str, arguments: argparse.Namespace) -> None:
+        self.config, self.command, self.arguments = config, command, arguments
+        self.result = ""
+        """What the last line says of a command's outcome; a command that leaves it empty ends without that line."""
+        self.seconds: dict[str, float] = {}
+        self.held = ExitStack()
+        self.cluster: Cluster | None = None
+        self.locked = False
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.held.close()
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Print that a stage begins and how long it took."""
+        return progress.stage(name, self.seconds)
+
+    def open(self) -> None:
+        """Check that the configuration fits the run's directory, and bring a remote run's mirror up to date."""
+        root = identity.check_directory(self.config)
+        self.result = f"Run directory: {mirror.shown(root)}"
+        if mirror.is_mirror(root):
+            self.result += f", mirrored in {root}"
+            self.bring()
+
+    def bring(self) -> None:
+        """For a remote run: lock the local mirror, then sync it from the store."""
+        root = self.config.directory
+        self.lock()
+        mirror.complete(root)
+        mirror.pull(root, without=mirror.APART)
+
+    def claim(self) -> None:
+        """Lock the run's directory until the session ends, check it again, and write its configuration."""
+        self.lock()
+        identity.claim_directory(self.config)
+
+    def claim_existing(self) -> None:
+        """The same for a command that works on what others left."""
+        if not (self.config.directory / configuration.CONFIG_FILE).exists():
+            raise ConfigError(
+                f"there is no run in {mirror.shown(self.config.directory)}: run `python -m pipelines sweep` with "
+                "the same configuration first"
+            )
+        self.claim()
+
+    def lock(self) -> None:
+        """Hold the run's lock on this machine."""
+        if not self.locked:
+            self.held.enter_context(identity.lock_directory(self.config))
+            self.locked = True
+            for parent in (self.config.directory, self.config.directory / "adapters"):
+                folders.recover_all(parent)
+
+    def connect(self) -> Cluster:
+        """Ray, connected or started on the first call: a run with nothing left to do needs none."""
+        from pipelines.cluster.connect import connected
+
+        if self.cluster is None:
+            # A trial that a scheduler stops is cleaned up after with the dashboard's help.
+            settings = self.config.ray
+            if self.config.sweep.scheduler != "none":
+                settings = replace(settings, dashboard=True)
+            self.cluster = cluster = self.held.enter_context(connected(settings))
+            dashboard = f", dashboard at {cluster.dashboard}" if cluster.dashboard else ""
+            where = "started here" if cluster.started else "running already"
+            sizes = [f"{cluster.resources.get(name, 0):g} logical {name}s" for name in ("CPU", "GPU")]
+            sizes = [size for size in sizes if not size.startswith("0 ")] or ["a cluster without CPUs"]
+            print(f"Ray: {', '.join(sizes)}, {where}{dashboard}")
+        return self.cluster
