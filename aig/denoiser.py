@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from aig import adapters, schedules
 from aig.clock import Clock
-from aig.schedules import Schedule
+from aig.schedules import Curve
 
 __all__ = ["AnnealedDenoiser", "annealed"]
 
@@ -52,7 +52,7 @@ class AnnealedDenoiser(nn.Module):
     def __init__(
         self,
         denoiser: nn.Module,
-        schedule: str | Schedule,
+        schedule: Curve,
         adapter: str | None = "tuned",
         scheduler: Any = None,
         passes: int = 1,
@@ -69,7 +69,7 @@ class AnnealedDenoiser(nn.Module):
             self.__dict__[table] = getattr(denoiser, table)
         self.__dict__["__module__"] = type(model).__module__  # what model_index.json names
         self._given = schedule
-        self.schedule = schedules.parse(schedule) if isinstance(schedule, str) else schedule
+        self.schedule = schedules.as_schedule(schedule)
         self.adapter, self.passes = adapter, passes
         self.clock = Clock(scheduler)
         self._signature = inspect.signature(model.forward)
@@ -149,13 +149,21 @@ class AnnealedDenoiser(nn.Module):
         return f"AnnealedDenoiser({type(self._model).__name__}, {name!r}, adapter={self.adapter!r})"
 
 
-def annealed(pipe: Any, schedule: str | Schedule | None, adapter: str | None = None, passes: int = 1) -> Any:
+def annealed(pipe: Any, schedule: Curve | None, adapter: str | None = None, passes: int = 1) -> Any:
     """Put annealed importance guidance into a diffusers pipeline, in place, and return the pipeline.
 
-    A second call replaces the schedule; `schedule` None takes the guidance out and puts the original denoiser back. The
-    other arguments are those of `AnnealedDenoiser`. A pipeline made from this one shares its guidance, as long as it
-    shares its scheduler; after giving it another one, call this on it. Raises ValueError for a pipeline without a
-    denoiser or without adapters.
+    `schedule` is a text (`aig.parse`), a `Schedule` or a function from progress u in [0, 1] to a weight in [0, 1]; None
+    takes the guidance out. A second call replaces the schedule. The other arguments are those of `AnnealedDenoiser`. A
+    pipeline made from this one shares its guidance as long as it shares its scheduler; after changing its scheduler,
+    call this on it. Raises ValueError for a pipeline without a denoiser or without adapters.
+
+    Examples:
+        >>> pipe = aig.load("tiny").pipe
+        >>> aig.adapters.attach(pipe.unet, "tuned")
+        >>> pipe = aig.annealed(pipe, lambda u: u**2)
+        >>> image = pipe("a red star", num_inference_steps=2).images[0]
+        >>> image.size
+        (32, 32)
     """
     slot = next((name for name in ("unet", "transformer") if isinstance(getattr(pipe, name, None), nn.Module)), None)
     if slot is None:

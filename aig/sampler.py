@@ -60,8 +60,9 @@ class Arm:
 
     @property
     def id(self) -> str:
-        """A hash of what the arm does, without its name: 16 hex digits."""
-        content = json.dumps([self.adapter, self.lora_scale, self.schedule])
+        """A hash of what the arm does, without its name: 16 hex digits. The values of a user's own curve count."""
+        digest = schedules.parse(self.schedule).digest
+        content = json.dumps([self.adapter, self.lora_scale, self.schedule, *([digest] if digest else [])])
         return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
