@@ -157,7 +157,7 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[float]) -> Schedule
 def from_callable(function: Callable[[float], float], name: str | None = None) -> Schedule:
     """Your own curve: a function from progress u in [0, 1] to a weight in [0, 1].
 
-    It is called once at every u = i/T of up to 100 steps and at every thousandth. Raises ValueError if it fails there or
+    It is called once at every u = i/T of up to 100 steps and at every thousandth; ValueError if it fails there or
     returns anything but a number in [0, 1]. The default name is `module:qualname`, which `parse` reads if it can be
     imported.
     """
@@ -215,7 +215,7 @@ def parse(text: str) -> Schedule:
     """Read a schedule's text: a known form, or `package.module:callable`, your own function from progress to weight.
 
     Known forms: `base`, `tuned`, `linear`, `power:P`, `step:F`, `constant:W`, `piecewise:U=W|U=W...`,
-    `join:A|BOUNDARY|B...` and `file:PATH` (see `read`). `@time` at the end chooses the time domain, `LABEL=` at the start
+    `join:A|BOUNDARY|B...` and `file:PATH` (see `read`). A final `@time` chooses the time domain, an initial `LABEL=`
     sets a label. Raises ValueError that names the text, the reason and the known forms.
 
     Examples:
@@ -304,7 +304,7 @@ def write(path: Path, schedule: Schedule, about: Mapping[str, Any] | None = None
     part.replace(path)
 
 
-_KEYS = ("name", "schedule", "knots", "domain", "about")
+_KEYS = ("name", "schedule", "knots", "domain", "about")  # of a file
 
 
 def _from_content(content: Any) -> Schedule:
