@@ -33,7 +33,9 @@ from pipelines.evaluate import images as dataset
 from pipelines.evaluate.pixels import PIXEL_STD
 from pipelines.evaluate.scorers import to_png
 from pipelines.runs.directory import RunDir
-from pipelines.study.resolved import Drawable, resolve, resolve_images
+from pipelines.study.arms import drawn_arms, studies
+from pipelines.study.resolved import Drawable, resolve_images
+from pipelines.study.trials import Trials
 
 IMAGES = 100_000
 GENERATORS, SCORERS = 4, 2
@@ -138,7 +140,8 @@ def simulate(
 
 def simulation(storage: Path, images: int, more: Sequence[str] = ()) -> configuration.Config:
     """The demo's arms over as many prompts of their own as give so many images, with the simulation's reward."""
-    arms = len(resolve(run_configuration(storage / "counted", GENERATORS, more)).arms)
+    counted = Trials.of(run_configuration(storage / "counted", GENERATORS, more))
+    arms = len(drawn_arms(studies(counted)))
     prompts = storage / "prompts.txt"
     prompts.write_text("".join(f"prompt {i}\n" for i in range(max(2, images // (arms * SEEDS)))))
     overrides = [
