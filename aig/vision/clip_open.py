@@ -22,7 +22,7 @@ FITS = {"shortest": "crop", "longest": "pad", "squash": "stretch"}  # open_clip'
 
 
 def load(architecture: str, weights: Path, device: torch.device, dtype: torch.dtype, user: str = "CLIP") -> Clip:
-    """The towers in `dtype`, in eval mode (open_clip builds them in train mode) and frozen.
+    """Load the towers in `dtype`, in eval mode (open_clip builds them in train mode) and frozen.
 
     Raises ValueError for an architecture that is neither known nor a file, and for weights that do not fit it.
     """
@@ -54,22 +54,22 @@ def load(architecture: str, weights: Path, device: torch.device, dtype: torch.dt
 
 
 def configuration(architecture: str, user: str = "CLIP") -> tuple[dict[str, Any], dict[str, Any]]:
-    """The model's and the preprocessing's configuration of a name, or of a JSON file with or without both parts."""
+    """The model's and the preprocessing's configuration, by name or from a JSON file with or without both parts."""
     path = Path(architecture).expanduser()
     if path.is_file():
         content = json.loads(path.read_text())
         return content.get("model_cfg", content), content.get("preprocess_cfg", {})
-    found = open_clip.get_model_config(architecture)
-    if found is None:
+    config = open_clip.get_model_config(architecture)
+    if config is None:
         raise ValueError(
             f"{user}: the architecture {architecture!r} is neither a model of open_clip (open_clip.list_models() names "
             "them) nor the path of a config JSON"
         )
-    return found, {}
+    return config, {}
 
 
 def build(config: dict[str, Any]) -> Any:
-    """The model of a configuration, with random weights; nothing is downloaded for it."""
+    """The model of a configuration, with random weights and without downloads."""
     config = deepcopy(config)
     custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
     if "hf_model_name" in config["text_cfg"]:
@@ -79,7 +79,7 @@ def build(config: dict[str, Any]) -> Any:
 
 
 def tokenizer_of(architecture: str, config: dict[str, Any]) -> Any:
-    """The tokenizer of a model of open_clip, or of a configuration of one's own."""
+    """The tokenizer of an open_clip model, or of a custom configuration."""
     if not Path(architecture).expanduser().is_file():
         return open_clip.get_tokenizer(architecture)
     text = config["text_cfg"]
@@ -90,15 +90,14 @@ def tokenizer_of(architecture: str, config: dict[str, Any]) -> Any:
 
 
 def untruncated(tokenizer: Any, prompt: str) -> int:
-    """How many tokens a prompt has, with the two at its ends."""
+    """The number of a prompt's tokens, with the two at its ends."""
     if hasattr(tokenizer, "tokenizer"):  # transformers', in open_clip's wrapper
         return len(tokenizer.tokenizer(prompt, verbose=False)["input_ids"])
     return len(tokenizer.encode(prompt)) + 2
 
 
 def preprocess_of(size: tuple[int, int], settings: dict[str, Any]) -> Preprocess:
-    """The steps of open_clip's evaluation transform: OpenAI's mean and standard deviation, centre crop, unless set
-    otherwise."""
+    """The steps of open_clip's evaluation transform; by default OpenAI's mean and standard deviation, centre crop."""
     plain = Preprocess(
         size,
         FITS[settings.get("resize_mode", "shortest")],
@@ -116,7 +115,7 @@ def with_own_transform(preprocess: Preprocess) -> Preprocess:
     return replace(preprocess, own=own)
 
 
-@lru_cache  # so that two models with one preprocessing have the same transform, and share its pixels
+@lru_cache  # so that two models with one preprocessing share the transform and its pixels
 def _transform(
     size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...], mode: str, interpolation: str
 ) -> Any:
