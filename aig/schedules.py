@@ -330,13 +330,13 @@ def _from_content(content: Any) -> Schedule:
     return replace(schedule, label=label or schedule.label)
 
 
-def _knots(given: Any) -> list[tuple[float, float]]:
+def _knots(knots: Any) -> list[tuple[float, float]]:
     def is_knot(knot: Any) -> bool:
         return isinstance(knot, list) and len(knot) == 2 and all(type(x) in (int, float) for x in knot)
 
-    if not isinstance(given, list) or not all(map(is_knot, given)):
-        raise ValueError(f"knots is {given!r}: give a list of pairs of numbers, as in [[0, 0], [0.5, 1], [1, 0.4]]")
-    return [(u, w) for u, w in given]
+    if not isinstance(knots, list) or not all(map(is_knot, knots)):
+        raise ValueError(f"knots is {knots!r}: give a list of pairs of numbers, as in [[0, 0], [0.5, 1], [1, 0.4]]")
+    return [(u, w) for u, w in knots]
 
 
 def level(schedule: Schedule) -> float | None:

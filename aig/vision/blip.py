@@ -66,16 +66,9 @@ def from_published(state: Mapping[str, Tensor]) -> Blip:
     return model.eval().requires_grad_(False)
 
 
-def to_published(model: Blip) -> dict[str, Tensor]:
-    """The weights of a model in BLIP's own naming: the inverse of `from_published`."""
-    vision = {f"visual_encoder.{renamed(key, back=True)}": value for key, value in model.vision.state_dict().items()}
-    return vision | {f"text_encoder.{key}": value for key, value in model.text.state_dict().items()}
-
-
-def renamed(key: str, back: bool = False) -> str:
-    """A parameter of the image tower in transformers' naming, or back in BLIP's. KeyError for an unknown one."""
-    for pair in VISION:
-        source, target = reversed(pair) if back else pair
+def renamed(key: str) -> str:
+    """The transformers name of a parameter of the image tower. KeyError for an unknown one."""
+    for source, target in VISION:
         pattern = re.escape(source).replace(r"\{n\}", r"(\d+)")
         match = re.fullmatch(rf"{pattern}((?:\..+)?)", key)
         if match:

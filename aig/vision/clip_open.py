@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -98,21 +97,11 @@ def untruncated(tokenizer: Any, prompt: str) -> int:
 
 def preprocess_of(size: tuple[int, int], settings: dict[str, Any]) -> Preprocess:
     """The steps of open_clip's evaluation transform; by default OpenAI's mean and standard deviation, centre crop."""
-    plain = Preprocess(
-        size,
-        FITS[settings.get("resize_mode", "shortest")],
-        tuple(settings.get("mean", CLIP_MEAN)),
-        tuple(settings.get("std", CLIP_STD)),
-        "bilinear" if settings.get("interpolation") == "bilinear" else "bicubic",
-    )
-    return with_own_transform(plain)
-
-
-def with_own_transform(preprocess: Preprocess) -> Preprocess:
-    """The same preprocessing with open_clip's transform for reports."""
-    mode = next(name for name, fit in FITS.items() if fit == preprocess.fit)
-    own = _transform(preprocess.size, preprocess.mean, preprocess.std, mode, preprocess.interpolation)
-    return replace(preprocess, own=own)
+    mean, std = tuple(settings.get("mean", CLIP_MEAN)), tuple(settings.get("std", CLIP_STD))
+    mode = settings.get("resize_mode", "shortest")
+    interpolation = "bilinear" if settings.get("interpolation") == "bilinear" else "bicubic"
+    own = _transform(size, mean, std, mode, interpolation)
+    return Preprocess(size, FITS[mode], mean, std, interpolation, own=own)
 
 
 @lru_cache  # so that two models with one preprocessing share the transform and its pixels

@@ -241,11 +241,11 @@ class FactorNet(nn.Module):
         """Booleans (B, 2): whether the likeliest colour and shape are the caption's. ValueError as above."""
         check_batch(images, captions)
         read = self(images)
-        colour, shape, _ = asked(captions, images.device)
+        colour, shape, _ = requested(captions, images.device)
         return torch.stack([read.colour.argmax(1) == colour, read.shape.argmax(1) == shape], dim=1)
 
 
-def asked(captions: list[str], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def requested(captions: list[str], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Indices (B,) of the captions' colours, shapes and tones; -1 for no tone."""
     requests = [parse_caption(caption) for caption in captions]
     return (
@@ -257,7 +257,7 @@ def asked(captions: list[str], device: torch.device) -> tuple[Tensor, Tensor, Te
 
 def utility_of(read: Factors, captions: list[str]) -> Tensor:
     """The hidden utility (B,) of images, from a reading of them, for their captions."""
-    colour, shape, tone = asked(captions, read.shape.device)
+    colour, shape, tone = requested(captions, read.shape.device)
 
     def probability(logits: Tensor, index: Tensor) -> Tensor:
         return logits.softmax(1).gather(1, index.clamp(min=0)[:, None])[:, 0]

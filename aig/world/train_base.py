@@ -1,4 +1,4 @@
-"""Train the tiny text-to-image model from nothing, on scenes rendered as they are needed.
+"""Train the tiny text-to-image model from scratch, on scenes rendered on demand.
 
     python -m aig.world.train base --out DIR                                   # one process, CPU or one GPU
     torchrun --nproc-per-node 2 -m aig.world.train base --out DIR --threads 1  # two processes: faster on two cores

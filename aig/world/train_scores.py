@@ -1,4 +1,4 @@
-"""Train the rewards, the judges and the feature extractor, on scenes rendered as they are needed.
+"""Train the rewards, the judges and the feature extractor, on scenes rendered on demand.
 
     python -m aig.world.train --out DIR fragile          # or robust, judge_a, judge_b, features; CPU or one GPU
     python -m aig.world.train --out DIR all-scores
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aig.world.networks import CLASSES, NUMBERS, FactorNet, Factors, PreferenceReward, asked, build
+from aig.world.networks import CLASSES, NUMBERS, FactorNet, Factors, PreferenceReward, build, requested
 from aig.world.scenes import (
     COLOURS,
     PATTERNS,
@@ -35,10 +35,10 @@ from aig.world.scenes import (
 from aig.world.training import Recipe, fit, generator_for
 from aig.world.weights import save
 
-MISMATCH = 0.3  # how often each named factor of a scene is not as asked, in a pair
+MISMATCH = 0.3  # how often each factor named by the caption is wrong in a scene
 BETA = 2.26  # of the noisy labels: a judge that knew the utility would agree with 84 % of them
-LEVEL = 17.0  # of the mean score of a group, which mostly misses its caption somewhere
-CONTRAST_SCALE = 100.0  # CLIP's: contrast is content with small gaps, of the size that preferences call for
+LEVEL = 17.0  # mean score of a group, most of whose scenes miss their caption
+CONTRAST_SCALE = 100.0  # CLIP's: small gaps, of the size that preferences need, satisfy the contrast
 OUTSIDE = ("embedding", "position", "heads")  # not for Muon, like all layers that read pixels
 PREFERENCES, AUGMENTATION = 1, 2  # kinds of random streams, besides a step's own
 
@@ -102,7 +102,7 @@ def draw_preferences(n: int, generator: torch.Generator, group: int = 2) -> Pref
     """Noisy preferences (Bradley and Terry 1952, over the hidden utility) between scenes that may miss a caption."""
     asked_for = sample_scenes(n, generator)
     texts = captions(asked_for, generator)
-    tones = asked(texts, torch.device("cpu"))[2]
+    tones = requested(texts, torch.device("cpu"))[2]
     requests = [parse_caption(text) for text in texts]
 
     def mostly(index: Tensor, count: int) -> Tensor:
@@ -141,7 +141,7 @@ def contrastive_loss(images: Tensor, texts: Tensor, truth: Tensor) -> Tensor:
 
 def holds(scenes: Scenes, texts: list[str]) -> Tensor:
     """(N, N) floats: 1 if caption j is true of scene i."""
-    colour, shape, tone = asked(texts, torch.device("cpu"))
+    colour, shape, tone = requested(texts, torch.device("cpu"))
     same = (scenes.colour[:, None] == colour) & (scenes.shape[:, None] == shape)
     return (same & ((scenes.tone[:, None] == tone) | (tone < 0))).float()
 

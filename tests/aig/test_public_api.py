@@ -45,7 +45,7 @@ SHOWN = [example for examples in EXAMPLES.values() for example in examples]
 
 
 def has_example(full: str) -> bool:
-    """Whether an example uses the name as its users do (`aig.metrics.Moments`), prints one, or calls what returns it."""
+    """Whether an example uses the name by its path (`aig.metrics.Moments`), prints one, or calls what returns it."""
     name = full.rpartition(".")[2]
     returned = (str(each.__annotations__.get("return")) for other, each in PUBLIC.items() if EXAMPLES[other])
     return any(
