@@ -186,12 +186,12 @@ def test_the_run_keeps_a_copy_which_is_what_counts_when_the_file_is_gone(model, 
     source = tmp_path / "mine.safetensors"
     shutil.copyfile(lora, source)
     found = configuration.load("smoke", None, overrides(model, tmp_path, evaluate__adapters=f"['{source}']"))
-    external.bring(found)
+    external.import_adapters(found)
     copy = RunDir.of(found).adapters / "mine"
     assert (copy / adapters.WEIGHTS).read_bytes() == lora.read_bytes()
     assert [path.name for path in copy.parent.iterdir()] == ["mine"] and str(copy) in capsys.readouterr().out
     source.unlink()
-    external.bring(found)
+    external.import_adapters(found)
     external.check(found, models.load(str(model)).denoiser)
     assert study_models.adapter_digest(found, "mine") == adapters.digest(lora)
 

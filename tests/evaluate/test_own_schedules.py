@@ -117,7 +117,7 @@ def test_a_run_whose_function_is_gone_says_so_when_it_is_looked_at_again(inputs,
     curves("u**2")
     found = configuration.load("smoke", None, given(inputs, tmp_path, "own_curves:tuned")[2:])
     identity.claim_directory(found)
-    external.bring(found)
+    external.import_adapters(found)
     assert [arm.label for arm in resolve(found).arms] == ["base", "tuned", "AIG own_curves:tuned"]
     (tmp_path / "own_curves.py").unlink()
     sys.modules.pop("own_curves", None)

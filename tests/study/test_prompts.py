@@ -250,7 +250,7 @@ def test_prompts_that_train_and_judge_are_counted_white_space_and_case_aside():
     assert prompts.prompt_lists(found) == {
         "split": "given", "train": 4, "validate": 2, "evaluate": 5, "overlap": 2, "overlap_validate": 1, "elsewhere": 0,
     }  # fmt: skip
-    said = prompts.told(prompts.prompt_lists(found))
+    said = prompts.describe(prompts.prompt_lists(found))
     assert "Trained on 4 prompts, judged on 5, of which 2 were trained on too (1 of them in validations" in said
 
 
@@ -266,10 +266,10 @@ def test_captions_of_the_world_are_split_and_given_ones_may_overlap():
 
 def test_what_adapters_from_elsewhere_were_trained_on_is_said_to_be_unknown():
     alone = asked("sweep.rewards=[]", "evaluate.adapters=['mine=/x.safetensors']")
-    assert prompts.told(prompts.prompt_lists(alone)) == (
+    assert prompts.describe(prompts.prompt_lists(alone)) == (
         "Judged on 16 prompts; what adapters from elsewhere were trained on is not known."
     )
-    beside = prompts.told(prompts.prompt_lists(asked("evaluate.adapters=['mine=/x.safetensors']")))
+    beside = prompts.describe(prompts.prompt_lists(asked("evaluate.adapters=['mine=/x.safetensors']")))
     assert "none is in both; what adapters from elsewhere" in beside
 
 
