@@ -105,7 +105,7 @@ def prompt_lists(config: Config) -> dict[str, Any]:
     """
     judging = resolve_prompts(config, EVALUATE)
     counts: dict[str, Any] = {"evaluate": len(judging), "train": None, "elsewhere": len(config.evaluate.adapters)}
-    if not trainings.trainings(config):
+    if not trainings.references(config):
         return counts
     training = resolve_prompts(config, TRAIN)
     validating = training[: config.train.validate_prompts]

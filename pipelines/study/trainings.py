@@ -60,7 +60,7 @@ def external(config: Config) -> dict[str, Path]:
 
 
 def references(config: Config) -> list[Train]:
-    """The trainings that a search compares its trials with: train.* with KL weight 0, for every reward and K."""
+    """train.* with KL weight 0 for every reward and K: what a search compares its trials with."""
     train, sweep = config.train, config.sweep
     return [
         training(config, reward=r, k=k, kl_weight=0.0, lr=train.lr, rank=train.rank, seed=sweep.train_seeds[0])
