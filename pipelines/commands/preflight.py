@@ -125,7 +125,7 @@ def prompt_keys(config: Config) -> tuple[str, ...]:
     """The keys of prompts that an evaluation needs: what adapters from elsewhere were trained on is no matter of ours,
     unless sums are z-scored by images of training prompts."""
     with _named("evaluate.rewards"):
-        trained = bool(planned.trainings(config)) or bool(statistics.wanted(config).sums)
+        trained = bool(planned.trainings(config)) or bool(statistics.columns(config).sums)
     return (TRAIN, EVALUATE) if trained else (EVALUATE,)
 
 
@@ -140,7 +140,7 @@ def check_weights(config: Config, model: Model) -> Iterator[str]:
     One is in memory at a time. ConfigError where weights are not to be had or do not fit, or where a score is not
     finite.
     """
-    columns = statistics.wanted(config)
+    columns = statistics.columns(config)
     gold = reward_names.gold(config)
     for name, spec in {**columns.parts, **({} if gold is None else {gold.column: gold})}.items():
         height, width = model.image_size

@@ -340,7 +340,8 @@ class Evaluate(Section):
     lora_scales: tuple[float, ...] = number((0.25, 0.5, 0.75), 0, 1)
     """LoRA scales of the unregularized adapter."""
     schedules: tuple[str, ...] = ("linear", "power:2", "power:4", "step:0.6", "constant:0.5")
-    """Schedules of the unregularized adapter: AIG's, and fixed mixes (constant:W, DeRaDiff), a family of their own."""
+    """Schedules of the unregularized adapter: AIG's, your own as package.module:callable from progress to weight, and
+    fixed mixes (constant:W, DeRaDiff), a family of their own."""
     kl_schedules: tuple[str, ...] = ()
     """Schedules of the sweep's other adapters too: KL-regularized ones (the published protocol sweeps AIG for every KL
     weight), and those that a search drew."""

@@ -28,7 +28,7 @@ from aig.models.published import PUBLISHED
 from pipelines.config import Config, given
 from pipelines.runs.directory import RunDir
 from pipelines.study import models
-from pipelines.study.prompts import EVALUATE, TRAIN, missing, prompt_lists, told
+from pipelines.study.prompts import EVALUATE, TRAIN, describe, missing, prompt_lists
 from pipelines.train import parallel
 from pipelines.train.worker import ADAPTER, attach, draft_config
 
@@ -213,7 +213,7 @@ def _prompts(config: Config) -> str:
     if absent:
         example = " ".join(f"{key}=FILE" for key in absent)
         return f"missing: give {' and '.join(absent)}, each as a list or a file, as in {example}"
-    return told(prompt_lists(config))
+    return describe(prompt_lists(config))
 
 
 def _size(count: float) -> str:

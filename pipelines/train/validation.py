@@ -58,7 +58,7 @@ class Validation:
 
 def scores_of(config: Config, device: torch.device, statistics: Statistics | None) -> Scores:
     """The scores of a validation: those of the evaluation, and the trained reward."""
-    columns, gold = reward_statistics.wanted(config), names.gold(config)
+    columns, gold = reward_statistics.columns(config), names.gold(config)
     return Scores(columns, statistics, gold, config.evaluate.features, device)
 
 

@@ -107,7 +107,7 @@ class Training:
         self.draft = draft_config(config, self.model)
         self.prompts = resolve_prompts(config, TRAIN)
         memory.prepare(self.model, settings.checkpointing, settings.vae_tiling, settings.compile)
-        statistics = reward_statistics.of_sums(config)
+        statistics = reward_statistics.sum_statistics(config)
         self.reward = reward_names.load_trained(config, self.model.device, statistics or {})
         denoiser = self.model.denoiser
         attach(settings, denoiser)
@@ -253,7 +253,7 @@ class Training:
         for later in trainings.snapshot_steps(self.config):
             if later > step:
                 self.files.forget(self.files.adapters / f"{self.key}@{later}")
-        self.status.update({"stopped": limits.told({"step": step, "stopped": asdict(stop)})}, force=True)
+        self.status.update({"stopped": limits.describe_stop({"step": step, "stopped": asdict(stop)})}, force=True)
 
     def finish(self) -> None:
         if self.tracker is not None:

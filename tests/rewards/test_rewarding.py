@@ -291,7 +291,8 @@ def test_a_training_of_which_nothing_is_left_stops_in_the_end(model, tmp_path):
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
 def test_a_validation_never_averages_nan_in_silence(model, tmp_path, on_nan):
     started = spoiled(model, tmp_path, on_nan)
-    scores = rewards_scores.Scores(reward_statistics.wanted(started.config), extractor=started.config.evaluate.features)
+    columns = reward_statistics.columns(started.config)
+    scores = rewards_scores.Scores(columns, extractor=started.config.evaluate.features)
     arguments = (started.config, started.model, scores, started.sampling, 0)
     if on_nan == "stop":
         with pytest.raises(FloatingPointError, match="2 images without a finite score, first that of 'a blue heart'"):

@@ -12,26 +12,23 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from measured_runs import RED, build, settings
+from measured_runs import RED, build, measured, settings
 from pipeline_toys import HERE
 from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from aig.models import TinyModel
 from pipelines import config as configuration
 from pipelines.commands import preflight
 from pipelines.config import ConfigError
-from pipelines.evaluate import images
 from pipelines.front import front
-from pipelines.measure import measure
 from pipelines.report import write_report
 from pipelines.runs import directory, identity
 from pipelines.runs.directory import RunDir
 from pipelines.runs.files import write_json
 from pipelines.study import trainings, trials
-from pipelines.study.resolved import resolve, resolve_images
+from pipelines.study.resolved import resolve
 from pipelines.study.trainings import adapter_key
 from pipelines.study.trials import Record, Trials
 from pipelines.train import records
@@ -440,7 +437,7 @@ def searched(tmp_path):
     identity.claim_directory(found)
     sweep_generations.draw(found, Record())
     build(found)
-    measure.measure(resolve(found), images.read(resolve_images(found, TinyModel.defaults)), "test", lambda: None)
+    measured(found)
     front.write_front(resolve(found))
     return found
 
@@ -480,7 +477,7 @@ def test_what_a_search_drew_is_a_family_of_the_front_beside_aig_and_shown_in_the
 
 def test_the_report_tells_studies_of_several_learning_rates_apart(tmp_path):
     found = build(settings(tmp_path, "sweep.lrs=[0.001, 0.0003]"))
-    measure.measure(resolve(found), images.read(resolve_images(found, TinyModel.defaults)), "test", lambda: None)
+    measured(found)
     front.write_front(resolve(found))
     page = report_of(found)
     for lr in ("0.001", "0.0003"):

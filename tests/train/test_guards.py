@@ -310,7 +310,7 @@ def test_means_over_training_seeds_leave_out_what_not_every_training_has(undistu
 
 
 def test_status_and_the_sweeps_table_say_where_and_why_it_stopped(undisturbed, tmp_path):
-    told = study_limits.told(adapters.read_record(RunDir.of(undisturbed).adapters / KEY))
+    told = study_limits.describe_stop(adapters.read_record(RunDir.of(undisturbed).adapters / KEY))
     assert "where the held-out reward was" in told and told.endswith(f"that of step {trainings.last_step(undisturbed)}")
     assert told in overview.report(undisturbed.directory)
     assert told in overview.report(shutil.copytree(undisturbed.directory, tmp_path / "elsewhere" / "moved"))
@@ -408,7 +408,7 @@ def test_an_evaluation_draws_the_arms_that_a_stopped_training_left(ray_cluster, 
     files = RunDir.of(undisturbed)
     arms = {arm["name"]: arm for arm in json.loads(files.arms.read_text())["arms"]}
     assert arms.keys() == {"base", KEY, f"{KEY}+linear", f"{KEY}x0.5", f"{KEY}@2", f"{KEY}@4"}
-    told = study_limits.told(adapters.read_record(files.adapters / KEY))
+    told = study_limits.describe_stop(adapters.read_record(files.adapters / KEY))
     assert {name for name, arm in arms.items() if arm["stopped"] == told} == arms.keys() - {"base"}
     assert arms[KEY]["step"] == 4
     assert told in (files.root / "report" / "index.html").read_text()
