@@ -31,6 +31,16 @@ def pytest_runtest_setup(item):
         pytest.skip("needs a CUDA device")
 
 
+@pytest.fixture(autouse=True)
+def listed_keys(monkeypatch):
+    """A command that a test runs in this process reads no configuration key but those that its help lists."""
+    from reads import watch
+
+    unlisted = watch(monkeypatch)
+    yield
+    assert not unlisted, f"not in the READS of pipelines/commands/*.py: {unlisted}"
+
+
 @pytest.fixture(scope="session")
 def ray_cluster():
     """Ray with 4 logical CPUs: what this process has already, else one of our own that is stopped at the end."""

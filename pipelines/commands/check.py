@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from pipelines.commands import steps
+from pipelines.commands import keys, steps
 from pipelines.commands.command import Command, configured
 from pipelines.commands.session import Session
+
+READS = (
+    *keys.RUN, *keys.ARMS, *keys.ADAPTERS, *keys.PROMPTS, *keys.SCORES, "run.wandb", "run.mlflow", "model.*",
+    "rewards.*", *keys.of("train", "rollout_batch micro_batch checkpointing parallel num_workers keep_best"),
+    *keys.of("sweep", "scheduler proxy objectives lr_range kl_range"), "evaluate.block",
+)  # fmt: skip
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -32,5 +38,5 @@ COMMAND = Command(
     "Check everything that sweep and evaluate check before they start: keys, prompts, schedules, the model, and "
     "whether the rewards' weights are here or can be downloaded. With --weights they are downloaded and loaded "
     "wholly, and score an image each.",
-    options,
+    READS, options,
 )  # fmt: skip

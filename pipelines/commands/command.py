@@ -39,6 +39,8 @@ class Command:
     """What it does, in a line for the list of commands."""
     long: str
     """The same in a paragraph, for its own help."""
+    reads: tuple[str, ...]
+    """Patterns of the keys that it reads, as its help lists them; none if it takes no keys."""
     options: Callable[[argparse.ArgumentParser], None] = configured
     """Adds its arguments."""
     resolve: Callable[[argparse.Namespace], Config] = load

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from pipelines.commands import keys
 from pipelines.commands.command import Command, overridden
 from pipelines.commands.session import Session
 from pipelines.config import Config
 from pipelines.runs import identity, mirror
+
+READS = (*keys.RUN, *keys.ARMS, *keys.PROMPTS, *keys.SCORES, "evaluate.seeds", "front.*")
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -38,5 +41,5 @@ COMMAND = Command(
     run, "compare two runs arm by arm, paired over prompts",
     "Differences of RUN_B less RUN_A, for the arms that both have, with intervals; both have to be measured, on "
     "the same prompts, seeds, noise and features.",
-    options, resolve,
+    READS, options, resolve,
 )  # fmt: skip

@@ -6,10 +6,15 @@ import argparse
 import json
 
 from pipelines import config as configuration
-from pipelines.commands import steps
+from pipelines.commands import keys, steps
 from pipelines.commands.command import Command, configured
 from pipelines.commands.session import Session
 from pipelines.config import Config
+
+READS = (
+    *keys.RUN, *keys.TRAININGS, *keys.ADAPTERS, *keys.PROMPTS, "run.seed", "model.*", "rewards.*",
+    *keys.of("train", "*_per_worker node threads rollout_batch"), "evaluate.*", "measure.*", "front.*", "ray.*",
+)  # fmt: skip
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -48,5 +53,5 @@ COMMAND = Command(
     "or, with --adapter, nothing but a LoRA file of anyone's for model.name: its LoRA scales and schedules are the "
     "arms then. evaluate.adapters=[NAME=PATH] puts such a file beside the sweep's adapters. A sweep does the same "
     "after its trainings, but for --train-only.",
-    options, resolve,
+    READS, options, resolve,
 )  # fmt: skip

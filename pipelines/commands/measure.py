@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from pipelines.commands import steps
+from pipelines.commands import keys, steps
 from pipelines.commands.command import Command, overridden
 from pipelines.commands.session import Session
 from pipelines.config import Config, given
 from pipelines.runs import identity
+
+READS = (
+    *keys.RUN, *keys.ARMS, *keys.PROMPTS, *keys.SCORES, "run.seed", "model.*",
+    *keys.of("evaluate", "seeds group block max_rows path_prompts"), "measure.*", "front.level", "front.seed", "ray.*",
+)  # fmt: skip
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -38,5 +43,5 @@ COMMAND = Command(
     run, "measure a run's images again, from its directory alone",
     "Measure the images of a run that evaluate drew, by the configuration in its directory; keys of measure.* and "
     "front.* may be changed. evaluate does the same at its end.",
-    options, resolve,
+    READS, options, resolve,
 )  # fmt: skip

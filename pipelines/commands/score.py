@@ -5,8 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pipelines.commands import keys
 from pipelines.commands.command import Command, configured
 from pipelines.commands.session import Session
+
+READS = (
+    "run.storage", "rewards.define", *keys.of("evaluate", "scorers scorer_cpus scorer_gpus node score_batch threads"),
+    *keys.of("front", "bootstrap level seed interval"), "ray.*",
+)  # fmt: skip
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -62,5 +68,5 @@ COMMAND = Command(
     "parquet files, as in a run's images/; a reward that reads no prompt, as aesthetic, needs none. Writes a "
     "parquet file with a row an image, and prints each reward's mean over the prompts with its interval. The same "
     "command goes on after an interruption.",
-    options,
+    READS, options,
 )  # fmt: skip

@@ -79,19 +79,19 @@ class Session:
             for parent in (self.config.directory, self.config.directory / "adapters"):
                 folders.recover_all(parent)
 
-    def connect(self) -> Cluster:
-        """Ray, connected or started on the first call: a run with nothing left to do needs none."""
+    def connect(self, dashboard: bool = False) -> Cluster:
+        """Ray, connected or started on the first call: a run with nothing left to do needs none.
+
+        With `dashboard` a cluster that is started here has one, whatever ray.dashboard says.
+        """
         from pipelines.cluster.connect import connected
 
         if self.cluster is None:
-            # A trial that a scheduler stops is cleaned up after with the dashboard's help.
-            settings = self.config.ray
-            if self.config.sweep.scheduler != "none":
-                settings = replace(settings, dashboard=True)
+            settings = replace(self.config.ray, dashboard=dashboard or self.config.ray.dashboard)
             self.cluster = cluster = self.held.enter_context(connected(settings))
-            dashboard = f", dashboard at {cluster.dashboard}" if cluster.dashboard else ""
             where = "started here" if cluster.started else "running already"
+            address = f", dashboard at {cluster.dashboard}" if cluster.dashboard else ""
             sizes = [f"{cluster.resources.get(name, 0):g} logical {name}s" for name in ("CPU", "GPU")]
             sizes = [size for size in sizes if not size.startswith("0 ")] or ["a cluster without CPUs"]
-            print(f"Ray: {', '.join(sizes)}, {where}{dashboard}")
+            print(f"Ray: {', '.join(sizes)}, {where}{address}")
         return self.cluster

@@ -7,6 +7,9 @@ import argparse
 from pipelines.commands import steps
 from pipelines.commands.command import Command, configured
 from pipelines.commands.session import Session
+from pipelines.config import SECTIONS
+
+READS = tuple(f"{section}.*" for section in SECTIONS if section != "search")
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -37,5 +40,5 @@ COMMAND = Command(
     "for those that a search draws (sweep.search); then evaluate each under every LoRA scale and AIG schedule of "
     "evaluate.*, all in one table. What is finished is left alone, what was interrupted goes on. Trials that fail "
     "are listed and stop no other, but the evaluation waits for them: --retry-errored runs them again.",
-    options,
+    READS, options,
 )  # fmt: skip

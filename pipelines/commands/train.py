@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from pipelines.commands import steps
+from pipelines.commands import keys, steps
 from pipelines.commands.command import Command, configured
 from pipelines.commands.session import Session
 from pipelines.config import Config
 from pipelines.runs import mirror
+
+READS = (
+    *keys.TRAININGS, *keys.PROMPTS, *keys.SCORES, "run.*", "model.*", "rewards.*", "train.*", "ray.*",
+    "evaluate.adapters", "evaluate.block",
+)  # fmt: skip
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -65,5 +70,5 @@ def stop(config: Config) -> str:
 COMMAND = Command(
     run, "train one adapter (train.*)",
     "Tune the model to train.reward with DRaFT and keep the adapter, snapshots along the way and a training curve.",
-    options,
+    READS, options,
 )  # fmt: skip

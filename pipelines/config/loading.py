@@ -95,18 +95,18 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, width=120)
 
 
-def describe() -> dict[str, tuple[str, str]]:
-    """Every key with its default, as YAML on one line, and its meaning: the docstring under its field."""
+def describe(config: Config) -> dict[str, tuple[str, str]]:
+    """Every key with its value, as YAML on one line, and its meaning: the docstring under its field."""
     described = {}
     for node in ast.parse(Path(schema.__file__).read_text()).body:
         if not isinstance(node, ast.ClassDef) or node.name.lower() not in SECTIONS:
             continue
-        section = SECTIONS[node.name.lower()]()
+        name = node.name.lower()
         for item, doc in zip(node.body, node.body[1:], strict=False):
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and isinstance(doc, ast.Expr):
-                value = yaml.safe_dump(plain(getattr(section, item.target.id)), default_flow_style=True, width=1000)
-                meaning = " ".join(ast.literal_eval(doc.value).split())
-                described[f"{node.name.lower()}.{item.target.id}"] = (value.removesuffix("...\n").strip(), meaning)
+                value = plain(getattr(getattr(config, name), item.target.id))
+                line = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+                described[f"{name}.{item.target.id}"] = (line, " ".join(ast.literal_eval(doc.value).split()))
     return described
 
 

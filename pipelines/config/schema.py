@@ -19,6 +19,8 @@ VALIDATION_SEEDS, SEARCH_SEEDS = 1_000_000, 2_000_000
 
 @dataclass(frozen=True)
 class Run(Section):
+    """The run's folder and seed, and who follows it."""
+
     name: str = field(default="run", metadata=EXECUTION)
     """The run's name: its directory under `storage`, and what a rerun resumes."""
     storage: str = field(default="~/aig-runs", metadata=EXECUTION)
@@ -44,6 +46,8 @@ class Run(Section):
 
 @dataclass(frozen=True)
 class Model(Section):
+    """The model, and how images are sampled from it."""
+
     name: str = "tiny"
     """`tiny`, the embedded model, a hub id, or the path of a diffusers folder of a known family."""
     revision: str | None = None
@@ -75,6 +79,8 @@ class Model(Section):
 
 @dataclass(frozen=True)
 class Rewards(Section):
+    """Rewards of your own, and how they compute."""
+
     define: dict[str, Any] = field(default_factory=dict, hash=False)
     """Names of your own for rewards, usable wherever one is named: {my-hps: {name: hpsv2.1, weights: FILE}}, or a
     weighted sum in words or as a list of such mappings."""
@@ -104,6 +110,8 @@ RESERVED = ("gold", "gold_a", "gold_b")
 
 @dataclass(frozen=True)
 class Train(Section):
+    """How an adapter is trained."""
+
     reward: str = field(default="fragile", metadata=IN_KEY)
     """The reward to ascend: a name, `package.module:callable`, or a weighted sum as `0.5*pickscore + 0.5*hpsv2.1`,
     whose terms are z-scored by the base model's images."""
@@ -249,6 +257,8 @@ LIMITED = ("held_out", "diversity", "kl", "path")
 
 @dataclass(frozen=True)
 class Sweep(Section):
+    """Which adapters a sweep trains."""
+
     rewards: tuple[str, ...] = ("fragile",)
     """Rewards to train on."""
     ks: tuple[int, ...] = number((1,), 1)
@@ -323,6 +333,8 @@ class Sweep(Section):
 
 @dataclass(frozen=True)
 class Evaluate(Section):
+    """Which images are drawn, and what scores them."""
+
     prompts: int | str | tuple[str, ...] = number(16, 2)
     """A list of prompts or a file of them, as train.prompts, or how many of the embedded world's 16 held-out captions,
     which no number of train.prompts has. Any other model needs a list or a file; how many of them were trained on is
@@ -415,6 +427,8 @@ def _check_adapters(evaluate: Evaluate) -> None:
 
 @dataclass(frozen=True)
 class Measure(Section):
+    """How the images are measured."""
+
     subsets: int = number(32, 0, **EXECUTION)
     """Subsets of the prompts behind the intervals of measures of whole sets of images; 0 for no intervals."""
     subset_images: int = number(2048, 1, **EXECUTION)
@@ -438,6 +452,8 @@ class Measure(Section):
 
 @dataclass(frozen=True)
 class Front(Section):
+    """The Pareto fronts and their intervals."""
+
     diversity: str = choice("vendi", "vendi", "pairwise", **EXECUTION)
     """The diversity axis: within-prompt Vendi score, or mean pairwise cosine distance."""
     bootstrap: int = number(1000, 10, **EXECUTION)
@@ -471,6 +487,8 @@ class Front(Section):
 
 @dataclass(frozen=True)
 class Search(Section):
+    """The search for schedules of one adapter."""
+
     name: str | None = field(default=None, metadata=EXECUTION)
     """The search's name, of its folder and its schedules; null takes the adapter's. It keeps its settings."""
     adapter: str | None = field(default=None, metadata=EXECUTION)
@@ -533,6 +551,8 @@ class Search(Section):
 
 @dataclass(frozen=True)
 class Ray(Section):
+    """The cluster."""
+
     address: str | None = field(default=None, metadata=EXECUTION)
     """A cluster's address, `local` for a new one; null takes RAY_ADDRESS or this machine's cluster, or starts one."""
     num_cpus: int | None = number(None, 1, **EXECUTION)
