@@ -41,7 +41,7 @@ pytest := $(python) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-re
 test: $(test_stamp) ## Run the tests, without those marked kills or slow
 	$(pytest) -m "not kills and not slow" $(ARGS)
 
-kills: $(test_stamp) ## Run the tests in which workers, drivers, jobs and disks fail for real
+kills: $(test_stamp) ## Run the tests in which workers, drivers, jobs and disks fail for real, and the installed package
 	$(pytest) -m "kills and not slow" $(ARGS)
 
 lint: $(dev_stamp) ## Check style, format and types

@@ -25,7 +25,9 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from pipelines import config as configuration
 
+# Where the packages lie: a checkout of the repository, or the environment that they are installed in.
 ROOT = Path(__file__).resolve().parents[2]
+IS_CHECKOUT = (ROOT / "pyproject.toml").is_file()
 # Ray Data's resume and a pool beside a driver hang silently on 2 logical CPUs; the system shares the cores among these.
 LEAST_CPUS = 4
 # A Train controller looks at its workers this often: a report waits for it, and so does a finished run.
@@ -316,9 +318,9 @@ def _answers(address: str) -> bool:
 
 
 def _start(settings: configuration.Ray) -> Any:
-    # Workers inherit this environment: the repository is importable in them wherever the command was started.
-    paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    if IS_CHECKOUT:  # workers inherit this environment, and import the repository wherever the command was started
+        paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     for name, value in LOCAL.items():
         os.environ.setdefault(name, value)
     with _without_line("Set ray log level from environment variable"):
@@ -372,10 +374,14 @@ def _without_line(text: str) -> Iterator[None]:
             sys.stderr.write("".join(line for line in lines if text not in line))
 
 
+PACKAGES = ("aig", "pipelines", "tune")
+
+
 def _join(address: str) -> Any:
     # Under `ray job submit` the working directory has been shipped already.
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    runtime_env = None if submitted else {"working_dir": str(ROOT)}
+    code = {"working_dir": str(ROOT)} if IS_CHECKOUT else {"py_modules": [str(ROOT / name) for name in PACKAGES]}
+    runtime_env = None if submitted else code
     try:
         return ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:

@@ -58,13 +58,14 @@ class Help(argparse.Action):
 
 
 def _add_help(parser: Parser, reads: Sequence[str], preset: str | None) -> None:
-    parser.add_argument("-h", "--help", action=Help, patterns=reads, preset=preset, help="show this, with these keys")
-    parser.add_argument("--help-all", action=Help, patterns=keys.ALL, preset=preset, help="show this, with every key")
+    some = "show this and the keys that it reads" if reads else "show this"
+    parser.add_argument("-h", "--help", action=Help, patterns=reads, preset=preset, help=some)
+    parser.add_argument("--help-all", action=Help, patterns=keys.ALL, preset=preset, help="show this and every key")
 
 
 def parser(preset: str | None = None) -> Parser:
     """The parser of a command line; its help shows the keys as `preset` sets them."""
-    examples = [f"  {command_line()} {line:<55} {text}".rstrip() for line, text in EXAMPLES.items()]
+    examples = [f"  {command_line()} {line:<44} {text}".rstrip() for line, text in EXAMPLES.items()]
     top = Parser(
         prog=command_line(),
         description="Tune a text-to-image model to a reward, guide it between base and tuned, draw the Pareto front.",

@@ -9,7 +9,6 @@ import difflib
 import fcntl
 import json
 import os
-import shlex
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from pipelines.config import Config, ConfigError, uris
 from pipelines.runs import directory, identity, mirror
 from pipelines.runs.directory import IMAGES_FORMAT, RECORD, RECORD_FORMAT, RunDir
 from pipelines.show import progress
+from pipelines.show.program import command_line
 from pipelines.study import limits, prompts, trainings, trials
 
 EARLIER = "earlier"
@@ -315,9 +315,7 @@ def _next(config: Config, folder: Path, states: Sequence[Training], draws: bool,
             "run.name and keep them (--adapter NAME=FOLDER evaluates one there), or delete them to train them again"
         )
     if any(state.state == "errored" for state in states):
-        retry = (
-            f"; trainings that failed: {shlex.join(['python', '-m', 'pipelines', 'sweep', '--retry-errored', *given])}"
-        )
+        retry = f"; trainings that failed: {command_line('sweep', '--retry-errored', *given)}"
     if not all(state.ended for state in states) or draws:
         command = "sweep"
     elif done < wanted or not files.metrics.exists() or directory.other_format(files) is not None:
@@ -328,4 +326,4 @@ def _next(config: Config, folder: Path, states: Sequence[Training], draws: bool,
         command = "report"
     else:
         return f"nothing is missing; open {_results(files)['report']}{retry}"
-    return shlex.join(["python", "-m", "pipelines", command, *given]) + retry
+    return command_line(command, *given) + retry

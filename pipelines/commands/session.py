@@ -12,6 +12,7 @@ from pipelines import config as configuration
 from pipelines.config import Config, ConfigError
 from pipelines.runs import identity, mirror
 from pipelines.show import progress
+from pipelines.show.program import command_line
 
 if TYPE_CHECKING:
     from pipelines.cluster.connect import Cluster
@@ -66,7 +67,7 @@ class Session:
         """The same for a command that works on what others left."""
         if not (self.config.directory / configuration.CONFIG_FILE).exists():
             raise ConfigError(
-                f"there is no run in {mirror.shown(self.config.directory)}: run `python -m pipelines sweep` with "
+                f"there is no run in {mirror.shown(self.config.directory)}: run `{command_line('sweep')}` with "
                 "the same configuration first"
             )
         self.claim()
