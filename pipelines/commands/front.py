@@ -10,9 +10,11 @@ READS = (*keys.RUN, *keys.ARMS, *keys.PROMPTS, *keys.SCORES, "evaluate.seeds", "
 
 
 def run(session: Session) -> None:
+    from pipelines.study.resolved import resolve
+
     session.open()
     session.claim_existing()
-    steps.front(session)
+    steps.front(session, resolve(session.config))
 
 
 COMMAND = Command(
