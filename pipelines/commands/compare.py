@@ -10,7 +10,9 @@ from pipelines.commands.session import Session
 from pipelines.config import Config
 from pipelines.runs import identity, mirror
 
-READS = (*keys.RUN, *keys.ARMS, *keys.PROMPTS, *keys.SCORES, "evaluate.seeds", "front.*")
+READS = (
+    *keys.RUN, *keys.ARMS, "model.name", "rewards.define", *keys.of("evaluate", "prompts rewards seeds"), "front.*",
+)  # fmt: skip
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from pipelines.commands import keys, steps
 from pipelines.commands.command import Command
 from pipelines.commands.session import Session
 
-READS = (*keys.RUN, *keys.ARMS, *keys.PROMPTS, *keys.SCORES, "evaluate.seeds", "front.*")
+READS = (*keys.RUN, *keys.ARMS, *keys.PROMPTS, "rewards.define", "evaluate.rewards", "evaluate.seeds", "front.*")
 
 
 def run(session: Session) -> None:

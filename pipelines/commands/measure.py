@@ -11,8 +11,8 @@ from pipelines.config import Config, given
 from pipelines.runs import identity
 
 READS = (
-    *keys.RUN, *keys.ARMS, *keys.PROMPTS, *keys.SCORES, "run.seed", "model.*",
-    *keys.of("evaluate", "seeds group block max_rows path_prompts"), "measure.*", "front.level", "front.seed", "ray.*",
+    *keys.RUN, *keys.ARMS, *keys.SCORES, "run.seed", "model.*",
+    *keys.of("evaluate", "prompts seeds group block max_rows path_prompts"), "measure.*", "front.level", "front.seed", "ray.*",
 )  # fmt: skip
 
 
