@@ -12,7 +12,8 @@ from pipelines.runs import identity
 
 READS = (
     *keys.RUN, *keys.ARMS, *keys.SCORES, "run.seed", "model.*",
-    *keys.of("evaluate", "prompts seeds group block max_rows path_prompts"), "measure.*", "front.level", "front.seed", "ray.*",
+    *keys.of("evaluate", "prompts seeds group block max_rows path_prompts"), *keys.of("front", "level seed"),
+    "measure.*", "ray.*",
 )  # fmt: skip
 
 
