@@ -14,7 +14,7 @@ from pipelines.show.program import command_line
 
 EXAMPLES = {
     "demo": "the whole path, in minutes on two CPU cores",
-    "demo --preset demo-full": "the same thoroughly, in some hours; rerun to resume",
+    "demo --preset demo-full": "the same, thoroughly, in some hours; rerun to resume",
     "train train.kl_weight=1 train.steps=100": "one adapter",
     "train --preset sd14 --dry-run": "what that would take, without a download",
     "sweep run.name=mine sweep.kl_weights='[0, 1, 10]'": "",
@@ -23,13 +23,13 @@ EXAMPLES = {
     "status demo": "what that run has and lacks",
     "search --preset demo search.trials=192": "better schedules for the demo's adapter",
     "score my-images --reward hpsv2.1": "any images with prompts",
-    "measure ~/aig-runs/mine": "the same measures anew, configured by the run itself",
+    "measure ~/aig-runs/mine": "the same measures again, configured by the run",
     "compare ~/aig-runs/mine ~/aig-runs/other": "",
 }
 NOTES = """
-The same command resumes what was interrupted and does nothing again that is done.
-A run lives in run.storage/run.name (by default under ~/aig-runs); a run keeps its configuration. run.storage may be
-an object store, as s3://bucket/prefix: docs/cluster.md says how.
+The same command resumes an interrupted run and repeats nothing that is done.
+A run lives in run.storage/run.name (by default under ~/aig-runs) and keeps its configuration. run.storage may be an
+object store such as s3://bucket/prefix: see docs/cluster.md.
 """
 
 

@@ -34,7 +34,7 @@ def run(session: Session) -> None:
 
 COMMAND = Command(
     run, "search schedules for an adapter, and validate them",
-    "Search the schedules of one trained adapter (search.adapter) for reward and diversity, at the cost of "
+    "Search schedules for one trained adapter (search.adapter) that trade reward against diversity, at the cost of "
     "inference, and validate the best on prompts that the search has not seen. They are kept as "
     "schedules/NAME.json, for evaluate.schedules=['file:PATH'] and aig.annealed(pipe, 'file:PATH').",
     READS,

@@ -18,7 +18,7 @@ READS = (
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="print the plan: sizes, work, memory, downloads")
+    parser.add_argument("--dry-run", action="store_true", help="only print the plan: sizes, work, memory, downloads")
     configured(parser)
 
 
@@ -69,6 +69,6 @@ def stop(config: Config) -> str:
 
 COMMAND = Command(
     run, "train one adapter (train.*)",
-    "Tune the model to train.reward with DRaFT and keep the adapter, snapshots along the way and a training curve.",
+    "Tune the model to train.reward with DRaFT. Keeps the adapter, snapshots along the way and the training curve.",
     READS, options,
 )  # fmt: skip
