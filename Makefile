@@ -36,12 +36,12 @@ setup: $(dev_stamp) ## Install everything: the package with its Ray, test and de
 demo: $(run_stamp) ## Tune, guide and measure the embedded model, then write the report
 	$(python) -m pipelines demo $(ARGS)
 
-pytest := $(python) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --timeout 300
+pytest := $(python) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --timeout 300 --durations 20
 
 test: $(test_stamp) ## Run the tests, without those marked kills or slow
 	$(pytest) -m "not kills and not slow" $(ARGS)
 
-kills: $(test_stamp) ## Run the tests in which workers, drivers, jobs and disks fail for real
+kills: $(test_stamp) ## Run the tests in which workers, drivers, jobs and disks fail for real, and the installed package
 	$(pytest) -m "kills and not slow" $(ARGS)
 
 lint: $(dev_stamp) ## Check style, format and types

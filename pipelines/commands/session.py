@@ -12,6 +12,7 @@ from pipelines.config import Config, ConfigError
 from pipelines.runs import identity
 from pipelines.runs.directory import RunDir
 from pipelines.show import progress
+from pipelines.show.program import command_line
 
 if TYPE_CHECKING:
     from pipelines.cluster.connect import Cluster
@@ -65,8 +66,8 @@ class Session:
         """The same for a command that works on what others left."""
         if not (self.run.root / configuration.CONFIG_FILE).exists():
             raise ConfigError(
-                f"there is no run in {self.run.shown()}: run `python -m pipelines sweep` with the same configuration "
-                "first"
+                f"there is no run in {self.run.shown()}: run `{command_line('sweep')}` with "
+                "the same configuration first"
             )
         self.claim()
 
@@ -77,19 +78,19 @@ class Session:
             self.locked = True
             self.run.recover()
 
-    def connect(self) -> Cluster:
-        """Ray, connected or started on the first call: a run with nothing left to do needs none."""
+    def connect(self, dashboard: bool = False) -> Cluster:
+        """Ray, connected or started on the first call: a run with nothing left to do needs none.
+
+        With `dashboard` a cluster that is started here has one, whatever ray.dashboard says.
+        """
         from pipelines.cluster.connect import connected
 
         if self.cluster is None:
-            # A trial that a scheduler stops is cleaned up after with the dashboard's help.
-            settings = self.config.ray
-            if self.config.sweep.scheduler != "none":
-                settings = replace(settings, dashboard=True)
+            settings = replace(self.config.ray, dashboard=dashboard or self.config.ray.dashboard)
             self.cluster = cluster = self.held.enter_context(connected(settings))
-            dashboard = f", dashboard at {cluster.dashboard}" if cluster.dashboard else ""
             where = "started here" if cluster.started else "running already"
+            address = f", dashboard at {cluster.dashboard}" if cluster.dashboard else ""
             sizes = [f"{cluster.resources.get(name, 0):g} logical {name}s" for name in ("CPU", "GPU")]
             sizes = [size for size in sizes if not size.startswith("0 ")] or ["a cluster without CPUs"]
-            print(f"Ray: {', '.join(sizes)}, {where}{dashboard}")
+            print(f"Ray: {', '.join(sizes)}, {where}{address}")
         return self.cluster

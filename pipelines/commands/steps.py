@@ -34,7 +34,8 @@ def sweep(session: Session, model: Model | None, retry_errored: bool = False) ->
         from tune.sweep.run import sweep as train_all
 
         def connect() -> Cluster:
-            cluster = session.connect()
+            # Ray's dashboard helps to clean up after a trial that a scheduler stops.
+            cluster = session.connect(dashboard=session.config.sweep.scheduler != "none")
             concurrency(session.config, cluster)
             if model is not None:
                 evaluation_connect(session, model)()

@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from pipelines.commands import steps
+from pipelines.commands import keys, steps
 from pipelines.commands.command import Command, configured
 from pipelines.commands.session import Session
 from pipelines.config import Config
 
+READS = (
+    *keys.TRAININGS, *keys.PROMPTS, *keys.SCORES, "run.*", "model.*", "rewards.*", "train.*", "ray.*",
+    "evaluate.adapters", "evaluate.block",
+)  # fmt: skip
+
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="print the plan: sizes, work, memory, downloads")
+    parser.add_argument("--dry-run", action="store_true", help="only print the plan: sizes, work, memory, downloads")
     configured(parser)
 
 
@@ -63,6 +68,6 @@ def stop(config: Config) -> str:
 
 COMMAND = Command(
     run, "train one adapter (train.*)",
-    "Tune the model to train.reward with DRaFT and keep the adapter, snapshots along the way and a training curve.",
-    options,
+    "Tune the model to train.reward with DRaFT. Keeps the adapter, snapshots along the way and the training curve.",
+    READS, options,
 )  # fmt: skip

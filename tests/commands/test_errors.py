@@ -71,6 +71,9 @@ def test_errors_of_a_kind_are_told_in_its_words(capsys):
         PermissionError(13, "Permission denied", "x"): (
             1, "failed: [Errno 13] Permission denied: 'x' (--debug shows where)\n",
         ),
+        ModuleNotFoundError("No module named 'ray'", name="ray"): (
+            1, "failed: the package ray is not installed: pip install 'aig[ray]' brings it\n",
+        ),
         ValueError("two\nlines"): (1, "internal error: ValueError: two lines (--debug shows the traceback)\n"),
         RuntimeError("?"): (1, "internal error: RuntimeError: ? (--debug shows the traceback)\n"),
     }  # fmt: skip

@@ -131,7 +131,7 @@ def test_every_key_is_described_with_its_default():
         for name, section in configuration.SECTIONS.items()
         for item in dataclasses.fields(section)
     ]
-    described = configuration.describe()
+    described = configuration.describe(configuration.Config())
     assert list(described) == keys
     assert described["train.kl"][0] == "eps_mse"
 
