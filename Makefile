@@ -50,7 +50,7 @@ lint: $(dev_stamp) ## Check style, format and types
 	$(python) -m pyright --pythonpath $(python)
 
 docs: $(dev_stamp) ## Build the documentation into build/site; any warning is an error
-	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict
 	@echo "Documentation: build/site/index.html"
 
 submit: $(run_stamp) ## Run a command on a cluster: make submit RUN=name ARGS="evaluate --preset demo"
