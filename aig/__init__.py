@@ -2,7 +2,7 @@
 
 The method of "Elucidating Optimal Reward-Diversity Tradeoffs in Text-to-Image Diffusion Models" (arXiv 2409.06493):
 DRaFT with KL regularization, LoRA scaling and annealed importance guidance (AIG), with the measures and the Pareto
-statistics to compare them.
+statistics to compare them. `_HOME` lists the public names by purpose.
 """
 
 from __future__ import annotations
@@ -20,62 +20,29 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Names are imported when first used: diffusers and transformers take seconds, which `import aig` and the command line's
-# help should not.
+# Each public name and its module, imported on first use: diffusers and transformers take seconds, which `import aig`
+# and the command line's help should not.
 _HOME = {
-    "AnnealedDenoiser": "denoiser",
-    "AnnealedImportanceGuidance": "guider",
-    "Arm": "sampler",
-    "Condition": "models",
-    "Cost": "sampler",
-    "DraftConfig": "draft",
-    "Model": "models",
-    "Samples": "sampler",
-    "Sampling": "models",
-    "Schedule": "schedules",
-    "annealed": "denoiser",
-    "load": "models",
-    "parse": "schedules",
-    "sample": "sampler",
-    "sample_arms": "sampler",
+    # a model: load one, say how it is sampled, encode prompts
+    "load": "models", "Model": "models", "Sampling": "models", "Condition": "models",
+    # images: of one arm, or of many arms from the same noise
+    "sample": "sampler", "sample_arms": "sampler", "Arm": "sampler", "Samples": "sampler", "Cost": "sampler",
     "to_uint8": "sampler",
-    "train_step": "draft",
-}
+    # annealed importance guidance: in any diffusers pipeline, in a modular one, and its schedules
+    "annealed": "denoiser", "AnnealedDenoiser": "denoiser", "AnnealedImportanceGuidance": "guider",
+    "parse": "schedules", "Schedule": "schedules",
+    # tuning: one step of DRaFT with a KL penalty
+    "train_step": "draft", "DraftConfig": "draft",
+}  # fmt: skip
 _MODULES = (
-    "adapters",
-    "clock",
-    "denoiser",
-    "draft",
-    "guider",
-    "metrics",
-    "models",
-    "pareto",
-    "rewards",
-    "sampler",
-    "schedules",
-    "vision",
-    "world",
-)
+    "models", "sampler", "denoiser", "guider", "schedules", "clock", "draft", "adapters",
+    "rewards", "metrics", "pareto", "vision", "world",
+)  # fmt: skip
 
 __all__ = [
-    "AnnealedDenoiser",
-    "AnnealedImportanceGuidance",
-    "Arm",
-    "Condition",
-    "Cost",
-    "DraftConfig",
-    "Model",
-    "Samples",
-    "Sampling",
-    "Schedule",
-    "annealed",
-    "load",
-    "parse",
-    "sample",
-    "sample_arms",
-    "to_uint8",
-    "train_step",
-]
+    "AnnealedDenoiser", "AnnealedImportanceGuidance", "Arm", "Condition", "Cost", "DraftConfig", "Model", "Samples",
+    "Sampling", "Schedule", "annealed", "load", "parse", "sample", "sample_arms", "to_uint8", "train_step",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

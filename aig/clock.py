@@ -1,7 +1,7 @@
-"""Where a sampling run stands, read from its diffusers scheduler: the step i of T, and the weight a schedule gives it.
+"""The progress of a sampling run, read from its diffusers scheduler: the step i of T, and a schedule's weight there.
 
-A scheduler's `timesteps` has one entry a denoiser call, which is one a step for most. Second-order schedulers call
-twice a step, and the two calls of one step share its weight:
+A scheduler's `timesteps` has one entry per denoiser call, for most schedulers one per step. Second-order schedulers
+call twice per step, and both calls of a step share its weight:
 
     DDIM, Euler, DPM-Solver++, UniPC, LCM, flow matching  entry n is step n
     Heun, KDPM2, DPM-SDE, flow-matching Heun              entries 2i and 2i + 1 are step i
@@ -24,12 +24,12 @@ from torch import Tensor
 from aig import schedules
 from aig.schedules import Schedule
 
-PRK_CALLS = 4  # of one Runge-Kutta step of PNDM's warm-up
+PRK_CALLS = 4  # per Runge-Kutta step of PNDM's warm-up
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _eager(function: F) -> F:
-    """Kept out of torch.compile: a compiled denoiser would be compiled again at every step."""
+    """Keep a function out of torch.compile, which would compile the denoiser again at every step."""
     return torch.compiler.disable(function)  # type: ignore[return-value]
 
 
@@ -54,7 +54,7 @@ def weights(schedule: Schedule, scheduler: Any) -> list[float]:
 
 
 class Clock:
-    """Follows the scheduler of a pipeline, `pipe.scheduler` as it is at each call, or one scheduler."""
+    """Follows a scheduler, or a pipeline's current scheduler at each call."""
 
     def __init__(self, source: Any) -> None:
         if source is None or not (hasattr(source, "scheduler") or hasattr(source, "timesteps")):
@@ -65,7 +65,7 @@ class Clock:
         self._pipe: ReferenceType[Any] | None = ref(source) if hasattr(source, "scheduler") else None
         self._scheduler = source.scheduler if hasattr(source, "scheduler") else source
         self._grid: tuple[Tensor, Schedule, list[float], list[float]] | None = None
-        self._late = False  # PNDM counts from where the run began, which it does not tell
+        self._late = False  # PNDM counts from the run's start, which it does not reveal
 
     @property
     def scheduler(self) -> Any:
@@ -77,7 +77,7 @@ class Clock:
 
     @_eager
     def weight(self, schedule: Schedule, t: Tensor | float) -> float:
-        """The weight of the tuned model at this denoiser call; ValueError where the scheduler is not the run's own."""
+        """The weight of the tuned model at this denoiser call; ValueError if the scheduler is not the run's own."""
         scheduler = self.scheduler
         if self._grid is None or self._grid[0] is not scheduler.timesteps or self._grid[1] is not schedule:
             times = scheduler.timesteps.tolist()
@@ -86,7 +86,7 @@ class Clock:
         return levels[self._entry(scheduler, times, float(t.flatten()[0] if isinstance(t, Tensor) else t))]
 
     def _entry(self, scheduler: Any, times: list[float], t: float) -> int:
-        """Which entry of `times` this call is for."""
+        """The entry of `times` that this call is for."""
         if getattr(scheduler, "num_inference_steps", 0) is None:
             raise ValueError(_astray(scheduler, t, "has not begun to sample"))
         n = getattr(scheduler, "step_index", None)
@@ -101,7 +101,7 @@ class Clock:
         return n
 
     def _find(self, scheduler: Any, times: list[float], t: float) -> int:
-        """For schedulers that hold no index, or not yet: where t stands on the grid."""
+        """The entry at time t, for schedulers that have no index, or not yet."""
         nearest = min(times, key=lambda time: abs(time - t))
         if not _close(t, nearest):
             nearest = min(times, key=lambda time: abs(time - t * scheduler.config.num_train_timesteps))

@@ -4,9 +4,9 @@
     aig.annealed(pipe, "power:2")
     image = pipe("a red star").images[0]
 
-The tuned prediction is what the pipeline's active adapters give, at the scales of `pipe.set_adapters`; the base is the
-denoiser without them. Mixing happens before the pipeline's own classifier-free guidance, which is linear, so that the
-guided predictions are mixed alike, and `guidance_rescale` acts on the mix. A LoRA on a text encoder stays on for both.
+The tuned prediction comes from the pipeline's active adapters, at the scales of `pipe.set_adapters`; the base is the
+denoiser without them. They are mixed before the pipeline's classifier-free guidance, which is linear and so mixes the
+guided predictions alike; `guidance_rescale` acts on the mix. A LoRA on a text encoder stays on for both.
 """
 
 from __future__ import annotations
@@ -26,33 +26,40 @@ from torch import Tensor, nn
 
 from aig import adapters, schedules
 from aig.clock import Clock
-from aig.schedules import Schedule
+from aig.schedules import Curve
 
 __all__ = ["AnnealedDenoiser", "annealed"]
 
-# Of a denoiser's arguments, these have no row an image.
+# Arguments of denoisers that do not have one row per image.
 SHARED = ("img_ids", "txt_ids", "ip_adapter_masks")
-# accelerate keeps these on the module that it hooks, which is either this one or the inner one.
+# accelerate keeps these on the module that it hooks, either this one or the inner one.
 HOOKS = ("_hf_hook", "_old_forward")
 
 
 class AnnealedDenoiser(nn.Module):
     """A denoiser whose prediction is (1 - w) base + w tuned, w being the schedule's weight at the pipeline's step.
 
-    `adapter` names the adapter to anneal, others that are active staying in both predictions; None anneals all that
-    are active. `scheduler` is the pipeline, whose scheduler is followed even when it is replaced, or a scheduler. With
-    `passes` = 1 both predictions come from one forward of twice the rows; 2 takes two forwards and half the memory, as
-    do several active adapters, DoRA and tuners other than LoRA, which rows cannot be routed to. Where w is 0 or 1, one
-    prediction is made. Adapters that `pipe.disable_lora()` switched off leave the base.
+    `adapter` names the adapter to anneal and leaves other active ones in both predictions; None anneals all active
+    ones. `scheduler` is the pipeline, whose scheduler is followed even when it is replaced, or a scheduler. With
+    `passes` = 1 both predictions come from one forward of twice the rows; 2 takes two forwards and half the memory, and
+    is used anyway for several active adapters, DoRA and tuners other than LoRA. If w is 0 or 1, one prediction is made.
+    After `pipe.disable_lora()` both predictions are the base's.
 
-    It has the inner denoiser's parameters, names, configuration and methods, and passes for its class, so that adapters
-    are loaded and set, devices changed and pipelines made from others as ever. `save_pretrained` saves the base model.
+    It has the inner denoiser's parameters, names, configuration and methods, and passes for its class, so adapters,
+    devices and pipelines made from others work as before. `save_pretrained` saves the base model. Raises ValueError for
+    an annealed denoiser, other `passes`, and a missing or inactive adapter; RuntimeError for a fused one.
+
+    Examples:
+        >>> pipe = aig.load("tiny").pipe
+        >>> aig.adapters.attach(pipe.unet, "tuned")
+        >>> aig.AnnealedDenoiser(pipe.unet, "power:2", scheduler=pipe)
+        AnnealedDenoiser(UNet2DConditionModel, 'power:2', adapter='tuned')
     """
 
     def __init__(
         self,
         denoiser: nn.Module,
-        schedule: str | Schedule,
+        schedule: Curve,
         adapter: str | None = "tuned",
         scheduler: Any = None,
         passes: int = 1,
@@ -64,12 +71,12 @@ class AnnealedDenoiser(nn.Module):
             raise ValueError(f"passes = {passes} must be 1 or 2")
         model = getattr(denoiser, "_orig_mod", denoiser)  # what torch.compile wrapped
         self.__dict__.update(inner=denoiser, _model=model)
-        # Tables of its own would give every parameter a prefix, and hide a replaced part from the inner denoiser.
+        # Separate tables would prefix every parameter's name, and hide a replaced part from the inner denoiser.
         for table in ("_parameters", "_buffers", "_modules"):
             self.__dict__[table] = getattr(denoiser, table)
         self.__dict__["__module__"] = type(model).__module__  # what model_index.json names
         self._given = schedule
-        self.schedule = schedules.parse(schedule) if isinstance(schedule, str) else schedule
+        self.schedule = schedules.as_schedule(schedule)
         self.adapter, self.passes = adapter, passes
         self.clock = Clock(scheduler)
         self._signature = inspect.signature(model.forward)
@@ -78,7 +85,7 @@ class AnnealedDenoiser(nn.Module):
         self.training = denoiser.training
 
     @property
-    def __class__(self) -> type:  # type: ignore[override] - diffusers asks model.__class__ what it may do with it
+    def __class__(self) -> type:  # type: ignore[override] - diffusers decides by model.__class__
         return type(self.__dict__["_model"]) if "_model" in self.__dict__ else AnnealedDenoiser
 
     def __getattr__(self, name: str) -> Any:
@@ -126,7 +133,7 @@ class AnnealedDenoiser(nn.Module):
         return self
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the inner denoiser: the weight changes at every step, and belongs outside."""
+        """Compile the inner denoiser only: the weight changes at every step."""
         self.inner.compile(*args, **kwargs)
 
     @functools.wraps(ModelMixin.save_pretrained)
@@ -141,7 +148,7 @@ class AnnealedDenoiser(nn.Module):
         _plain(self._model).save_pretrained(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # By this, deepcopy and pickle copy it; within its pipeline, the scheduler is the copied pipeline's own.
+        # For deepcopy and pickle; in a copied pipeline the scheduler is the copy's.
         return AnnealedDenoiser, (self.inner, self._given, self.adapter, self.clock.scheduler, self.passes)
 
     def __repr__(self) -> str:
@@ -149,13 +156,21 @@ class AnnealedDenoiser(nn.Module):
         return f"AnnealedDenoiser({type(self._model).__name__}, {name!r}, adapter={self.adapter!r})"
 
 
-def annealed(pipe: Any, schedule: str | Schedule | None, adapter: str | None = None, passes: int = 1) -> Any:
+def annealed(pipe: Any, schedule: Curve | None, adapter: str | None = None, passes: int = 1) -> Any:
     """Put annealed importance guidance into a diffusers pipeline, in place, and return the pipeline.
 
-    A second call replaces the schedule; `schedule` None takes the guidance out and puts the original denoiser back. The
-    other arguments are those of `AnnealedDenoiser`. A pipeline made from this one shares its guidance, as long as it
-    shares its scheduler; after giving it another one, call this on it. Raises ValueError for a pipeline without a
-    denoiser or without adapters.
+    `schedule` is a text (`aig.parse`), a `Schedule` or a function from progress u in [0, 1] to a weight in [0, 1]; None
+    takes the guidance out. A second call replaces the schedule. The other arguments are those of `AnnealedDenoiser`. A
+    pipeline made from this one shares its guidance as long as it shares its scheduler; after changing its scheduler,
+    call this on it. Raises ValueError for a pipeline without a denoiser or without adapters.
+
+    Examples:
+        >>> pipe = aig.load("tiny").pipe
+        >>> aig.adapters.attach(pipe.unet, "tuned")
+        >>> pipe = aig.annealed(pipe, lambda u: u**2)
+        >>> image = pipe("a red star", num_inference_steps=2).images[0]
+        >>> image.size
+        (32, 32)
     """
     slot = next((name for name in ("unet", "transformer") if isinstance(getattr(pipe, name, None), nn.Module)), None)
     if slot is None:
@@ -177,7 +192,7 @@ def annealed(pipe: Any, schedule: str | Schedule | None, adapter: str | None = N
 
 
 def _swap(pipe: Any, slot: str, denoiser: nn.Module) -> None:
-    """Replace the denoiser; model offload hooks every component, so it is taken off and put back."""
+    """Replace the denoiser; model offload hooks every component, so it is removed and restored."""
     device = pipe._offload_device if getattr(pipe, "_all_hooks", None) else None
     if device is not None:
         pipe.remove_all_hooks()
@@ -187,24 +202,24 @@ def _swap(pipe: Any, slot: str, denoiser: nn.Module) -> None:
 
 
 class Tuners:
-    """The adapter layers of a denoiser, looked up anew when its adapters change."""
+    """The adapter layers of a denoiser, looked up again when its adapters change."""
 
     def __init__(self, denoiser: nn.Module) -> None:
         self.denoiser = denoiser
-        self._found: list[Any] = []
+        self._layers: list[Any] = []
         self._configs: dict[str, Any] = {}
 
     def layers(self) -> list[Any]:
         configs = getattr(self.denoiser, "peft_config", None) or {}
         if len(configs) != len(self._configs) or any(self._configs.get(k) is not v for k, v in configs.items()):
-            self._found = [m for m in self.denoiser.modules() if isinstance(m, BaseTunerLayer)]
+            self._layers = [m for m in self.denoiser.modules() if isinstance(m, BaseTunerLayer)]
             self._configs = dict(configs)
-        return self._found if configs else []
+        return self._layers if configs else []
 
     def annealed(self, adapter: str | None) -> tuple[list[Any], list[str], list[str]]:
-        """The layers, the active adapters to anneal (none where adapters are disabled) and the other active ones.
+        """The layers, the active adapters to anneal (none if adapters are disabled) and the other active ones.
 
-        Raises ValueError where there is no adapter, or not the one that is named, and RuntimeError for fused ones.
+        Raises ValueError for a missing or inactive adapter, and RuntimeError for a fused one.
         """
         layers = self.layers()
         loaded = ", ".join(self._configs) or "none"
@@ -235,9 +250,9 @@ class Tuners:
 
 @contextmanager
 def without(layers: Sequence[Any], names: Sequence[str]) -> Iterator[None]:
-    """Within the context, these adapters of these layers are not active.
+    """Deactivate these adapters of these layers within the context.
 
-    PEFT's own switches set requires_grad as well, which is the caller's.
+    PEFT's own switches also set requires_grad, which belongs to the caller.
     """
     before = [layer._active_adapter for layer in layers]
     for layer in layers:
@@ -250,14 +265,14 @@ def without(layers: Sequence[Any], names: Sequence[str]) -> Iterator[None]:
 
 
 def _routable(layers: Sequence[Any], names: Sequence[str]) -> bool:
-    """Whether rows can be routed to the adapters: to one plain LoRA."""
+    """Whether rows can be routed to the adapters: only to a single plain LoRA."""
     return len(names) == 1 and all(
         isinstance(layer, LoraLayer) and names[0] not in layer.lora_variant for layer in layers
     )
 
 
 def _repeated(value: Any, rows: int, times: int, name: str = "") -> Any:
-    """A copy of nested arguments (UNets empty some of the lists they get), tensors of this many rows repeated."""
+    """Copy nested arguments (UNets empty some of their lists) and repeat tensors of this many rows."""
     if isinstance(value, Tensor):
         batched = times > 1 and name not in SHARED and value.ndim > 0 and len(value) == rows
         return torch.cat([value] * times) if batched else value
@@ -276,7 +291,7 @@ def _check_unfused(layers: Sequence[Any]) -> None:
 
 
 def _plain(model: Any) -> Any:
-    """The model without adapters, sharing its weights."""
+    """The model without adapters; it shares the weights."""
     with torch.device("meta"):
         plain = type(model).from_config(model.config)
     tensors = {name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items()}

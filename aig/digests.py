@@ -1,4 +1,4 @@
-"""SHA-256 of what is loaded: of files, by a cache where they are large, and of the source of a user's callable."""
+"""Hashes of files (large ones through a cache), of tensors, and of the source of a user's callable."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-LARGE = 2**24  # bytes from which a digest is kept in the cache: what is smaller is hashed in milliseconds
+LARGE = 2**24  # bytes from which a digest is cached: smaller files are hashed in milliseconds
 PIECE = 2**24  # bytes read at once
-SETTLED = 2 * 10**9  # ns since a file's last change: until then another change could bear the same time
+SETTLED = 2 * 10**9  # ns since a file's last change, before which another change could have the same time
 CACHE = "digests.json"
-# What diffusers and transformers read beside weights: of models, schedulers, processors and tokenizers.
+# The files of models, schedulers, processors and tokenizers that diffusers and transformers read beside weights.
 SETTINGS = (
     "config.json", "scheduler_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
@@ -33,21 +33,18 @@ _known: dict[str, tuple[Stamp, str]] = {}
 def of_file(path: Path) -> str:
     """SHA-256 of a file's content, 64 hex digits.
 
-    Of a link into the hub's cache it is the name of the blob, which the hub gave it by that very hash. Of other files
-    from 16 MiB on it is kept, with the file's size, times and inode, in `digests.json` of the cache folder
-    (`$AIG_CACHE`, by default `~/.cache/aig`): a model is read once a machine, not once a command.
+    A link into the hub's cache is not read: its blob is named by this hash. For other files from 16 MiB on it is
+    cached, with the file's size, times and inode, in `digests.json` of `$AIG_CACHE` (by default `~/.cache/aig`): a
+    model is read once per machine, not once per command.
     """
-    named = _blob(path)
-    if named is not None:
-        return named
-    return _remembered(path, "", _hashed)
+    return _blob(path) or _remembered(path, "", _hashed)
 
 
 def of_tensors(path: Path) -> str:
-    """A hash, 64 hex digits, of a safetensors file's tensors and of what its header says beside, in whatever order they
-    were written: two adapters of one hash do the same, where the same tensors saved twice make two files.
+    """A hash, 64 hex digits, of a safetensors file's tensors and metadata, whatever their order in the file.
 
-    ValueError where the file is cut off or is none.
+    Two adapters of one hash do the same, even if the same tensors were saved as two different files. Raises ValueError
+    for a file that is truncated or no safetensors file.
     """
     return _remembered(path, "#tensors", _hashed_tensors)
 
@@ -67,7 +64,7 @@ def _remembered(path: Path, what: str, hashed: Callable[[Path], str]) -> str:
 
 
 def of_files(files: Mapping[str, Path]) -> str:
-    """A hash, 32 hex digits, of files' contents under the names that are given, in whatever order."""
+    """A hash, 32 hex digits, of files' contents and their given names, whatever their order."""
     return of_texts([*(f"{name}\0{of_file(path)}" for name, path in sorted(files.items()))])
 
 
@@ -77,15 +74,14 @@ def of_texts(texts: Iterable[str]) -> str:
 
 
 def of_callable(name: str) -> str:
-    """A hash of a `package.module:callable`: its name, and the source of the module that is named and of the one that
-    defines it (its class, of an object).
+    """A hash of a `package.module:callable`: its name, and the sources of its module and of the one that defines it.
 
-    What these modules import, and files that they read, are not part of it.
+    Modules that these import, and files that they read, are not part of it.
     """
     module, _, attribute = name.partition(":")
-    found = getattr(import_module(module), attribute)
-    defined = getattr(found, "__module__", None)
-    texts = [attribute, getattr(found, "__qualname__", None) or type(found).__qualname__]
+    function = getattr(import_module(module), attribute)
+    defined = getattr(function, "__module__", None)
+    texts = [attribute, getattr(function, "__qualname__", None) or type(function).__qualname__]
     for each in dict.fromkeys([module, defined or module]):
         source = getattr(sys.modules.get(each), "__file__", None)
         texts.append(of_file(Path(source)) if source and Path(source).is_file() else each)
@@ -101,12 +97,12 @@ def _hashed(path: Path) -> str:
 
 
 def _hashed_tensors(path: Path) -> str:
-    """A file is 8 bytes with the length of a JSON header, the header, and the tensors where it says."""
+    """Hash by the format: 8 bytes with the length of a JSON header, the header, and the tensors at its offsets."""
     with path.open("rb") as file:
         size = path.stat().st_size
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= size - 8:
-            raise ValueError(f"{path}: it is no safetensors file, or cut off")
+            raise ValueError(f"{path}: it is no safetensors file, or truncated")
         try:
             header = json.loads(file.read(length))
             about = header.pop("__metadata__", {})
@@ -114,7 +110,7 @@ def _hashed_tensors(path: Path) -> str:
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: the header of this safetensors file cannot be read ({error})") from None
         if max((end for *_, end in places.values()), default=0) != size - 8 - length:
-            raise ValueError(f"{path}: it is cut off, or has more than its tensors")
+            raise ValueError(f"{path}: it is truncated, or has more than its tensors")
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         for name, (dtype, shape, begin, end) in sorted(places.items()):
             digest.update(f"\0{json.dumps([name, dtype, shape])}\0".encode())
@@ -125,8 +121,7 @@ def _hashed_tensors(path: Path) -> str:
 
 
 def _blob(path: Path) -> str | None:
-    """The hash that a link into the hub's cache is named by; None of other files, and of small ones, whose name there
-    is another hash."""
+    """The hash in the name of a blob that this link into the hub's cache points to, as large files have; else None."""
     if not path.is_symlink():
         return None
     target = Path(os.readlink(path))
@@ -144,11 +139,11 @@ def _cache() -> Path:
 
 
 def _read() -> dict[str, tuple[Stamp, str]]:
-    """What the cache holds that can be used: whatever else lies there only costs the hashing."""
+    """The cache's valid entries; anything else in it only costs the hashing."""
     with suppress(OSError, ValueError):
-        found = json.loads(_cache().read_text())
-        if isinstance(found, dict):
-            return {key: (tuple(entry[0]), entry[1]) for key, entry in found.items() if _is_entry(entry)}
+        entries = json.loads(_cache().read_text())
+        if isinstance(entries, dict):
+            return {key: (tuple(entry[0]), entry[1]) for key, entry in entries.items() if _is_entry(entry)}
     return {}
 
 
@@ -163,7 +158,7 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _write(new: dict[str, tuple[Stamp, str]]) -> None:
-    """Add to the cache, whole or not at all, without files that are gone; where it cannot be written it is left."""
+    """Add entries to the cache atomically, dropping files that are gone; do nothing if it cannot be written."""
     path = _cache()
     kept = {key: entry for key, entry in {**_read(), **new}.items() if Path(key.removesuffix("#tensors")).exists()}
     with suppress(OSError):

@@ -3,9 +3,8 @@
     loss = -mean r(decode(x_0), c) + kl_weight * KL
 
 The steps before the last K run without gradient in one large batch; the last K run with gradient in micro-batches,
-whose sizes are independent, since the two have different memory needs. K = 1 is the setting of arXiv 2409.06493.
-DRaFT-LV (K = 1, lv = n >= 2) draws the noise of the last step n times at the sample's x_0 and averages, which lowers
-the variance of the gradient.
+whose size is independent because their memory needs differ. arXiv 2409.06493 uses K = 1. DRaFT-LV (K = 1, lv = n >= 2)
+averages n draws of the last step's noise at the sample's x_0, which lowers the variance of the gradient.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aig import adapters
 from aig.models.protocol import Condition, Model, Sampling
 from aig.path import Transitions, wide
 from aig.sampler import Arm, Grid, Noise, State, advance, encode
@@ -32,25 +30,31 @@ ON_NAN = ("stop", "skip")
 
 @dataclass(frozen=True)
 class DraftConfig:
-    """The objective; `sampling` says how training images are sampled."""
+    """The objective of a DRaFT training. Raises ValueError that names a field out of range and what is allowed.
+
+    Examples:
+        >>> aig.DraftConfig(aig.Sampling(steps=10, guidance=3.0), k=2, kl_weight=0.1).by_path
+        False
+    """
 
     sampling: Sampling
+    """How training images are sampled."""
     k: int = 1
     """Denoising steps that carry gradient, 1 to sampling.steps."""
     lv: int = 1
     """Draws of the last step's noise; above 1 is DRaFT-LV and needs k = 1."""
     kl_weight: float = 0.0
-    """Weight of the KL term, at least 0; relative to the reward's own scale."""
+    """Weight of the KL term, at least 0, in the reward's units."""
     kl: str = "eps_mse"
     """eps_mse: mean over the last K steps of ||eps - eps_base||^2 / numel (flow matching: of the velocities); path:
-    nats of the last K transitions, each of which has to add noise: `grid_of` refuses what adds none."""
+    nats of the last K transitions, each of which must add noise (`grid_of` refuses others)."""
     micro_batch: int = 8
     """Images that carry gradient at once."""
     autocast: str | None = None
-    """bfloat16: the denoiser and the decoder in that precision where torch holds it safe, with float32 weights; None:
-    as they are. The reward computes as it was loaded either way, on images in float32."""
+    """bfloat16: denoiser and decoder under autocast, with float32 weights; None: in their own precision. The reward
+    computes in its own precision either way, on images in float32."""
     on_nan: str = "stop"
-    """What an image does whose pixels, score or KL term are not finite: stop raises, naming it; skip leaves it out."""
+    """For an image whose pixels, score or KL term are not finite: stop raises and names it; skip leaves it out."""
 
     def __post_init__(self) -> None:
         checks = {
@@ -68,17 +72,19 @@ class DraftConfig:
 
     @property
     def by_path(self) -> bool:
-        """Whether the loss has the path KL in it."""
+        """Whether the loss contains the path KL."""
         return self.kl == "path" and self.kl_weight > 0
 
 
 def grid_of(model: Model, config: DraftConfig) -> Grid:
-    """The grid that an objective is sampled on; ValueError where the path KL is asked for and one of the last K steps
-    adds no noise: its two transitions are points without a density, and its gradient would be missing."""
+    """The grid of an objective's sampling; ValueError for the path KL if one of the last K steps adds no noise.
+
+    The two transitions of such a step are points without a density, so its gradient would be missing.
+    """
     grid = Grid(model, config.sampling)
     bare = _without_noise(grid, config.k) if config.by_path else []
     if bare:
-        fixes = [said for said, change in NOISY.items() if _noisy(model, replace(config.sampling, **change), config.k)]
+        fixes = [keys for keys, change in NOISY.items() if _noisy(model, replace(config.sampling, **change), config.k)]
         fix = ", or ".join([*fixes, "kl = 'eps_mse'"])
         sampler = f"{config.sampling.scheduler or 'its own scheduler'} ({grid.name}, eta = {config.sampling.eta:g})"
         steps = f"step{'s' * (len(bare) > 1)} {', '.join(str(i + 1) for i in bare)}"
@@ -89,8 +95,8 @@ def grid_of(model: Model, config: DraftConfig) -> Grid:
     return grid
 
 
-# How a user asks for samplings that may add noise in every step. Whether one does is up to the configuration of the
-# model's own scheduler, which says at which noise level the last step ends.
+# Settings that may add noise in every step. Whether they do depends on the configuration of the model's own scheduler,
+# which sets the noise level at which the last step ends.
 NOISY: dict[str, dict[str, Any]] = {
     "sampling.scheduler = 'ddim' with sampling.eta > 0": {"scheduler": "ddim", "eta": 1.0},
     "sampling.scheduler = 'sde-dpm'": {"scheduler": "sde-dpm", "eta": 0.0},
@@ -109,7 +115,7 @@ def _noisy(model: Model, sampling: Sampling, k: int) -> bool:
 
 
 def check_precision(model: Model) -> None:
-    """Raise ValueError for a model in float16, whose gradients need a loss scaler; there is none here."""
+    """Raise ValueError for a model in float16, whose gradients would need a loss scaler."""
     if model.dtype == torch.float16:
         raise ValueError(
             f"{model.name} is in float16, where small gradients vanish without a loss scaler, and there is none: train "
@@ -139,15 +145,15 @@ def rollout(
 ) -> State:
     """The state of B latents before the last K steps, sampled by the tuned model without gradient, in one large batch.
 
-    `path` is told of the steps that a multistep scheduler will still remember, which takes the base's predictions too.
+    `path` observes the steps that a multistep scheduler will still remember, which takes the base's predictions too.
     """
     state = State(grid.start(noise.initial(), model))
     last = len(grid) - config.k
-    told = max(0, last - (grid.order - 1)) if path is not None else last
-    for first, end in ((0, told), (told, last)):
+    observed = max(0, last - (grid.order - 1)) if path is not None else last
+    for first, end in ((0, observed), (observed, last)):
         state = advance(
             model, condition, state, [arm], config.sampling, grid=grid, first=first, last=end, noise=noise.at_step,
-            with_base=first == told, observe=path.observe if path is not None and first == told else None,
+            with_base=first == observed, observe=path.observe if path is not None and first == observed else None,
         )[0]  # fmt: skip
     return state
 
@@ -165,19 +171,28 @@ def train_step(
 ) -> dict[str, float]:
     """Accumulate the gradient of one step's loss in the adapter's parameters; returns {loss, reward, kl, skipped}.
 
-    `prompts` and `seeds` are this worker's share of a global batch of `total` images (default: all of it): every image
-    weighs 1/total, so that gradients and sums of several workers add up to the whole batch's; the last `padding` of
-    them weigh nothing and are never counted. The caller owns the optimizer.
+    `prompts` and `seeds` are this worker's share of a global batch of `total` images (default: all of it). Every image
+    weighs 1/total, so gradients and sums of several workers add up to the whole batch's; the last `padding` images
+    weigh nothing and are never counted. The caller owns the optimizer.
 
     Raises ValueError for a model in float16, which would need a loss scaler. An image whose pixels, score or KL term
     are not finite raises FloatingPointError with its prompt and noise seed; with `config.on_nan` = skip it weighs 0 and
-    is counted in `skipped`, and `over_kept` makes means of the rest.
+    is counted in `skipped`, and `over_kept` turns the sums into means of the rest.
+
+    Examples:
+        >>> model = aig.load("tiny")
+        >>> aig.adapters.attach(model.denoiser, "tuned", rank=2)
+        >>> parameters = aig.adapters.parameters(model.denoiser, "tuned")
+        >>> config = aig.DraftConfig(aig.Sampling(steps=2, guidance=1.0))
+        >>> sums = aig.train_step(model, aig.rewards.load("fragile"), "tuned", ["a red star"], [0], config)
+        >>> list(sums), any(parameter.grad.any() for parameter in parameters)
+        (['loss', 'reward', 'kl', 'skipped'], True)
     """
     check_precision(model)
     if not prompts:
         return dict.fromkeys(SUMS, 0.0)
     total = total or len(prompts)
-    # No padding: an image of a training depends on its batch within rounding only, and repeated rows cost time.
+    # No padding: a training's images depend on their batch within rounding only, and repeated rows cost time.
     config = replace(config, sampling=replace(config.sampling, block=1))
     grid = grid_of(model, config)
     arm = Arm("tuned", adapter)
@@ -204,9 +219,9 @@ SUMS: tuple[str, ...] = ("loss", "reward", "kl", "skipped")
 
 
 def over_kept(parameters: Sequence[torch.nn.Parameter], sums: dict[str, float], total: int) -> dict[str, float]:
-    """Gradients, in place, and sums of a batch of `total` images as means over those that were not skipped.
+    """Turn gradients (in place) and sums of a batch of `total` images into means over those that were not skipped.
 
-    For the whole batch: where it was shared out, after its parts are added up. NaN where every image was skipped.
+    For the whole batch, after several workers' parts are added up. NaN if every image was skipped.
     """
     kept = 1 - sums["skipped"] / total
     if kept == 1:
@@ -231,7 +246,7 @@ def last_steps(
 ) -> tuple[Tensor, Tensor]:
     """The last K steps with gradient: final latents (B, C, H, W) and each image's KL term (B,), eps_mse or nats.
 
-    `path` has what a multistep scheduler remembers where they begin; without it, nothing.
+    `path` holds a multistep scheduler's memory at their start; without it, none.
     """
     terms: list[Tensor] = []
     path = Transitions(grid) if path is None else path
@@ -266,7 +281,7 @@ def _train_lv(
     total: int,
     padding: int,
 ) -> dict[str, float]:
-    """DRaFT-LV: noise each finished x_0 anew to the last step's time, n times, and average the n one-step gradients."""
+    """DRaFT-LV: noise each finished x_0 to the last step's time n times, and average the n one-step gradients."""
     last = len(grid) - 1
     with torch.no_grad(), _autocast(model, config):
         variance_noise = noise.at_step if grid.stochastic else None
@@ -298,7 +313,7 @@ def _accumulate(
     padding: int,
     sums: dict[str, float],
 ) -> None:
-    """Add one micro-batch's gradient and sums; `last` makes the final latents and KL terms of some rows."""
+    """Add one micro-batch's gradient and sums; `last` computes the final latents and KL terms of some rows."""
     images, counted = list(range(len(prompts)))[rows], len(prompts) - padding
     kept: Rows = rows
     while images:
@@ -318,21 +333,23 @@ def _accumulate(
             sums["reward"] += scores.sum().item() / total
             sums["kl"] += kl.sum().item() / total
             return
-        lost = sound.index(False)
+        bad = sound.index(False)
         if config.on_nan == "stop":
             raise FloatingPointError(
-                f"the reward is {scores[lost].item()} and the KL term {kl[lost].item()} for the image of "
-                f"{texts[lost]!r} with noise seed {seeds[images[lost]]}; lower the learning rate or raise the KL "
+                f"the reward is {scores[bad].item()} and the KL term {kl[bad].item()} for the image of "
+                f"{texts[bad]!r} with noise seed {seeds[images[bad]]}; lower the learning rate or raise the KL "
                 "weight, or leave such images out with on_nan = 'skip'"
             )
-        # Made again without them: in the graph of the whole batch, 0 times their NaN would be NaN in every gradient.
+        # Repeat without them: in the graph of the whole batch, 0 times their NaN would be NaN in every gradient.
         sums["skipped"] += sum(image < counted for image, ok in zip(images, sound, strict=True) if not ok)
         images = kept = [image for image, ok in zip(images, sound, strict=True) if ok]
 
 
 def _scores(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
-    """Scores (B,) in at least float32, of images in at least float32 and outside autocast, whose casts would change
-    them; where some images have pixels that are not finite, NaN for those, else 0."""
+    """Scores (B,) in float32 at least, of images in float32 at least, outside autocast, whose casts would change them.
+
+    If some images have pixels that are not finite, those score NaN and the others 0.
+    """
     broken = ~images.isfinite().flatten(1).all(dim=1)  # (B,)
     if broken.any():  # rewards refuse such images
         return torch.where(broken, math.nan, 0.0)
@@ -341,14 +358,9 @@ def _scores(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
 
 
 def _autocast(model: Model, config: DraftConfig) -> torch.autocast:
-    # One context a phase: autocast keeps its casts of parameters, and those made without gradient carry none later.
+    # One context per phase: autocast caches its casts of parameters, and a cast made without gradient carries none.
     return torch.autocast(model.device.type, torch.bfloat16, enabled=config.autocast is not None)
 
 
 def _micro_batches(count: int, size: int) -> list[slice]:
     return [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]
-
-
-def trainable(model: Model, adapter: str) -> list[torch.nn.Parameter]:
-    """The parameters that DRaFT tunes: the adapter's, with gradients on, all else frozen."""
-    return adapters.parameters(model.denoiser, adapter)

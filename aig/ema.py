@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights that are tuned: what is kept instead of the last step's."""
+"""An exponential moving average of the tuned weights, kept instead of the last step's."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 class Ema:
     """m <- decay m + (1 - decay) p after each step, for every parameter p, in float32, from m = p at the start.
 
-    After n steps the start still weighs decay^n, and no warm-up or correction makes it less: with 0.9999 that is 0.90
-    after 1,000 steps, 0.67 after 4,000, 0.37 after 10,000. So does the published code (NeMo's EMA, decay 0.9999, which
-    also validates with the average), where the average is a regularizer as much as it takes noise away. Short trainings
-    want a smaller decay: 1 / (1 - decay) steps are the span that it averages over.
+    After n steps the start still weighs decay^n, without warm-up or correction: with 0.9999 that is 0.90 after 1,000
+    steps, 0.67 after 4,000, 0.37 after 10,000. The published code does the same (NeMo's EMA, decay 0.9999, which also
+    validates with the average); there the average regularizes as much as it removes noise. It spans about
+    1 / (1 - decay) steps, so short trainings need a smaller decay.
 
-    Sharded parameters have sharded averages. Raises ValueError for a decay that is not in (0, 1).
+    Sharded parameters have sharded averages. Raises ValueError for a decay outside (0, 1).
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
@@ -28,13 +28,13 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the parameters as they are, after a step of the optimizer."""
+        """Average in the current parameters, after a step of the optimizer."""
         for mean, parameter in zip(self.means, self.parameters, strict=True):
             mean.lerp_(parameter.to(mean.dtype), 1 - self.decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within the context the parameters are the averages; what they were comes back bit for bit."""
+        """Swap the averages into the parameters within the context; the parameters return bit for bit."""
         self._swap()
         try:
             yield

@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all, whenever the process that writes or removes them is killed."""
+"""Folders that exist whole or not at all, whenever the process that writes or removes them is killed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ ASIDE = ".aside"
 
 @contextmanager
 def whole(folder: Path) -> Iterator[Path]:
-    """An empty folder to write to, which takes the place of `folder` at the end.
+    """Yield an empty folder to write to, which replaces `folder` at the end.
 
-    The one that is there is moved aside, and removed when the new one is in its place. Between the two moves neither
-    has its name: readers `put_back` the old one, as does `recover` at the next start.
+    The old folder is moved aside and removed once the new one is in place. Between the two moves neither has its name:
+    readers `put_back` the old one, as does `recover` at the next start.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -30,10 +30,10 @@ def whole(folder: Path) -> Iterator[Path]:
 
 
 def _replace(part: Path, folder: Path) -> None:
-    """Move `part` to `folder`; what was there is at `part` then, or is gone."""
+    """Move `part` to `folder`; the old folder ends at `part`, or is gone."""
     aside = _aside(folder)
     while True:
-        recover(folder)  # nothing is aside any more
+        recover(folder)  # so that nothing is aside
         with suppress(FileNotFoundError):
             folder.rename(aside)
         try:
@@ -43,20 +43,20 @@ def _replace(part: Path, folder: Path) -> None:
             if not folder.exists():
                 put_back(folder)
                 raise
-            # A reader has put the old one back in the meantime.
+            # A reader has put the old one back meanwhile.
     with suppress(FileNotFoundError):
         aside.rename(part)
 
 
 def put_back(folder: Path) -> None:
-    """Where a writer was killed before the new folder had its place, put the old one back; nothing is removed."""
+    """Restore the old folder if a writer was killed before the new one was in place; nothing is removed."""
     if not folder.exists():
-        with suppress(OSError):  # there is none; or somebody else has put it back, or the new one is there now
+        with suppress(OSError):  # there is none, or somebody else has put it back, or the new one is in place
             _aside(folder).rename(folder)
 
 
 def recover(folder: Path) -> None:
-    """`put_back`, and remove an old folder whose place the new one has already."""
+    """`put_back`, and remove an old folder that has been replaced."""
     put_back(folder)
     if _aside(folder).exists():
         remove(_aside(folder))
@@ -69,7 +69,7 @@ def recover_all(parent: Path, prefix: str = "") -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder; killed in between it leaves nothing of that name, and at most a hidden folder beside it."""
+    """Remove a folder; if killed midway, nothing of that name is left, and at most a hidden folder beside it."""
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name.removeprefix('.')}.", dir=folder.parent))
     with suppress(FileNotFoundError):
         os.rename(folder, part)  # onto an empty folder

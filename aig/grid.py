@@ -1,4 +1,4 @@
-"""A diffusers scheduler as the sampler steps it: its own formula, and a memory that belongs to the trajectory."""
+"""A diffusers scheduler as the sampler steps it: its own formula, with a memory that belongs to the trajectory."""
 
 # diffusers exports its classes lazily, which pyright cannot follow, and annotates its tensors too narrowly.
 # pyright: reportPrivateImportUsage=false, reportArgumentType=false
@@ -28,13 +28,12 @@ CLASSES = {
     "sde-dpm": DPMSolverMultistepScheduler,
     "flow": FlowMatchEulerDiscreteScheduler,
 }
-FLOW = ("dpm", "sde-dpm", "flow")  # those that can follow a velocity
+FLOW = ("dpm", "sde-dpm", "flow")  # the kinds that can follow a velocity
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a trajectory is: the latents (B, C, H, W), and what a multistep scheduler remembers of the steps before,
-    the latest last."""
+    """A trajectory's latents (B, C, H, W), and a multistep scheduler's memory of its steps, the latest last."""
 
     x: Tensor
     memory: tuple[Tensor, ...] = ()
@@ -47,24 +46,23 @@ class State:
 
 
 class Grid:
-    """A scheduler set to T steps, its own copy: times in sampling order, one step of the update, and the scales of a
-    prediction.
+    """A scheduler set to T steps: its times in sampling order, one step of its update, the scale of a prediction.
 
-    Raises ValueError for a scheduler that is none of the kinds in `CLASSES`, and for noise that it cannot make.
+    Raises ValueError for a scheduler that is not in `CLASSES`, and for noise that it cannot make.
     """
 
     def __init__(self, model: Model, sampling: Sampling) -> None:
         self.scheduler = scheduler_for(model, sampling)
         model.set_timesteps(self.scheduler, sampling.steps)
         self.times: Tensor = self.scheduler.timesteps  # (T,)
-        self._times = self.times.cpu()  # a scheduler looks values up by time: no waiting for the device
+        self._times = self.times.cpu()  # a scheduler looks values up by time: avoids waiting for the device
         self.t_max: int = self.scheduler.config.num_train_timesteps
         self.eta = sampling.eta
         self.name = type(self.scheduler).__name__
         self._ddim = isinstance(self.scheduler, DDIMScheduler)
         self._multistep = isinstance(self.scheduler, DPMSolverMultistepScheduler)
         self.order: int = self.scheduler.config.solver_order if self._multistep else 1
-        """Predictions that a step reads: its own, and in a multistep scheduler those of order - 1 steps before it."""
+        """Predictions that a step reads: its own and, if multistep, those of order - 1 steps before it."""
         self._deviations: dict[int, float] = {}
 
     def __len__(self) -> int:
@@ -78,18 +76,18 @@ class Grid:
         )
 
     def start(self, noise: Tensor, model: Model) -> Tensor:
-        """x_T of standard normal noise, where the model is."""
+        """x_T from standard normal noise, in the model's device and dtype."""
         return (noise * getattr(self.scheduler, "init_noise_sigma", 1.0)).to(model.device, model.dtype)
 
     def scaled(self, i: int, x_t: Tensor) -> Tensor:
-        """x_t as the denoiser is given it at step i."""
+        """x_t as the denoiser takes it at step i."""
         if not hasattr(self.scheduler, "scale_model_input"):
             return x_t
         self._at(i)
         return self.scheduler.scale_model_input(x_t, self._times[i])
 
     def move(self, i: int, prediction: Tensor, state: State, noise: Tensor | None = None) -> State:
-        """A trajectory's next state, with the scheduler's own formula (DDIM: Song et al. 2020, equation 12)."""
+        """The trajectory's next state by the scheduler's own formula (DDIM: Song et al. 2020, equation 12)."""
         self._at(i)
         options: dict[str, Any] = {}
         if self._ddim:
@@ -103,11 +101,11 @@ class Grid:
         return State(x, tuple(tensor for tensor in memory if tensor is not None))
 
     def step(self, i: int, prediction: Tensor, x_t: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The next latents of a trajectory without a memory."""
+        """The next latents of a trajectory without memory."""
         return self.move(i, prediction, State(x_t), noise).x
 
     def add_noise(self, i: int, x_0: Tensor, noise: Tensor) -> Tensor:
-        """x_0 noised anew to the time of step i."""
+        """x_0 noised to the time of step i."""
         self._at(i)
         times = self.times[i].expand(len(x_0))
         if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
@@ -120,13 +118,15 @@ class Grid:
         if parsed.domain == "time" and not all(0 <= t <= self.t_max for t in times):
             raise ValueError(
                 f"schedule {schedule!r} needs times in [0, {self.t_max}], which {self.name} with timestep_type = "
-                f"{self.scheduler.config.get('timestep_type')!r} does not count in: leave '@time' out"
+                f"{self.scheduler.config.get('timestep_type')!r} does not use: leave '@time' out"
             )
         return schedules.weights(parsed, times, self.t_max)
 
     def eps_scale(self, i: int) -> float:
-        """What turns a squared difference of predictions into one of eps: alpha_bar for v-prediction, 1 for eps. A
-        velocity stays what it is: it is what is mixed and penalized."""
+        """The factor from a squared difference of predictions to one of eps: alpha_bar for v-prediction, 1 for eps.
+
+        Also 1 for a velocity, which is itself mixed and penalized.
+        """
         kind = self.scheduler.config.get("prediction_type", "flow_prediction")
         if kind in ("epsilon", "flow_prediction"):
             return 1.0
@@ -137,9 +137,9 @@ class Grid:
         return alpha_bar if kind == "v_prediction" else alpha_bar / (1 - alpha_bar)
 
     def deviation(self, i: int) -> float:
-        """Standard deviation of the noise that step i adds to each latent value; 0 where it adds none.
+        """Standard deviation of the noise that step i adds to each latent value; 0 if it adds none.
 
-        A step is affine in its noise, so the scheduler itself, asked at 0 and 1, says how wide it is.
+        A step is affine in its noise, so two steps of the scheduler, with noise 0 and 1, measure it.
         """
         if not self.stochastic:
             return 0.0
@@ -152,18 +152,18 @@ class Grid:
 
     @property
     def has_path_kl(self) -> bool:
-        """Whether some step adds noise, so that two models' trajectories have densities to compare."""
+        """Whether any step adds noise, so that two models' trajectories have densities to compare."""
         return any(self.deviation(i) > 0 for i in range(len(self)))
 
     def _at(self, i: int) -> None:
-        # The schedulers count their steps; one that is asked for step i has to be told, since arms and probes share it.
+        # Schedulers count their own steps, but arms and probes share this one: set its count to i.
         if not self._ddim:
             self.scheduler.set_begin_index(i)
             self.scheduler._step_index = i
 
 
 def scheduler_for(model: Model, sampling: Sampling) -> Any:
-    """The scheduler that a model is sampled with; ValueError where the two do not go together."""
+    """The scheduler that samples a model; ValueError if the two do not fit."""
     scheduler = make_scheduler(model.scheduler, sampling.scheduler)
     if sampling.eta > 0 and not isinstance(scheduler, DDIMScheduler):
         raise ValueError(
@@ -176,7 +176,7 @@ def scheduler_for(model: Model, sampling: Sampling) -> Any:
 def make_scheduler(own: Any, name: str | None) -> Any:
     """A copy of a model's own scheduler, or one of another kind with the same noise schedule.
 
-    Raises ValueError that names the scheduler and the kinds that are known.
+    Raises ValueError that names the scheduler and the known kinds.
     """
     known = ", ".join(CLASSES)
     if name is None:
@@ -201,9 +201,9 @@ def make_scheduler(own: Any, name: str | None) -> Any:
 
 
 def _changes(config: Any, name: str, flow: bool) -> dict[str, Any]:
-    """What a kind's own defaults would get wrong."""
+    """Settings that a kind's own defaults would get wrong."""
     if name == "ddim":
-        # DDIM clips x_0 to [-1, 1] unless told otherwise, which is right for pixels and wrong for latents.
+        # DDIM's default clips x_0 to [-1, 1], which is right for pixels and wrong for latents.
         return {} if "clip_sample" in config else {"clip_sample": False}
     if name == "flow":
         return {"shift": config.get("shift", config.get("flow_shift", 1.0)), "stochastic_sampling": False}

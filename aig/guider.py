@@ -24,14 +24,20 @@ __all__ = ["AnnealedImportanceGuidance"]
 class AnnealedImportanceGuidance(ClassifierFreeGuidance):
     """Classifier-free guidance on predictions (1 - w) base + w tuned, w being the schedule's weight at the step.
 
-    Four predictions are made, conditional and unconditional ones of base and tuned model; two where the weight is 0 or
-    1 or the guidance scale is 1, and one where both are so. The base's are made with the active adapters, or with the
-    one named `adapter`, switched off. `guidance_rescale` acts on the mix; the other parameters are those of
-    `ClassifierFreeGuidance`.
+    It makes four predictions, conditional and unconditional ones of base and tuned model; two if the weight is 0 or 1
+    or the guidance scale is 1, and one if both hold. The base's are made with the active adapters, or the one named
+    `adapter`, switched off. `schedule` is a text that `aig.parse` reads; ValueError for any other. `guidance_rescale`
+    acts on the mix; the other parameters are those of `ClassifierFreeGuidance`.
 
-    `scheduler` is the pipeline, or its scheduler, which says the step. It is not saved: set it again on a loaded
-    guider, with `guider.follow(pipe)`. Without it, progress is the loop's own step over its number of steps: right for
-    one denoiser call a step and from pure noise, and refused for second-order schedulers and the `time` domain.
+    `scheduler` is the pipeline or its scheduler, which knows the step. It is not saved: call `guider.follow(pipe)` on a
+    loaded guider. Without it, progress is the loop's own step over its number of steps: right for one denoiser call per
+    step from pure noise, and refused for second-order schedulers and the `time` domain.
+
+    Examples:
+        >>> guider = aig.AnnealedImportanceGuidance("power:2", guidance_scale=5.0)
+        >>> guider.set_state(step=5, num_inference_steps=10, timestep=None)
+        >>> guider.num_conditions
+        4
     """
 
     _input_predictions = ["pred_cond", "pred_uncond", "pred_cond_base", "pred_uncond_base"]  # noqa: RUF012 - diffusers' own
@@ -54,7 +60,7 @@ class AnnealedImportanceGuidance(ClassifierFreeGuidance):
             guidance_scale=guidance_scale, guidance_rescale=guidance_rescale,
             use_original_formulation=use_original_formulation, start=start, stop=stop, enabled=enabled,
         )  # fmt: skip
-        # diffusers takes what is given by position for a default, which it leaves out of copies.
+        # diffusers takes positional arguments for defaults, which it leaves out of copies.
         self.register_to_config(_use_default_values=[])
         self.schedule = schedules.parse(schedule)
         self.adapter = adapter
@@ -67,7 +73,7 @@ class AnnealedImportanceGuidance(ClassifierFreeGuidance):
             self.follow(scheduler)
 
     def follow(self, scheduler: Any) -> None:
-        """Read the step from this pipeline's scheduler, or from this scheduler."""
+        """Read the step from this pipeline's scheduler, or this scheduler."""
         self.clock = Clock(scheduler)
 
     def new(self, **kwargs: Any) -> Any:
@@ -114,7 +120,7 @@ class AnnealedImportanceGuidance(ClassifierFreeGuidance):
     def prepare_models(self, denoiser: nn.Module) -> None:
         super().prepare_models(denoiser)
         if type(denoiser) is AnnealedDenoiser:
-            raise ValueError("the denoiser is annealed already; take that out with aig.annealed(pipe, None)")
+            raise ValueError("the denoiser is annealed already; undo that with aig.annealed(pipe, None)")
         if self._tuners is None or self._tuners.denoiser is not denoiser:
             self._tuners = Tuners(denoiser)
         layers, names, _ = self._tuners.annealed(self.adapter)

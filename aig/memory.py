@@ -1,4 +1,4 @@
-"""Levers that trade time or exactness for memory, each on its own: recompute, tile, compile, hold moments in 8 bits.
+"""Separate levers that trade time or exactness for memory: recompute, tile, compile, hold moments in 8 bits.
 
 `python -m benchmarks levers` measures what each saves and costs.
 """
@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from aig.adapters.routing import current_route
@@ -22,9 +22,9 @@ OPTIMIZERS = ("adamw", "adamw-fused", "adamw-8bit", "adam-l2")
 
 
 def checkpoint_blocks(denoiser: nn.Module) -> None:
-    """Compute the denoiser's blocks again in the backward pass instead of holding their activations.
+    """Recompute the denoiser's blocks in the backward pass instead of holding their activations.
 
-    The second computation sends each row through the same adapter as the first, wherever backward is called.
+    The second computation routes each row to the same adapter as the first, wherever backward is called.
     """
 
     def run(block: nn.Module, *args: Any) -> Any:
@@ -40,26 +40,13 @@ def checkpoint_blocks(denoiser: nn.Module) -> None:
     denoiser.enable_gradient_checkpointing(run)  # type: ignore[operator]
 
 
-def checkpointed(reward: Callable[[Tensor, list[str]], Tensor]) -> Callable[[Tensor, list[str]], Tensor]:
-    """The reward, computed again in the backward pass instead of holding its activations: block by block where it has
-    an image tower that can, else as a whole."""
-    if hasattr(reward, "checkpoint"):
-        reward.checkpoint()  # type: ignore[attr-defined]
-        return reward
-
-    def score(images: Tensor, prompts: list[str]) -> Tensor:
-        return checkpoint(reward, images, prompts, use_reentrant=False)  # type: ignore[return-value]
-
-    return score
-
-
 def prepare(
     model: LatentModel, checkpointing: Sequence[str] = (), vae_tiling: bool = False, compiled: bool = False
 ) -> None:
-    """Set a model's levers: whose blocks are recomputed (of `PARTS`, the reward's being `checkpointed`'s business),
-    whether large images are decoded in overlapping tiles, whether the denoiser's repeated blocks are compiled.
+    """Set a model's levers: recomputed parts, decoding in overlapping tiles, compiled denoiser blocks.
 
-    Raises ValueError for a part that is unknown, and for a lever that the model's classes do not have.
+    `checkpointing` lists some of `PARTS`; a reward recomputes by its own `checkpoint()`. Raises ValueError for an
+    unknown part and for a lever that the model's classes lack.
     """
     vae = model.pipe.vae
     for part in checkpointing:
@@ -78,10 +65,10 @@ def prepare(
 
 
 def _require(module: Any, method: str, fix: str) -> Callable[[], object]:
-    found = getattr(module, method, None)
-    if found is None or (method.startswith("enable_grad") and not module._supports_gradient_checkpointing):
+    lever = getattr(module, method, None)
+    if lever is None or (method.startswith("enable_grad") and not module._supports_gradient_checkpointing):
         raise ValueError(f"{type(module).__name__} has no {method}, which the key asks for; {fix}")
-    return found
+    return lever
 
 
 def make_optimizer(
@@ -90,10 +77,10 @@ def make_optimizer(
     """AdamW (Loshchilov and Hutter 2019): p <- (1 - lr weight_decay) p, then Adam's step of the gradient alone.
 
     `adamw` is torch's, `adamw-fused` the same in one kernel, `adamw-8bit` the same with moments of 8 bits. `adam-l2` is
-    Adam (Kingma and Ba 2015) with the decay in the gradient: Adam rescales their sum, so that where gradients are small
+    Adam (Kingma and Ba 2015) with the decay in the gradient: Adam rescales their sum, so wherever gradients are small
     the decay becomes whole steps of size lr, which shrink LoRA's A to a fraction within tens of steps.
 
-    Raises ValueError for a name that is not in `OPTIMIZERS`, and where bitsandbytes is missing.
+    Raises ValueError for a name that is not in `OPTIMIZERS`, and if bitsandbytes is missing.
     """
     settings: dict[str, Any] = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
     if name == "adamw":
@@ -105,9 +92,9 @@ def make_optimizer(
             library = import_module("bitsandbytes")
         except ImportError as error:
             raise ValueError(
-                f"the optimizer 'adamw-8bit' needs bitsandbytes ({error}): pip install bitsandbytes, or take 'adamw'"
+                f"the optimizer 'adamw-8bit' needs bitsandbytes ({error}): pip install bitsandbytes, or use 'adamw'"
             ) from error
         return library.optim.AdamW8bit(parameters, **settings)
     if name == "adam-l2":
         return torch.optim.Adam(parameters, **settings)
-    raise ValueError(f"the optimizer {name!r} is unknown: take one of {', '.join(OPTIMIZERS)}")
+    raise ValueError(f"the optimizer {name!r} is unknown: use one of {', '.join(OPTIMIZERS)}")

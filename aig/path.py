@@ -1,4 +1,4 @@
-"""How far an arm's trajectory goes from the base model's: the path KL in nats, and the eps_mse path length."""
+"""The distance of an arm's trajectory from the base model's: the path KL in nats, and the eps_mse path length."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ Observer = Callable[[int, int, State, Tensor, "Tensor | None"], None]
 
 
 class Transitions:
-    """KL of an arm's transitions to the base's, in nats, one step after another along the arm's own trajectory.
+    """KL of an arm's transitions to the base's, in nats, step by step along the arm's own trajectory.
 
     By the chain rule, KL(p_arm(x_T..x_k) || p_base(x_T..x_k)) = E_arm sum_i ||mu_arm - mu_base||^2 / (2 sigma_i^2),
-    with both means at the arm's own x_T..x_i. A multistep scheduler's mean also reads the predictions of the steps
-    before: either model's own, made at those same x. So what it would remember is kept here for both. Differentiable
-    wherever gradients are enabled. Training and evaluation count their path KL with this class alone.
+    with both means at the arm's own x_T..x_i. A multistep scheduler's mean also reads either model's earlier
+    predictions at those same x, so both memories are kept here. Differentiable wherever gradients are enabled. Training
+    and evaluation measure their path KL with this class alone.
     """
 
     def __init__(self, grid: Grid, tuned: Sequence[Tensor] = (), base: Sequence[Tensor] = ()) -> None:
-        """`tuned` and `base`: what the scheduler remembers of each model's steps before, the latest last."""
+        """`tuned` and `base`: the scheduler's memory of each model's earlier steps, the latest last."""
         self.grid = grid
         self._tuned, self._base = tuple(tuned), tuple(base)
 
     def __getitem__(self, rows: slice | Sequence[int]) -> Transitions:
-        """The same for some of the images."""
+        """The transitions of some of the images."""
         return Transitions(self.grid, [m[rows] for m in self._tuned], [m[rows] for m in self._base])
 
     def observe(self, i: int, a: int, state: State, tuned: Tensor, base: Tensor | None) -> None:
-        """Take note of a step before those that are counted: an observer of `advance` with one arm, `with_base`."""
+        """Remember a step before the counted ones: an observer of `advance` with one arm, `with_base`."""
         assert base is not None
         self.step(i, state.x, tuned, base)
 
     def step(self, i: int, x_t: Tensor, tuned: Tensor, base: Tensor) -> Tensor:
-        """KL (B,) of step i's two Gaussians, of the predictions (B, C, H, W) at x_t; call it for each step in turn.
+        """KL (B,) of step i's two Gaussians from the predictions (B, C, H, W) at x_t; call it for each step in turn.
 
-        0 where the step adds no noise: both transitions are points, and no density ratio exists.
+        0 if the step adds no noise: both transitions are points, and no density ratio exists.
         """
-        # In float32, since means that bf16 holds apart by one bit are a sigma apart where sigma is small.
+        # In float32: if sigma is small, means one bit apart in bf16 are a sigma apart.
         x, zero = wide(x_t), torch.zeros_like(wide(x_t))
         arm = self.grid.move(i, wide(tuned), State(x, self._tuned), zero)
         other = self.grid.move(i, wide(base), State(x, self._base), zero)
@@ -53,13 +53,11 @@ class Transitions:
 
 
 class PathMeter:
-    """Adds up what separates each arm from the base along the arm's own trajectory; an observer of `advance` from step
-    0 on, `with_base`.
+    """Measures each arm's distances to the base along its own trajectory: an observer of `advance`, `with_base`.
 
     An image's path KL is the sum of its `Transitions`, in nats; its mean over images estimates the KL without bias. A
-    step without noise, as the last one of a schedule that ends at sigma = 0, is left out.
-
-    The path length is the mean over all steps of ||eps_arm - eps_base||^2 / numel: no KL, and the same for any noise.
+    step without noise, such as the last of a schedule that ends at sigma = 0, is left out. The path length is the mean
+    over all steps of ||eps_arm - eps_base||^2 / numel: no KL, and the same for any noise.
     """
 
     def __init__(self, grid: Grid, arms: int, images: int, device: torch.device) -> None:
@@ -67,13 +65,13 @@ class PathMeter:
         self.length = torch.zeros(arms, images, device=device)
         """eps_mse path lengths (arms, images), >= 0."""
         self.kl = torch.zeros(arms, images, device=device) if grid.has_path_kl else None
-        """Path KL in nats (arms, images), >= 0; None where sampling is deterministic and no KL exists."""
+        """Path KL in nats (arms, images), >= 0; None if sampling is deterministic, since no KL exists."""
         self._transitions = [Transitions(grid) for _ in range(arms)]
 
     @torch.no_grad()
     def __call__(self, i: int, a: int, state: State, mixed: Tensor, base: Tensor | None) -> None:
         if base is None:
-            raise ValueError("a path is measured against the base's prediction at every step: advance with_base=True")
+            raise ValueError("a path needs the base's prediction at every step: advance with_base=True")
         square = (mixed.float() - base.float()).square().flatten(1)
         self.length[a] += self.grid.eps_scale(i) * square.mean(dim=1) / len(self.grid)
         if self.kl is not None:
@@ -81,5 +79,5 @@ class PathMeter:
 
 
 def wide(values: Tensor) -> Tensor:
-    """In float32, unless they are in float64."""
+    """The values in float32 at least."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

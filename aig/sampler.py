@@ -1,11 +1,10 @@
 """The sampling loop: many arms from the same noise at once, each state stepped once and each prediction made once.
 
 An arm is an adapter, a LoRA scale and a schedule. Arms that start from the same noise and have had the same weights so
-far are in the same state; the loop keeps one state for all of them and asks for each of its two predictions (base,
-tuned) at most once, all in one routed forward. The published arms (base, tuned, linear, power:2, power:4, step:0.6) at
-T = 25 then need 199 predictions a (prompt, seed), where separate loops need 222 and the published script, which makes
-both predictions at every step of every arm, 300. Gradients flow through the loop wherever they are enabled; DRaFT runs
-its last K steps so.
+far share one state; the loop makes each of its two predictions (base, tuned) at most once, all in one routed forward.
+The published arms (base, tuned, linear, power:2, power:4, step:0.6) at T = 25 then need 199 predictions per (prompt,
+seed). Separate loops need 222; the published script, which makes both predictions at every step of every arm, 300.
+Gradients flow through the loop wherever they are enabled: DRaFT's last K steps run through it.
 """
 
 from __future__ import annotations
@@ -42,12 +41,22 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Arm:
-    """One point of the trade-off: which adapter (None: the base model), at which LoRA scale, under which schedule."""
+    """One point of the trade-off: an adapter, its LoRA scale and a schedule.
+
+    Raises ValueError for a scale outside [0, 1], a schedule that `parse` refuses, and a schedule without an adapter.
+
+    Examples:
+        >>> aig.Arm("annealed", "tuned", schedule="power:2").id
+        '473411b424b07167'
+    """
 
     name: str
     adapter: str | None = None
+    """The adapter's name; None for the base model, with the schedule "base"."""
     lora_scale: float = 1.0
+    """In [0, 1]: 0 is the base, 1 the adapter as trained."""
     schedule: str = "tuned"
+    """The text of a schedule, as `parse` reads it."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.lora_scale <= 1:
@@ -60,45 +69,44 @@ class Arm:
 
     @property
     def id(self) -> str:
-        """A hash of what the arm does, without its name: 16 hex digits."""
-        content = json.dumps([self.adapter, self.lora_scale, self.schedule])
+        """A hash of what the arm does, without its name: 16 hex digits. The values of a user's own curve count."""
+        digest = schedules.parse(self.schedule).digest
+        content = json.dumps([self.adapter, self.lora_scale, self.schedule, *([digest] if digest else [])])
         return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
 @dataclass
 class Cost:
-    """Predictions (denoiser evaluations, guidance's two halves counted as one) a (prompt, seed), and forwards of the
-    whole call."""
+    """Predictions (denoiser evaluations) per (prompt, seed); guidance's two halves count as one."""
 
     predictions: int = 0
     separate: int = 0
-    """What a loop for each arm makes that shares nothing, with one prediction where the weight is 0 or 1 (and the
-    base's beside it where distances are measured)."""
+    """Predictions of one loop per arm: one if the weight is 0 or 1 (two if distances are measured), else two."""
     published: int = 0
-    """What the published script makes: both predictions at every step of every arm, base and tuned included."""
+    """Predictions of the published script: two at every step of every arm, base and tuned included."""
     forwards: int = 0
+    """Forwards of the whole call."""
 
     def counts(self) -> dict[str, int]:
-        """Predictions made, and what the two loops would make."""
+        """The predictions made, and those of the two other loops."""
         return {"predictions": self.predictions, "separate": self.separate, "published": self.published}
 
 
 class Noise:
-    """The noise of each (prompt, seed index), from generators seeded by blake2b(run seed, prompt, seed index): nothing
-    else matters."""
+    """The noise of each (prompt, seed index), from a generator seeded by blake2b(run seed, prompt, seed index)."""
 
     def __init__(
         self, prompts: Sequence[str], seed_indices: Sequence[int], run_seed: int, shape: tuple[int, ...]
     ) -> None:
         if len(prompts) != len(seed_indices):
             raise ValueError(
-                f"{len(prompts)} prompts but {len(seed_indices)} seed indices; one seed index a prompt is needed"
+                f"{len(prompts)} prompts but {len(seed_indices)} seed indices: give one seed index per prompt"
             )
         self.keys = [f"{run_seed}\0{prompt}\0{index}" for prompt, index in zip(prompts, seed_indices, strict=True)]
         self.shape = shape
 
     def draw(self, tag: str) -> Tensor:
-        """Standard normal (G, *shape) in float32 on the CPU, the same for the same tag whenever it is asked for."""
+        """Standard normal noise (G, *shape) in float32 on the CPU, always the same for the same tag."""
         rows = []
         for key in self.keys:
             seed = int.from_bytes(hashlib.blake2b(f"{key}\0{tag}".encode(), digest_size=8).digest(), "big") >> 1
@@ -114,14 +122,14 @@ class Noise:
 
 @dataclass
 class Samples:
-    """What `sample_arms` returns, by arm name: latents (G, C, H, W), distances to the base (G,) if asked for, and the
-    cost."""
+    """The result of `sample_arms`, by arm name."""
 
     latents: dict[str, Tensor]
+    """(G, C, H, W)"""
     path: dict[str, Tensor] = field(default_factory=dict)
-    """eps_mse path length of each image, which is no KL."""
+    """(G,) eps_mse path length of each image, which is no KL; empty unless measured."""
     kl: dict[str, Tensor] = field(default_factory=dict)
-    """Path KL of each image in nats; empty where sampling is deterministic."""
+    """(G,) path KL of each image in nats; empty unless measured, and if sampling is deterministic."""
     cost: Cost = field(default_factory=Cost)
 
 
@@ -141,12 +149,11 @@ def advance(
     progress: Callable[[int], None] | None = None,
     cost: Cost | None = None,
 ) -> list[State]:
-    """Run steps first..last-1 for all arms from the shared latents x_t (G, C, H, W); returns each arm's state, in their
-    order.
+    """Run steps first..last-1 for all arms from the shared latents x_t (G, C, H, W); returns the arms' states in order.
 
-    `noise(i)` gives the variance noise (G, C, H, W) of step i (needed where a step is stochastic). `with_base` makes
-    the base's prediction at every arm's own state too, without gradient, for `observe`. Raises ValueError for adapters
-    that are not loaded.
+    `noise(i)` gives the variance noise (G, C, H, W) of step i, which a stochastic step needs. `with_base` also makes
+    the base's prediction at every arm's own state, without gradient, for `observe`. Raises ValueError for an adapter
+    that is not loaded.
     """
     grid = grid or Grid(model, sampling)
     last = len(grid) if last is None else last
@@ -155,23 +162,23 @@ def advance(
         adapters.BASE if arm.adapter is None else adapters.scaled(model.denoiser, arm.adapter, arm.lora_scale)
         for arm in arms
     ]
-    # The distinct states, and which of them each arm is in. A state that forks takes its memory along.
+    # The distinct states, and the index of each arm's. A state that forks takes its memory along.
     states, at = [x_t if isinstance(x_t, State) else State(x_t)], [0] * len(arms)
     with _fuser(model, sampling) as fuser:
         for i in range(first, last):
             levels = [0.0 if route == adapters.BASE else curve[i] for route, curve in zip(routes, curves, strict=True)]
-            wanted: dict[tuple[int, str], None] = {}  # insertion-ordered: (state, adapter)
+            pairs: dict[tuple[int, str], None] = {}  # insertion-ordered: (state, adapter)
             for a, w in enumerate(levels):
                 if w < 1:
-                    wanted[at[a], adapters.BASE] = None
+                    pairs[at[a], adapters.BASE] = None
                 if w > 0:
-                    wanted[at[a], routes[a]] = None
-            extra = [(s, adapters.BASE) for s in sorted(set(at)) if with_base and (s, adapters.BASE) not in wanted]
-            predictions = _predict(model, condition, grid, i, states, list(wanted), sampling, cost, fuser)
+                    pairs[at[a], routes[a]] = None
+            extra = [(s, adapters.BASE) for s in sorted(set(at)) if with_base and (s, adapters.BASE) not in pairs]
+            predictions = _predict(model, condition, grid, i, states, list(pairs), sampling, cost, fuser)
             with torch.no_grad():
                 predictions |= _predict(model, condition, grid, i, states, extra, sampling, cost, fuser)
             if cost is not None:
-                cost.predictions += len(wanted) + len(extra)
+                cost.predictions += len(pairs) + len(extra)
                 cost.separate += sum((w < 1 or with_base) + (w > 0) for w in levels)
                 cost.published += 2 * len(arms)
             variance_noise = noise(i).to(states[0].x) if noise is not None and grid.stochastic else None
@@ -193,8 +200,8 @@ def advance(
 
 
 def _fuser(model: Model, sampling: Sampling) -> AbstractContextManager[adapters.Fuser | None]:
-    # With gradient, the adapter's own tensors have to take part; and in fewer bits than float32 has, a folded weight
-    # would round away what a short training adds to it.
+    # With gradient, the adapter's own tensors must take part; below float32, a folded weight would round away what a
+    # short training adds to it.
     fits = torch.finfo(model.dtype).bits >= 32 and not torch.is_grad_enabled()
     return adapters.fusing(model.denoiser) if sampling.fuse and fits else nullcontext()
 
@@ -213,21 +220,20 @@ def _predict(
     grid: Grid,
     i: int,
     states: list[State],
-    wanted: list[tuple[int, str]],
+    pairs: list[tuple[int, str]],
     sampling: Sampling,
     cost: Cost | None,
     fuser: adapters.Fuser | None,
 ) -> dict[tuple[int, str], Tensor]:
-    """Each wanted (state, adapter)'s prediction; all rows in one forward (or one an adapter), in chunks of at most
-    max_rows."""
+    """The prediction of each (state, adapter): one forward for all rows, or one per adapter, of at most max_rows."""
     results: dict[tuple[int, str], Tensor] = {}
     if sampling.passes == 1:
-        groups = [wanted] if wanted else []
+        groups = [pairs] if pairs else []
     else:
-        used = list(dict.fromkeys(pair[1] for pair in wanted))
+        used = list(dict.fromkeys(pair[1] for pair in pairs))
         if fuser is not None:
-            used = sorted(used, key=lambda adapter: adapter != fuser.current)  # what is folded in goes first
-        groups = [[pair for pair in wanted if pair[1] == adapter] for adapter in used]
+            used = sorted(used, key=lambda adapter: adapter != fuser.current)  # the folded one goes first
+        groups = [[pair for pair in pairs if pair[1] == adapter] for adapter in used]
     count = len(states[0])
     padded = -(-count // sampling.block) * sampling.block
     rows = [min(r, count - 1) for r in range(padded)]  # the last row is repeated
@@ -253,7 +259,7 @@ def _predict(
 
 
 def encode(model: Model, prompts: Sequence[str], sampling: Sampling) -> Condition:
-    """Prompts (B) encoded with the negative prompt and the distilled guidance of `sampling`."""
+    """Encode B prompts with the negative prompt and the distilled guidance of `sampling`."""
     return model.encode(prompts, sampling.negative, sampling.distilled)
 
 
@@ -270,9 +276,17 @@ def sample_arms(
 ) -> Samples:
     """Sample every arm for G (prompt, seed index) pairs from common noise.
 
-    `measure_path` also accumulates each image's distances to the base, as `aig.path.PathMeter` defines them, which
-    costs a base prediction wherever an arm makes none itself. `progress` is called with the steps done.
-    Raises ValueError for duplicate arm names, adapters that are not loaded and prompts that the model cannot read.
+    An image depends on (run seed, prompt, seed index) alone, never on the batch. `measure_path` also measures each
+    image's distances to the base (`aig.path.PathMeter`), which costs a base prediction wherever an arm makes none
+    itself. `progress` is called with the number of steps done. Raises ValueError for duplicate arm names, adapters that
+    are not loaded and prompts that the model cannot read.
+
+    Examples:
+        >>> model = aig.load("tiny")
+        >>> arms = [aig.Arm("base", schedule="base")]
+        >>> samples = aig.sample_arms(model, ["a red star"] * 2, [0, 1], arms)
+        >>> samples.latents["base"].shape, samples.cost.counts()["predictions"]
+        (torch.Size([2, 12, 16, 16]), 10)
     """
     if len({arm.name for arm in arms}) != len(arms) or not arms:
         raise ValueError("arms must be at least one and have distinct names: " + ", ".join(arm.name for arm in arms))
@@ -295,12 +309,22 @@ def sample_arms(
 
 
 def sample(model: Model, prompts: Sequence[str], arm: Arm, seed: int = 0, sampling: Sampling | None = None) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] of one arm, prompt i with seed index i: the short form for a person at a prompt."""
+    """Sample one arm: images (B, 3, H, W) in [0, 1], prompt i with seed index i. Errors as in `sample_arms`.
+
+    Examples:
+        >>> aig.sample(aig.load("tiny"), ["a red star"], aig.Arm("base", schedule="base")).shape
+        torch.Size([1, 3, 32, 32])
+    """
     samples = sample_arms(model, prompts, list(range(len(prompts))), [arm], seed, sampling)
     with torch.no_grad():
         return model.decode(samples.latents[arm.name])
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] to the bytes (B, H, W, 3) uint8 that a PNG holds, rounded to nearest."""
+    """Round images (B, 3, H, W) in [0, 1] to the bytes (B, H, W, 3) uint8 that a PNG holds.
+
+    Examples:
+        >>> aig.to_uint8(torch.full((1, 3, 1, 1), 0.5)).tolist()
+        [[[[128, 128, 128]]]]
+    """
     return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()

@@ -4,9 +4,8 @@ Annealed importance guidance (arXiv 2409.06493) mixes the predictions of the bas
 
     eps = (1 - w) eps_base(x_t, c) + w eps_tuned(x_t, c),    w = schedule(u),
 
-with progress u = i/T at step i of T (i = 0 is pure noise), so that sampling explores like the base model first and
-converges like the tuned model last. A schedule in the `time` domain is given u = 1 - t/t_max instead, which differs on
-every non-uniform grid.
+with progress u = i/T at step i of T (i = 0 is pure noise): sampling explores like the base model first and converges
+like the tuned model last. In the `time` domain u = 1 - t/t_max instead, which differs on every non-uniform grid.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,34 +26,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aig import digests
+
 DOMAINS = ("step", "time")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A pure function from progress u in [0, 1] to the weight of the tuned model in [0, 1], with the name that `parse`
-    reads.
+    """A named curve: a pure function from progress u in [0, 1] to the weight of the tuned model in [0, 1].
 
-    `domain` says what progress is: "step" (u = i/T, the published form) or "time" (u = 1 - t/t_max). `label` is what a
-    person calls the curve, if anything; it decides nothing.
+    Calling it raises ValueError for a progress or a weight outside [0, 1].
+
+    Examples:
+        >>> Schedule("late", lambda u: max(0.0, 2 * u - 1))(0.75)
+        0.5
     """
 
     name: str
+    """The text that `parse` reads."""
     weight: Callable[[float], float]
     domain: str = "step"
+    """What progress is: "step" (u = i/T, the published form) or "time" (u = 1 - t/t_max)."""
     label: str | None = None
+    """A person's name for the curve; it changes nothing."""
+    digest: str | None = None
+    """A hash of the curve's values if a function of the user's decides them; None if the name alone does."""
 
     def __call__(self, u: float) -> float:
         if not 0.0 <= u <= 1.0:
             raise ValueError(f"progress u = {u} of schedule {self.name!r} is outside [0, 1]; u is i/T at step i of T")
-        w = self.weight(u)
+        w = float(self.weight(u))
         if not 0.0 <= w <= 1.0:
             raise ValueError(f"schedule {self.name!r} gave weight {w} at u = {u}; weights lie in [0, 1]")
         return w
 
 
+Curve = str | Schedule | Callable[[float], float]
+"""What names a curve: a text for `parse`, a schedule, or a function from progress to weight."""
+
+
 def mix(base: Tensor, tuned: Tensor, w: float) -> Tensor:
-    """Annealed importance guidance's mix of two predictions of the same x_t: (1 - w) base + w tuned."""
+    """(1 - w) base + w tuned: annealed importance guidance's mix of two predictions of the same x_t."""
     return torch.lerp(base, tuned, w)
 
 
@@ -90,9 +104,9 @@ def step(f: float) -> Schedule:
 
 
 def piecewise(knots: Sequence[tuple[float, float]]) -> Schedule:
-    """Straight lines between knots (u, w), held level before the first and after the last; it may fall as well as rise.
+    """Straight lines between at least two knots (u, w), constant before the first and after the last.
 
-    At least two knots; u increases strictly, u and w lie in [0, 1].
+    u increases strictly; w may rise and fall; both lie in [0, 1].
     """
     shown = ", ".join(f"({u:g}, {w:g})" for u, w in knots)
     if len(knots) < 2:
@@ -110,16 +124,15 @@ def piecewise(knots: Sequence[tuple[float, float]]) -> Schedule:
             return weights[min(i, len(places) - 1)]
         a, b = weights[i - 1], weights[i]
         mixed = a + (b - a) * (u - places[i - 1]) / (places[i] - places[i - 1])
-        return min(max(mixed, min(a, b)), max(a, b))  # rounding may not leave the line's own range
+        return min(max(mixed, min(a, b)), max(a, b))  # rounding must not leave the line's own range
 
     return Schedule("piecewise:" + "|".join(f"{_text(u)}={_text(w)}" for u, w in knots), weight)
 
 
 def join(schedules: Sequence[Schedule], boundaries: Sequence[float]) -> Schedule:
-    """One schedule after another: the first while u < boundaries[0], and so on; each is given the whole clock's u, not
-    its own.
+    """One schedule after another: the first while u < boundaries[0], and so on; all see the same u.
 
-    Boundaries are increasing, in (0, 1), one fewer than the schedules, and all schedules share one domain.
+    Boundaries increase within (0, 1), one fewer than the schedules, which share one domain.
     """
     if len(boundaries) != len(schedules) - 1 or any(
         a >= b for a, b in zip([0.0, *boundaries], [*boundaries, 1.0], strict=True)
@@ -137,11 +150,51 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[float]) -> Schedule
     def weight(u: float) -> float:
         return schedules[sum(u >= b for b in boundaries)](u)
 
-    return Schedule("join:" + "|".join(parts), weight, schedules[0].domain)
+    joined = Schedule("join:" + "|".join(parts), weight, schedules[0].domain)
+    return replace(joined, digest=_digest(joined)) if any(s.digest for s in schedules) else joined
+
+
+def from_callable(function: Callable[[float], float], name: str | None = None) -> Schedule:
+    """Your own curve: a function from progress u in [0, 1] to a weight in [0, 1].
+
+    It is called once at every u = i/T of up to 100 steps and at every thousandth; ValueError if it fails there or
+    returns anything but a number in [0, 1]. The default name is `module:qualname`, which `parse` reads if it can be
+    imported.
+    """
+    name = name or f"{function.__module__}:{getattr(function, '__qualname__', type(function).__qualname__)}"
+    schedule = Schedule(name, function)
+    return replace(schedule, digest=_digest(schedule))
+
+
+@cache
+def _progress() -> list[float]:
+    """Every u = i/T of up to 100 steps, and the thousandths that the time domain reads."""
+    return sorted({i / steps for steps in (*range(1, 101), 1000) for i in range(steps + 1)})
+
+
+def _digest(schedule: Schedule) -> str:
+    """A hash of the weights at `_progress`, to nine decimals: nodes whose libraries differ in the last bit agree."""
+    values = []
+    for u in _progress():
+        try:
+            values.append(f"{schedule(u):.9f}")
+        except Exception as error:  # the function is the user's and may raise anything
+            raise ValueError(
+                f"schedule {schedule.name!r} failed at u = {u:g} ({error}): give a function that returns a weight in "
+                "[0, 1] for every progress u in [0, 1]"
+            ) from error
+    return digests.of_texts(values)
+
+
+def as_schedule(curve: Curve) -> Schedule:
+    """The schedule of a text (`parse`), of a function (`from_callable`), or the one given."""
+    if isinstance(curve, str):
+        return parse(curve)
+    return curve if isinstance(curve, Schedule) else from_callable(curve)
 
 
 def in_domain(schedule: Schedule, domain: str) -> Schedule:
-    """The same curve over another clock, "step" or "time"."""
+    """The same curve over another clock, "step" or "time"; ValueError for any other."""
     if domain not in DOMAINS:
         raise ValueError(f"schedule domain {domain!r} is not one of {', '.join(DOMAINS)}")
     return replace(schedule, domain=domain)
@@ -155,13 +208,19 @@ WITH_TEXT = {
     "file": "file:PATH",
 }
 _LABEL = re.compile(r"([\w.+-]+)=(.*)", re.S)
+_IMPORTED = re.compile(r"([^\W\d][\w.]*):([^\W\d]\w*)")
 
 
 def parse(text: str) -> Schedule:
-    """Read `base`, `tuned`, `linear`, `power:P`, `step:F`, `constant:W`, `piecewise:U=W|U=W...`, `join:A|BOUNDARY|B...`
-    or `file:PATH` (see `read`), with `@time` at the end for the time domain, and `LABEL=` before it for a label.
+    """Read a schedule's text: a known form, or `package.module:callable`, your own function from progress to weight.
 
-    Raises ValueError that names the text, what is wrong and the known forms.
+    Known forms: `base`, `tuned`, `linear`, `power:P`, `step:F`, `constant:W`, `piecewise:U=W|U=W...`,
+    `join:A|BOUNDARY|B...` and `file:PATH` (see `read`). A final `@time` chooses the time domain, an initial `LABEL=`
+    sets a label. Raises ValueError that names the text, the reason and the known forms.
+
+    Examples:
+        >>> parse("power:2")(0.5), parse("join:base|0.3|linear")(0.2), parse("math:sqrt")(0.25)
+        (0.25, 0.0, 0.5)
     """
     labelled = _LABEL.fullmatch(text)
     if labelled:
@@ -184,18 +243,40 @@ def parse(text: str) -> Schedule:
         return join([parse(part) for part in parts[::2]], [_number(text, part) for part in parts[1::2]])
     if name in WITH_NUMBER:
         return WITH_NUMBER[name](_number(text, argument))
-    known = ", ".join([*PLAIN, *(f"{name}:NUMBER" for name in WITH_NUMBER), *WITH_TEXT.values()])
+    own = _IMPORTED.fullmatch(text)
+    if own and name not in PLAIN:
+        return from_callable(_imported(text, own[1], own[2]), text)
     close = difflib.get_close_matches(name, [*PLAIN, *WITH_NUMBER, *WITH_TEXT], n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"schedule {text!r} is not known{hint} (known: {known})")
+    raise ValueError(f"schedule {text!r} is not known{hint} (known: {_known()})")
+
+
+def _known() -> str:
+    numbers = (f"{name}:NUMBER" for name in WITH_NUMBER)
+    return ", ".join([*PLAIN, *numbers, *WITH_TEXT.values(), "package.module:callable"])
+
+
+def _imported(text: str, module: str, attribute: str) -> Callable[[float], float]:
+    try:
+        function = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"schedule {text!r} cannot be imported ({error}): give the package.module:callable of a function from "
+            f"progress to weight, or another form (known: {_known()})"
+        ) from error
+    if not callable(function):
+        raise ValueError(
+            f"schedule {text!r} is a {type(function).__name__}: give the package.module:callable of a function from "
+            "progress to weight"
+        )
+    return function
 
 
 def read(path: str | Path) -> Schedule:
-    """A schedule from a JSON file: {"schedule": TEXT} or {"knots": [[u, w], ...]}, with "domain", "name" and "about" as
-    one likes.
+    """Read a schedule from a JSON file: {"schedule": TEXT} or {"knots": [[u, w], ...]}.
 
-    The schedule is the file's content: its name is a text that says the same without the file, "name" its label. Raises
-    ValueError that names the file, what is wrong in it and what is wanted.
+    "domain", "name" (the label) and "about" are optional. The schedule's own name is a text that needs no file. Raises
+    ValueError that names the file, what is wrong in it and the fix.
     """
     path = Path(path).expanduser()
     try:
@@ -212,7 +293,7 @@ def read(path: str | Path) -> Schedule:
 
 
 def write(path: Path, schedule: Schedule, about: Mapping[str, Any] | None = None) -> None:
-    """The file that `read` reads, whole or not at all; `about` is whatever JSON holds that one wants to know later."""
+    """Write the file that `read` reads, atomically; `about` is any JSON worth keeping beside the curve."""
     content: dict[str, Any] = {"name": schedule.label} if schedule.label else {}
     content["schedule"] = format_name(schedule)
     if about:
@@ -223,32 +304,32 @@ def write(path: Path, schedule: Schedule, about: Mapping[str, Any] | None = None
     part.replace(path)
 
 
-_KEYS = ("name", "schedule", "knots", "domain", "about")
+_KEYS = ("name", "schedule", "knots", "domain", "about")  # of a file
 
 
 def _from_content(content: Any) -> Schedule:
-    wanted = 'give {"schedule": "power:2"} or {"knots": [[0, 0], [0.5, 1], [1, 0.4]]}'
+    fix = 'give {"schedule": "power:2"} or {"knots": [[0, 0], [0.5, 1], [1, 0.4]]}'
     if not isinstance(content, dict):
-        raise ValueError(f"it holds a {type(content).__name__}: {wanted}")
+        raise ValueError(f"it holds a {type(content).__name__}: {fix}")
     unknown = next((key for key in content if key not in _KEYS), None)
     if unknown is not None:
         close = difflib.get_close_matches(unknown, _KEYS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"unknown key {unknown!r}{hint} (known: {', '.join(_KEYS)})")
     if ("schedule" in content) == ("knots" in content):
-        raise ValueError(f"it needs one of 'schedule' and 'knots': {wanted}")
+        raise ValueError(f"it needs one of 'schedule' and 'knots': {fix}")
     label = content.get("name")
     if label is not None and not (isinstance(label, str) and _LABEL.fullmatch(f"{label}=")):
         raise ValueError(f"name is {label!r}: give letters, digits and any of _ . + - without spaces")
     if "knots" in content:
-        found = piecewise(_knots(content["knots"]))
+        schedule = piecewise(_knots(content["knots"]))
     elif not isinstance(content["schedule"], str) or content["schedule"].startswith("file:"):
         raise ValueError(f'schedule is {content["schedule"]!r}: give the text of a curve, as in "power:2"')
     else:
-        found = parse(content["schedule"])
+        schedule = parse(content["schedule"])
     if "domain" in content:
-        found = in_domain(found, content["domain"])
-    return replace(found, label=label or found.label)
+        schedule = in_domain(schedule, content["domain"])
+    return replace(schedule, label=label or schedule.label)
 
 
 def _knots(given: Any) -> list[tuple[float, float]]:
@@ -261,19 +342,18 @@ def _knots(given: Any) -> list[tuple[float, float]]:
 
 
 def level(schedule: Schedule) -> float | None:
-    """The weight of a schedule that has the same one all along, as a fixed mix; None of one that changes."""
+    """The weight of a constant schedule, a fixed mix; None for a schedule that varies."""
     weights = {schedule(i / 1000) for i in range(1001)}
     return weights.pop() if len(weights) == 1 else None
 
 
 def format_name(schedule: Schedule) -> str:
-    """The text that `parse` reads back into this schedule, without its label."""
+    """The text that `parse` reads as this schedule, without its label."""
     return schedule.name if schedule.domain == "step" else f"{schedule.name}@{schedule.domain}"
 
 
 def weights(schedule: Schedule, times: Sequence[float], t_max: float) -> list[float]:
-    """The weight at each of T steps; `times` are the scheduler's timesteps in sampling order, `t_max` its training
-    steps."""
+    """The weight at each of T steps: `times` are the scheduler's timesteps in order, `t_max` its training steps."""
     if schedule.domain == "time":
         return [schedule(min(max(1 - float(t) / t_max, 0.0), 1.0)) for t in times]
     return [schedule(i / len(times)) for i in range(len(times))]
@@ -289,7 +369,7 @@ def _number(text: str, argument: str) -> float:
 
 
 def _text(value: float) -> str:
-    """The shortest text that reads back as this number."""
+    """The shortest text that reads as this number."""
     return repr(float(value)).removesuffix(".0")
 
 

@@ -33,7 +33,7 @@ from benchmarks.pipeline import run_configuration
 from pipelines import config as configuration
 from pipelines.evaluate.generate import units
 from pipelines.runs.directory import RunDir
-from pipelines.study import arms
+from pipelines.study.resolved import resolve, resolve_images
 
 ROOT = Path(__file__).resolve().parents[1]
 RAY = Path(sys.executable).parent / "ray"
@@ -154,7 +154,7 @@ def record(cluster: Cluster, found: configuration.Config) -> Recording:
     Raises RuntimeError with the command's output where it fails, or where something takes minutes too long.
     """
     begun = time.time()
-    folder, total = RunDir.of(found).images, len(units(found, models.load(found.model.name).defaults))
+    folder, total = RunDir.of(found).images, len(units(resolve_images(found, models.load(found.model.name).defaults)))
     with tempfile.TemporaryFile("w+") as said:
         command = [sys.executable, "-m", "pipelines", "evaluate", "--config", _as_file(found)]
         process = subprocess.Popen(command, cwd=ROOT, env=cluster.environment, stdout=said, stderr=subprocess.STDOUT)
@@ -181,7 +181,7 @@ def record(cluster: Cluster, found: configuration.Config) -> Recording:
     ended = time.time()
     wait_for(lambda: not alive(), 240)
     nodes = [(came - begun, (gone or ended) - begun) for _, came, gone in cluster.nodes()]
-    images = len(arms.all_arms(found)) * found.evaluate.group
+    images = len(resolve(found).arms) * found.evaluate.group
     return Recording(nodes, [at - begun for at in written()], images, killed - begun, ended - begun)
 
 

@@ -27,6 +27,7 @@ from pipelines.measure.per_arm import BY_PROMPT
 from pipelines.measure.table import Table
 from pipelines.study import arms
 from pipelines.study.prompts import EVALUATE, resolve_prompts
+from pipelines.study.resolved import resolve
 from pipelines.train.validation import scores_of
 
 BATCH = 32
@@ -108,7 +109,7 @@ def draw(found: Config, every: Sequence[arms.Study], pool: Pool, rng: np.random.
 
 def count(found: Config, pool: Pool, draws: int, seed: int = 0) -> dict[str, int]:
     """In how many draws any difference is ahead, any is behind, and any would be either without adjustment."""
-    every = [*arms.mean_studies(found), *arms.studies(found)]
+    every = resolve(found).studies
     said = {AHEAD: 0, BEHIND: 0, "not adjusted": 0}
     for i in range(draws):
         content = draw(found, every, pool, np.random.default_rng([seed, i]))

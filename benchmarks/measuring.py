@@ -27,7 +27,7 @@ from pipelines import config as configuration
 from pipelines.evaluate import generate
 from pipelines.runs import identity as runs_identity
 from pipelines.runs.directory import IMAGES_FORMAT, RunDir
-from pipelines.study import arms as study_arms
+from pipelines.study.resolved import resolve, resolve_images
 
 REWARDS, GOLD = ("fragile", "robust"), "gold"
 
@@ -47,14 +47,14 @@ def settings(place: Path, arms: int, prompts: int, seeds: int, more: Sequence[st
 
 def build(found: configuration.Config, dimension: int) -> int:
     """Write the run's directory; returns its number of images."""
-    files, arms = RunDir.of(found), study_arms.all_arms(found)
+    files, arms = RunDir.of(found), resolve(found).arms
     runs_identity.claim_directory(found)
     for name in {arm.arm.adapter for arm in arms if arm.arm.adapter}:
         (files.adapters / name).mkdir(parents=True)
         save_file({name: torch.zeros(1)}, files.adapters / name / adapters.WEIGHTS)
     tuned = np.linspace(0, 1, len(arms), dtype=np.float32)[:, None]  # (arms, 1)
     images = 0
-    for unit in generate.units(found, models.load(found.model.name).defaults):
+    for unit in generate.units(resolve_images(found, models.load(found.model.name).defaults)):
         rng, seeds = np.random.default_rng(unit.prompt_id), len(unit.seeds)
         centre, noise = rng.normal(size=dimension), rng.normal(size=(seeds, dimension))
         features = centre + (1 - 0.5 * tuned[..., None]) * noise + 0.1 * rng.normal(size=(len(arms), seeds, dimension))

@@ -31,8 +31,9 @@ from pipelines.evaluate import generate, scorers
 from pipelines.evaluate.pixels import PIXEL_STD
 from pipelines.runs import identity
 from pipelines.runs.directory import RunDir
-from pipelines.study import arms as study_arms
 from pipelines.study import trainings
+from pipelines.study.arms import StudyArm
+from pipelines.study.resolved import resolve_images
 from pipelines.train import records
 
 OVERRIDES = [
@@ -72,14 +73,14 @@ class Separate(generate.Generator):
     def draw(self, rows: list[dict[str, Any]], measured: bool) -> list[dict[str, Any]]:
         whole, arms = [dict(row) for row in rows], self.arms
         for arm in self.drawn():
-            self.arms = [arm]
+            self.arms = (arm,)
             for row, part in zip(whole, super().draw(rows, measured), strict=True):
                 for name, value in part.items():
                     row[name] = row.get(name, []) + value if name in OF_IMAGES else value
         self.arms = arms
         return whole
 
-    def drawn(self) -> list[study_arms.StudyArm]:
+    def drawn(self) -> Sequence[StudyArm]:
         return self.arms
 
 
@@ -89,7 +90,7 @@ class Published(Separate):
     def draw(self, rows: list[dict[str, Any]], measured: bool) -> list[dict[str, Any]]:
         return super().draw(rows, True)  # a measured path takes both predictions
 
-    def drawn(self) -> list[study_arms.StudyArm]:
+    def drawn(self) -> Sequence[StudyArm]:
         adapter = next(arm.arm.adapter for arm in self.arms if arm.arm.adapter)
         return [replace(arm, arm=mixed(arm.arm, adapter)) for arm in self.arms]
 
@@ -104,10 +105,9 @@ def loop(path: Path, kind: type[generate.Generator]) -> None:
     """Draw, score and write every unit of a configuration, one after another."""
     found = configuration.load(file=path)
     torch.set_num_threads(1)
-    defaults = models.load(found.model.name).defaults
-    content = configuration.to_dict(found)
-    generator, scorer = kind(content), scorers.Scorer(generate.Evaluation(content))
-    for unit in generate.units(found, defaults):
+    study = resolve_images(found, models.load(found.model.name).defaults)
+    generator, scorer = kind(study), scorers.Scorer(generate.Evaluation(study))
+    for unit in generate.units(study):
         scorer(generator(pa.Table.from_pylist([unit.row()])))
 
 

@@ -33,7 +33,9 @@ from pipelines.evaluate import images as dataset
 from pipelines.evaluate.pixels import PIXEL_STD
 from pipelines.evaluate.scorers import to_png
 from pipelines.runs.directory import RunDir
-from pipelines.study import arms as study_arms
+from pipelines.study.arms import drawn_arms, studies
+from pipelines.study.resolved import Drawable, resolve_images
+from pipelines.study.trials import Trials
 
 IMAGES = 100_000
 GENERATORS, SCORERS = 4, 2
@@ -46,9 +48,8 @@ class Sleeper(generate.Generator):
 
     seconds = 1.0
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = configuration.from_dict(config)
-        self.arms = study_arms.all_arms(self.config)
+    def __init__(self, study: Drawable) -> None:
+        self.config, self.arms = study.config, study.arms
         draws = np.random.default_rng(0)
         self.pictures = [to_png(draws.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(PICTURES)]
 
@@ -105,8 +106,8 @@ def simulate(
 ) -> Figures:
     """Run the plan over so many images on a Ray that is started for it, and check that each is there once."""
     found = simulation(storage, images, overrides)
-    defaults = models.load(found.model.name).defaults
-    folder, total = RunDir.of(found).images, len(generate.units(found, defaults))
+    study = resolve_images(found, models.load(found.model.name).defaults)
+    folder, total = RunDir.of(found).images, len(generate.units(study))
     memory: dict[int, int] = {}  # groups that are there -> resident bytes
     over = threading.Event()
 
@@ -122,12 +123,12 @@ def simulate(
         watching = threading.Thread(target=watch, daemon=True)
         watching.start()
         try:
-            generate.generate(found, lambda: connection, defaults, generator=generator)
+            generate.generate(study, lambda: connection, generator=generator)
         finally:
             over.set()
             watching.join()
         used = _cpu_seconds([psutil.Process(), *psutil.Process().children(recursive=True)]) - before
-    read = dataset.read(found, defaults, without=["image", "features"])
+    read = dataset.read(study, without=["image", "features"])
     assert read.missing == read.duplicate == 0
     files = sorted((path.stat().st_mtime, path.stat().st_size) for path in folder.glob("part-*.parquet"))
     seconds = files[-1][0] - files[0][0]
@@ -139,7 +140,8 @@ def simulate(
 
 def simulation(storage: Path, images: int, more: Sequence[str] = ()) -> configuration.Config:
     """The demo's arms over as many prompts of their own as give so many images, with the simulation's reward."""
-    arms = len(study_arms.all_arms(run_configuration(storage / "counted", GENERATORS, more)))
+    counted = Trials.of(run_configuration(storage / "counted", GENERATORS, more))
+    arms = len(drawn_arms(studies(counted)))
     prompts = storage / "prompts.txt"
     prompts.write_text("".join(f"prompt {i}\n" for i in range(max(2, images // (arms * SEEDS)))))
     overrides = [

@@ -3,8 +3,8 @@
     python examples/annealed_pipeline.py            # writes annealed.png
 
 A LoRA is tuned to a reward for a few steps, saved, and loaded as any diffusers program would load it. Then one line
-anneals the pipeline. The picture has a row for each of: base model, tuned model, annealed (power:2); columns share
-their noise, and are of prompts that the LoRA was not tuned on.
+anneals the pipeline. The picture has one row each for the base model, the tuned model and the annealed one (power:2);
+columns share their noise and show prompts that the LoRA was not tuned on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def tune(folder: Path, steps: int) -> None:
     """Tune a LoRA of the tiny model with DRaFT to its hackable reward, and save it in diffusers' format."""
     model = aig.load("tiny")
     adapters.attach(model.denoiser, "tuned", targets="everywhere")
-    optimizer = torch.optim.Adam(draft.trainable(model, "tuned"), lr=3e-3)
+    optimizer = torch.optim.Adam(adapters.parameters(model.denoiser, "tuned"), lr=3e-3)
     reward, config = rewards.load("fragile"), aig.DraftConfig(model.defaults)
     for step in range(steps):
         prompts, seeds = draft.draw(TUNED_ON, 0, step, 12)
@@ -38,7 +38,7 @@ def tune(folder: Path, steps: int) -> None:
 
 
 def sheet(rows: list[list[Image.Image]], zoom: int = 3) -> Image.Image:
-    """One picture of equal pictures, a row each."""
+    """Arrange rows of equal pictures in one."""
     width, height = (side * zoom for side in rows[0][0].size)
     out = Image.new("RGB", (width * len(rows[0]), height * len(rows)))
     for y, row in enumerate(rows):

@@ -15,6 +15,7 @@ from aig.world.tiny import build_pipeline
 from benchmarks import gpu, metrics, pipeline, scale, training, watching
 from pipelines import config as configuration
 from pipelines.evaluate import generate, scorers
+from pipelines.study.resolved import resolve_images
 from pipelines.train import worker
 
 
@@ -116,11 +117,11 @@ def test_separate_loops_make_the_same_images_and_the_published_ones_nearly_by_bo
     build_pipeline(0).save_pretrained(tmp_path / "untrained")
     toys = [text for text in overrides(tmp_path / "untrained", tmp_path) if not text.startswith("run.storage")]
     found = pipeline.run_configuration(tmp_path, 1, [*toys, *pipeline.PUBLISHED, "model.steps=3"])
-    unit = generate.units(found, TinyModel.defaults)[0]
+    study = resolve_images(found, TinyModel.defaults)
+    unit = generate.units(study)[0]
     row = {**unit.row(), "seeds": list(unit.seeds[:2])}
-    content = configuration.to_dict(found)
     kinds = (generate.Generator, pipeline.Separate, pipeline.Published)
-    shared, separate, published = (kind(content).draw([row], False)[0] for kind in kinds)
+    shared, separate, published = (kind(study).draw([row], False)[0] for kind in kinds)
     assert separate["image"] == shared["image"] and len(shared["image"]) == 6 * 2
     for ours, theirs in zip(shared["image"], published["image"], strict=True):
         # Weights that are nudged off 0 and 1 change a level here and there.

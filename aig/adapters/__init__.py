@@ -1,8 +1,7 @@
-"""What is tuned beside the base: LoRA adapters or whole copies of the denoiser; attach, save, load, scale, and route
-each row of a batch to its own adapter or to none.
+"""LoRA adapters and full copies of the denoiser: attach, save, load, scale, and route each row of a batch.
 
-The base model is the denoiser with no adapter, so one set of weights (with `full`, one denoiser of two sets) serves
-both predictions of annealed importance guidance, in one forward.
+The base model is the denoiser without an adapter, so one set of weights (with `full`, one denoiser with two sets)
+serves both predictions of annealed importance guidance in one forward.
 """
 
 from aig.adapters.base import OtherBase

@@ -1,4 +1,4 @@
-"""What an adapter was made on: the denoiser's class and a sketch of its own weights, kept beside the adapter."""
+"""The base that an adapter was trained on: the denoiser's class and a sketch of its weights, saved with the adapter."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ TOLERANCE = 0.01  # bfloat16 keeps 8 bits: the same weights read in another prec
 
 
 class OtherBase(UserWarning):
-    """An adapter was made on other weights than those of the denoiser that it is loaded into."""
+    """The warning that an adapter was trained on other weights than those of the denoiser it is loaded into.
+
+    Examples:
+        >>> issubclass(aig.adapters.OtherBase, UserWarning)
+        True
+    """
 
 
 def tensors_of(denoiser: nn.Module, name: str = BASE) -> dict[str, Tensor]:
-    """The denoiser's own parameters and buffers under the names that they have in one without adapters; of layers with
-    several sets, the set `name`."""
-    found: dict[str, Tensor] = {}
+    """The denoiser's own parameters and buffers, named as without adapters; of several sets `name`'s."""
+    tensors: dict[str, Tensor] = {}
     for path, module in denoiser.named_modules():
         if ".lora_" in path or isinstance(module, Held):
             continue
@@ -30,12 +34,12 @@ def tensors_of(denoiser: nn.Module, name: str = BASE) -> dict[str, Tensor]:
         buffers = {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
         for k, tensor in {**parameters, **buffers}.items():
             if tensor is not None:
-                found[f"{path}.{k}".removeprefix(".").replace(".base_layer.", ".")] = tensor
-    return found
+                tensors[f"{path}.{k}".removeprefix(".").replace(".base_layer.", ".")] = tensor
+    return tensors
 
 
 def describe_base(denoiser: nn.Module) -> dict[str, Any]:
-    """The denoiser's class and one entry of each of some weights, spread over its depth."""
+    """The denoiser's class, and one entry each of some weights spread over its depth."""
     matrices = [tensor for _, tensor in sorted(tensors_of(denoiser).items()) if tensor.ndim > 1]
     chosen = [matrices[i * len(matrices) // SKETCHED] for i in range(SKETCHED)] if matrices else []
     entries = torch.stack([t.detach().flatten()[t.numel() // 3].float().cpu() for t in chosen]).tolist()
@@ -43,13 +47,13 @@ def describe_base(denoiser: nn.Module) -> dict[str, Any]:
 
 
 def check_same_base(denoiser: nn.Module, record: dict[str, Any], source: Path) -> None:
-    """Raise ValueError where the recorded base is of another class; warn where its weights are others.
+    """Raise ValueError if the recorded base has another class; warn if it has other weights.
 
-    A LoRA is often moved between fine-tunes of one model, and does something there: that is the user's choice.
+    Moving a LoRA between fine-tunes of one model is common and has an effect: that is the user's choice.
     """
     recorded, here = record.get("base"), describe_base(denoiser)
     if not isinstance(recorded, dict) or set(recorded) != set(here):
-        return  # not a record of ours, or one from before bases were recorded
+        return  # not one of our records, or one from before bases were recorded
     if recorded["class"] != here["class"]:
         raise ValueError(
             f"{source}: the adapter was made on a {recorded['class']} and this denoiser is a {here['class']}; load the "

@@ -1,4 +1,4 @@
-"""Adapters as files: LoRA in diffusers' format, a whole copy as a diffusers model, each beside its record."""
+"""Adapters as files: LoRA in diffusers' format, a full copy as a diffusers model, each beside its record."""
 
 from __future__ import annotations
 
@@ -26,12 +26,22 @@ RECORD = "adapter.json"
 
 
 def save(denoiser: nn.Module, name: str, folder: str | os.PathLike[str], record: dict[str, Any]) -> Path:
-    """Save an adapter beside `adapter.json`, the record of what made it and of its base; the folder appears whole or
-    not at all, in the place of one that is there.
+    """Save an adapter with `adapter.json`, its record: the given one and the base. Replaces the folder atomically.
 
-    A LoRA is in diffusers' format: `pipe.load_lora_weights(folder)` of any diffusers program loads it. A whole copy
-    (`full`) is a diffusers model: `from_pretrained(folder)` of the denoiser's class loads it. The weights of both are
-    in float32, as they are held, whatever the base is in.
+    A LoRA is in diffusers' format: `pipe.load_lora_weights(folder)` of any diffusers program loads it. A full copy
+    (`full`) is a diffusers model: `from_pretrained(folder)` of the denoiser's class loads it. Both are in float32, as
+    they are held, whatever the base's precision. Raises ValueError for an adapter that is not loaded or another one at
+    a scale, and RuntimeError for disabled or merged adapters.
+
+    Examples:
+        >>> denoiser, folder = aig.load("tiny").denoiser, tempfile.mkdtemp()
+        >>> aig.adapters.attach(denoiser, "tuned")
+        >>> path = aig.adapters.save(denoiser, "tuned", folder, {"steps": 0})
+        >>> aig.adapters.load(denoiser, folder, "again")
+        >>> aig.adapters.names(denoiser), aig.adapters.read_record(folder)["steps"]
+        (['again', 'tuned'], 0)
+        >>> aig.adapters.weights_file(folder).name, len(aig.adapters.digest(folder))
+        ('pytorch_lora_weights.safetensors', 64)
     """
     check_known(denoiser, name)
     check_base(lora_layers(denoiser))
@@ -49,11 +59,11 @@ def save(denoiser: nn.Module, name: str, folder: str | os.PathLike[str], record:
 
 
 def load(denoiser: nn.Module, folder: str | os.PathLike[str], name: str) -> None:
-    """Load an adapter from a folder or a file: ours, or a LoRA of anyone's that diffusers knows to convert.
+    """Load an adapter from a folder or a file: one of ours, or any LoRA that diffusers can convert.
 
-    It is held in float32, so that what was saved is what is used. What a LoRA holds for text encoders is ignored with a
-    warning, and so is a base of the same class that has other weights than the one in `adapter.json`. Everything else
-    that does not fit raises ValueError, which names the file, the reason and the fix.
+    It is held in float32, as it was saved. Parts for text encoders are ignored with a warning; a base of the same class
+    with other weights than `adapter.json` records warns too (`OtherBase`). Any other misfit raises ValueError, which
+    names the file, the reason and the fix.
     """
     check_new(denoiser, name)
     path = weights_file(folder)
@@ -82,9 +92,9 @@ def load(denoiser: nn.Module, folder: str | os.PathLike[str], name: str) -> None
 
 
 def digest(folder: str | os.PathLike[str]) -> str:
-    """A hash of what an adapter in a folder or file does: its tensors, and the rank and alpha that its header gives.
+    """A hash, 64 hex digits, of an adapter's tensors and the rank and alpha in its header: the same if saved twice.
 
-    Saved twice it is the same. ValueError where there is no adapter, and where its file is corrupt.
+    Raises ValueError if the folder or file has no adapter, or a corrupt one.
     """
     path = weights_file(folder)
     try:
@@ -98,7 +108,7 @@ def digest(folder: str | os.PathLike[str]) -> str:
 
 @torch.no_grad()
 def _hold_as_read(denoiser: nn.Module, name: str, state: dict[str, Tensor]) -> None:
-    """A LoRA in float32 as the file has it: diffusers has rounded it to the base's precision."""
+    """Hold a LoRA in float32 as its file has it; diffusers has rounded it to the base's precision."""
     hold_in_float32(denoiser, name)
     for path, matrix in _matrices(denoiser, name):
         for k, tensor in matrix.state_dict().items():
@@ -106,7 +116,7 @@ def _hold_as_read(denoiser: nn.Module, name: str, state: dict[str, Tensor]) -> N
 
 
 def _matrices(denoiser: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """A LoRA's A and B under the names that they have in diffusers' files."""
+    """A LoRA's A and B, named as in diffusers' files."""
     lead, adapted = foreign.prefix(denoiser), set(lora_layers(denoiser))
     for path, layer in denoiser.named_modules():
         for kind in ("lora_A", "lora_B") if layer in adapted else ():
@@ -115,7 +125,7 @@ def _matrices(denoiser: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]
 
 
 def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """`adapter.json` of a saved adapter; ValueError names the file and the reason where it cannot be read."""
+    """Read `adapter.json` of a saved adapter; ValueError names the file and the reason if it cannot be read."""
     path = Path(folder) / RECORD
     folders.put_back(Path(folder))
     try:
@@ -132,11 +142,11 @@ def _save_lora(denoiser: nn.Module, name: str, path: Path) -> None:
         f"{path}.{k}": tensor for path, matrix in _matrices(denoiser, name) for k, tensor in matrix.state_dict().items()
     }
     settings, default = (c.to_dict() for c in (denoiser.peft_config[name], LoraConfig()))  # type: ignore[index]
-    # What is at its default is left out: an older PEFT, which does not know the newest settings, reads the file too.
-    told = {k: v for k, v in settings.items() if k in ("r", "lora_alpha") or v != default.get(k)}
-    told = {f"{lead}.{k}": sorted(v) if isinstance(v, set) else v for k, v in told.items()}
+    # Without defaults, so that an older PEFT, which does not know the newest settings, reads the file too.
+    changed = {k: v for k, v in settings.items() if k in ("r", "lora_alpha") or v != default.get(k)}
+    changed = {f"{lead}.{k}": sorted(v) if isinstance(v, set) else v for k, v in changed.items()}
     # diffusers reads rank and alpha from this header, as its own save_lora_weights writes it.
-    _save(tensors, path, {"lora_adapter_metadata": json.dumps(told, indent=2, sort_keys=True)})
+    _save(tensors, path, {"lora_adapter_metadata": json.dumps(changed, indent=2, sort_keys=True)})
 
 
 def _save(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
@@ -144,9 +154,9 @@ def _save(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> Non
 
 
 def weights_file(folder: str | os.PathLike[str]) -> Path:
-    """Where an adapter's weights are: the path itself, or of a folder ours by its name, else the only safetensors file.
+    """The file of an adapter's weights: the path itself, or in a folder the file that we name, or the only safetensors.
 
-    Raises ValueError where there is none, or no single one.
+    Raises ValueError if there is none, or more than one.
     """
     path = Path(folder)
     if path.is_file():
@@ -155,9 +165,9 @@ def weights_file(folder: str | os.PathLike[str]) -> Path:
     for name in (WEIGHTS, FULL_WEIGHTS):
         if (path / name).exists():
             return path / name
-    found = sorted(path.glob("*.safetensors"))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ValueError(f"{path}: holds several weight files, {', '.join(f.name for f in found)}; name one of them")
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) == 1:
+        return files[0]
+    if files:
+        raise ValueError(f"{path}: holds several weight files, {', '.join(f.name for f in files)}; name one of them")
     raise ValueError(f"{path / WEIGHTS}: no such adapter; train it first, or give the folder or file that holds it")

@@ -1,5 +1,4 @@
-"""LoRA files as they come: read, converted by diffusers' own loaders, and checked against the denoiser before PEFT
-builds anything."""
+"""LoRA files of any origin: read, converted by diffusers, and checked against the denoiser before PEFT builds them."""
 
 # diffusers exports its classes lazily, which pyright cannot follow.
 # pyright: reportPrivateImportUsage=false
@@ -25,7 +24,7 @@ from aig.adapters.base import tensors_of
 from aig.adapters.routing import NO_VARIANT
 
 TRANSFORMERS = {"SD3Transformer2DModel": SD3LoraLoaderMixin, "FluxTransformer2DModel": FluxLoraLoaderMixin}
-# Settings of PEFT that do more than add B A to a weight, so that base and tuned rows cannot share a forward.
+# PEFT's settings that do more than add B A to a weight, so that base and tuned rows cannot share a forward.
 REFUSED = {
     "use_dora": NO_VARIANT, "use_qalora": NO_VARIANT, "use_bdlora": NO_VARIANT, "arrow_config": NO_VARIANT,
     "velora_config": NO_VARIANT, "monteclora_config": NO_VARIANT, "kasa_config": NO_VARIANT,
@@ -37,12 +36,12 @@ REFUSED = {
 
 
 def prefix(denoiser: nn.Module) -> str:
-    """What the keys of diffusers' LoRA files begin with for this denoiser: `unet` or `transformer`."""
+    """The prefix of this denoiser's keys in diffusers' LoRA files: `unet` or `transformer`."""
     return "transformer" if "Transformer" in type(denoiser).__name__ else "unet"
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """A safetensors file's tensors and diffusers' LoRA metadata, None where it has none."""
+    """A safetensors file's tensors, and diffusers' LoRA metadata if it has any."""
     try:
         with safe_open(path, "pt") as file:
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - a safetensors file is no mapping
@@ -57,8 +56,10 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
 def converted(
     path: Path, denoiser: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, Any] | None
 ) -> tuple[dict[str, Tensor], dict[str, Any] | None, dict[str, Any] | None]:
-    """The denoiser's LoRA in PEFT's names, its network alphas and its settings, all under `prefix`; ValueError for what
-    cannot be routed or does not fit."""
+    """The denoiser's LoRA in PEFT's names, its network alphas and its settings, all under `prefix`.
+
+    Raises ValueError for a LoRA that cannot be routed or does not fit.
+    """
     lead = f"{prefix(denoiser)}."
     if any("dora_scale" in k or "lora_magnitude_vector" in k for k in tensors):
         raise ValueError(f"{path}: {NO_VARIANT}")
@@ -91,7 +92,7 @@ def converted(
 
 
 def _as_diffusers(denoiser: nn.Module, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """State and network alphas, as the family's own pipeline reads them: Kohya's and others' names included."""
+    """State and network alphas as the family's own pipeline reads them, including Kohya's and others' names."""
     loader: Any = TRANSFORMERS.get(type(denoiser).__name__)
     state: Any = dict(tensors)
     if loader is SD3LoraLoaderMixin:
@@ -119,8 +120,8 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
 def _check_lora(path: Path, denoiser: nn.Module, state: dict[str, Tensor]) -> None:
     own = tensors_of(denoiser)
     for k, tensor in sorted(state.items()):
-        layer, found, matrix = k.partition(".lora_A." if ".lora_A." in k else ".lora_B.")
-        if not found:
+        layer, infix, matrix = k.partition(".lora_A." if ".lora_A." in k else ".lora_B.")
+        if not infix:
             raise ValueError(f"{path}: {k} is no matrix of a LoRA; only LoRA can be loaded beside its base")
         weight = own.get(f"{layer}.weight")
         if weight is None:
@@ -128,7 +129,7 @@ def _check_lora(path: Path, denoiser: nn.Module, state: dict[str, Tensor]) -> No
                 f"{path}: {k}: this {type(denoiser).__name__} has no layer {layer}; load the model that the LoRA was "
                 "made for"
             )
-        side = 1 if found == ".lora_A." else 0
+        side = 1 if infix == ".lora_A." else 0
         fits = tensor.shape[side] == weight.shape[side] and (side == 0 or tensor.shape[2:] == weight.shape[2:])
         if matrix == "weight" and not fits:
             raise ValueError(
@@ -138,7 +139,7 @@ def _check_lora(path: Path, denoiser: nn.Module, state: dict[str, Tensor]) -> No
 
 
 def check_copy(path: Path, own: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
-    """Raise ValueError, naming the first tensor, where a file is not a whole denoiser like this one."""
+    """Raise ValueError, naming the first misfit, unless a file holds a full denoiser like this one."""
     for k in sorted({*own, *tensors}):
         here, there = (tuple(t[k].shape) if k in t else "no such tensor" for t in (own, tensors))
         if here != there:

@@ -1,9 +1,8 @@
-"""Full fine-tuning: a whole second set of the denoiser's weights, beside the frozen base.
+"""Full fine-tuning: a second full set of the denoiser's weights, beside the frozen base.
 
-Every layer holds both sets and sends each row of a batch through its own, as a LoRA layer does, so that routing,
-folding, guidance and DRaFT know no difference. The copy is held in float32, and cast to the base's precision where a
-layer uses it, so that both predictions are computed alike. Memory is the base's weights, which may be kept on the CPU,
-and 4 bytes a weight.
+Every layer holds both sets and sends each row of a batch through its own, as a LoRA layer does, so routing, folding,
+guidance and DRaFT see no difference. The copy is held in float32 and cast to the base's precision in a layer's forward,
+so both predictions are computed alike. It costs 4 bytes per weight beside the base, which may be kept on the CPU.
 """
 
 from __future__ import annotations
@@ -18,12 +17,18 @@ from aig.adapters.routing import BASE, Copied, check_new, copied_layers, forget,
 
 
 def full(denoiser: nn.Module, name: str, offload: bool = False) -> None:
-    """Make every weight of the denoiser trainable under this name, from a copy; the frozen originals serve `BASE` rows.
+    """Copy every weight of the denoiser to train it under this name; the frozen originals serve `BASE` rows.
 
-    Outside of `routed` the denoiser then is the copy, so that `save_pretrained` writes the tuned model. `offload` keeps
-    the base on the CPU and brings a layer's weights over whenever its rows ask for them: slower where the base is
-    evaluated (KL, guidance, sampling the base), free where it is not. Raises ValueError for a name in use and for a
-    denoiser with parameters outside of its layers.
+    Outside `routed` the denoiser is then the copy, so `save_pretrained` writes the tuned model. `offload` keeps the
+    base on the CPU and fetches a layer's weights when its rows need them: slower if the base is evaluated (KL,
+    guidance, sampling the base), else free. Raises ValueError for a name in use and for a denoiser with parameters
+    outside its layers.
+
+    Examples:
+        >>> denoiser = aig.load("tiny").denoiser
+        >>> aig.adapters.full(denoiser, "copy")
+        >>> sum(p.numel() for p in aig.adapters.parameters(denoiser, "copy"))
+        4008204
     """
     check_new(denoiser, name)
     layers = _layers(denoiser)
@@ -44,19 +49,19 @@ def full(denoiser: nn.Module, name: str, offload: bool = False) -> None:
 
 
 def copy_parameters(denoiser: nn.Module, name: str) -> list[nn.Parameter]:
-    """A copy's tensors, in a fixed order, put in place; those of the other sets frozen."""
-    found = []
+    """Put a copy's tensors in place, freeze the other sets, and return the copy's in a fixed order."""
+    parameters = []
     for layer in copied_layers(denoiser):
         for tensors in layer.weights.values():
             _freeze(tensors)
         layer.place(name)
-        found += [tensor for tensor in layer.weights[name].values() if tensor is not None]
-    return found
+        parameters += [tensor for tensor in layer.weights[name].values() if tensor is not None]
+    return parameters
 
 
 @torch.no_grad()
 def scale_copy(denoiser: nn.Module, name: str, scale: float, alias: str) -> None:
-    """base + scale (copy - base) as a further set, made anew at every call, since training moves the copy."""
+    """Add base + scale (copy - base) as a further set, recomputed at every call, since training moves the copy."""
     for layer in copied_layers(denoiser):
         own, tuned = layer.weights[BASE], layer.weights[name]
         layer.weights[alias] = {
@@ -66,18 +71,18 @@ def scale_copy(denoiser: nn.Module, name: str, scale: float, alias: str) -> None
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The precision in which weights are tuned beside frozen ones of `dtype`."""
+    """The precision of tuned weights beside frozen ones of `dtype`."""
     return torch.promote_types(dtype, torch.float32)
 
 
 @cache
 def _copied(kind: type[nn.Module]) -> type[nn.Module]:
-    # As torch's own parametrizations do it: the layer stays an instance of its class, under the same name.
+    # As in torch's parametrizations, the layer stays an instance of its class, under the same name.
     return type(f"Copied{kind.__name__}", (Copied, kind), {})
 
 
 def _layers(denoiser: nn.Module) -> list[nn.Module]:
-    """The modules that hold parameters, LoRA's own left out."""
+    """The modules that hold parameters, except LoRA's own."""
     skipped = {
         id(module)
         for layer in denoiser.modules()
@@ -86,17 +91,13 @@ def _layers(denoiser: nn.Module) -> list[nn.Module]:
         if child_name != "base_layer"
         for module in child.modules()
     }
-    found = []
-    for module in denoiser.modules():
-        if id(module) in skipped or not module._parameters:
-            continue
-        if module is denoiser:
-            raise ValueError(
-                f"{type(denoiser).__name__}.{next(iter(module._parameters))} is a parameter outside of all layers, "
-                "which rows cannot be routed through; tune this denoiser with a LoRA"
-            )
-        found.append(module)
-    return found
+    layers = [module for module in denoiser.modules() if id(module) not in skipped and module._parameters]
+    if denoiser in layers:
+        raise ValueError(
+            f"{type(denoiser).__name__}.{next(iter(denoiser._parameters))} is a parameter outside of all layers, which "
+            "rows cannot be routed through; tune this denoiser with a LoRA"
+        )
+    return layers
 
 
 def _freeze(tensors: dict[str, Tensor | None]) -> None:

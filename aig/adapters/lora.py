@@ -1,4 +1,4 @@
-"""LoRA: attach a new adapter, hand out its parameters, scale it."""
+"""LoRA: attach a new adapter, list its parameters, scale it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from aig.adapters.full import at_least_float32, copy_parameters, scale_copy
 from aig.adapters.routing import BASE, check_known, check_new, is_copy, key, lora_layers
 
-# Endings of module names. UNets have the first line; the joint attention of SD3 and Flux has both.
+# Suffixes of module names. UNets have the first line; the joint attention of SD3 and Flux has both.
 ATTENTION = (
     "to_q", "to_k", "to_v", "to_out.0",
     "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
 )  # fmt: skip
-# Attention alone is too weak for the tiny model: feed-forward, residual convolutions and projections as well.
+# Attention alone is too weak for the tiny model: add feed-forward layers, residual convolutions and projections.
 EVERYWHERE = (
     *ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2", "conv_shortcut",
     "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp",
@@ -37,13 +37,19 @@ def attach(
     seed: int = 0,
     dropout: float = 0.0,
 ) -> None:
-    """Add a new LoRA adapter that changes nothing yet (its B matrices are zero); its A matrices are drawn from `seed`.
+    """Add a LoRA adapter (Hu et al. 2021) that changes nothing yet: B is zero, A is drawn from `seed`.
 
-    Its contribution is alpha / rank B A. `targets` is "attention", "everywhere" or a list of module name endings. Its
-    weights are float32 whatever the denoiser's are: Adam's small steps would be rounded away in fewer bits. The layer's
-    input is cast to them. `dropout` in [0, 1) acts on the adapter's input wherever gradient is enabled, and draws from
-    torch's own generator.
-    Raises ValueError for a name in use, a setting out of range and a target that the denoiser does not have.
+    It adds alpha / rank B A. `targets` is "attention", "everywhere" or a list of module name suffixes. Its weights are
+    float32 at least, since fewer bits would round Adam's small steps away; the layer's input is cast to them. `dropout`
+    in [0, 1) acts on the adapter's input wherever gradient is enabled, and draws from torch's global generator. Raises
+    ValueError for a name in use, a setting out of range and a target that the denoiser lacks.
+
+    Examples:
+        >>> denoiser = aig.load("tiny").denoiser
+        >>> aig.adapters.attach(denoiser, "tuned", rank=4)
+        >>> half = aig.adapters.scaled(denoiser, "tuned", 0.5)
+        >>> half, aig.adapters.key("v1.5"), aig.adapters.names(denoiser)
+        ('tuned*0_5', 'v1_5', ['tuned', 'tuned*0_5'])
     """
     check_new(denoiser, name)
     if rank < 1:
@@ -59,7 +65,7 @@ def attach(
 
 
 def hold_in_float32(denoiser: nn.Module, name: str) -> None:
-    """Hold a LoRA in float32, or more where the base has more; PEFT gives it the base's precision."""
+    """Hold a LoRA in float32 at least; PEFT gives it the base's precision."""
     for layer in lora_layers(denoiser):
         if key(name) in layer.lora_A:
             for matrix in (layer.lora_A[key(name)], layer.lora_B[key(name)]):
@@ -67,25 +73,26 @@ def hold_in_float32(denoiser: nn.Module, name: str) -> None:
 
 
 def parameters(denoiser: nn.Module, name: str) -> list[nn.Parameter]:
-    """The adapter's trainable tensors, in a fixed order, with gradients switched on for them and off for all else."""
+    """The adapter's trainable tensors in a fixed order; enables gradients for them and disables all others.
+
+    Raises ValueError for an adapter that is not loaded.
+    """
     check_known(denoiser, name)
     denoiser.requires_grad_(False)
-    found = []
-    if is_copy(denoiser, name):
-        found = copy_parameters(denoiser, key(name))
+    tensors = copy_parameters(denoiser, key(name)) if is_copy(denoiser, name) else []
     for layer in lora_layers(denoiser):
         if key(name) in layer.lora_A:
-            found += [*layer.lora_A[key(name)].parameters(), *layer.lora_B[key(name)].parameters()]
-    for parameter in found:
-        parameter.requires_grad_(True)
-    return found
+            tensors += [*layer.lora_A[key(name)].parameters(), *layer.lora_B[key(name)].parameters()]
+    for tensor in tensors:
+        tensor.requires_grad_(True)
+    return tensors
 
 
 def scaled(denoiser: nn.Module, name: str, scale: float) -> str:
-    """Make the same weights available at `scale` times their contribution, and return the name to route rows to.
+    """Make an adapter available at `scale` times its contribution, and return the name to route rows to.
 
-    LoRA scaling interpolates between base (0) and tuned (1). Scale 0 is the base, scale 1 the adapter itself.
-    Nothing of a LoRA is copied; a whole copy (`full`) at another scale is a further copy.
+    LoRA scaling interpolates between the base (0) and the tuned model (1). A LoRA's weights are shared; a full copy
+    (`full`) at another scale is a further copy. Raises ValueError for an adapter that is not loaded.
     """
     check_known(denoiser, name)
     if scale == 0:
@@ -106,7 +113,7 @@ def scaled(denoiser: nn.Module, name: str, scale: float) -> str:
 
 
 class GradientDropout(nn.Module):
-    """Dropout where gradient is enabled, in eval mode too: rollouts and images without gradient stay whole."""
+    """Dropout wherever gradient is enabled, even in eval mode; rollouts and images without gradient have none."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -117,37 +124,37 @@ class GradientDropout(nn.Module):
 
 
 def drop_with_gradient(denoiser: nn.Module, name: str) -> None:
-    """Put `GradientDropout` in the place of the adapter's dropout, which the denoiser's eval mode would switch off."""
+    """Replace the adapter's dropout, which eval mode would disable, by `GradientDropout`."""
     for layer in lora_layers(denoiser):
         if isinstance(layer.lora_dropout[key(name)] if key(name) in layer.lora_A else None, nn.Dropout):
             layer.lora_dropout[key(name)] = GradientDropout(layer.lora_dropout[key(name)].p)
 
 
 def _modules(denoiser: nn.Module, targets: str | Sequence[str]) -> list[str]:
-    """The targets as PEFT takes them: of a named set those that the denoiser has, of a list all, each one there."""
+    """The targets for PEFT: those of a named set that the denoiser has, or a list, all of which must exist."""
     layers = [path for path, module in denoiser.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     paths = [path.removesuffix(".base_layer") for path in layers if ".lora_" not in path]
 
-    def there(target: str) -> bool:
+    def exists(target: str) -> bool:
         return any(path == target or path.endswith(f".{target}") for path in paths)
 
     if isinstance(targets, str) and targets in TARGETS:
-        return [target for target in TARGETS[targets] if there(target)]
-    wanted = [targets] if isinstance(targets, str) else list(targets)
-    for target in wanted:
-        if not there(target):
+        return [target for target in TARGETS[targets] if exists(target)]
+    suffixes = [targets] if isinstance(targets, str) else list(targets)
+    for target in suffixes:
+        if not exists(target):
             endings = sorted({".".join(path.split(".")[-n:]) for path in paths for n in (1, 2)})
             near = difflib.get_close_matches(target, [*endings, *TARGETS], n=5, cutoff=0.3)
             raise ValueError(
                 f"LoRA target {target!r}: {type(denoiser).__name__} has no linear or convolution layer of this name; "
                 f"near ones are {', '.join(near) or ', '.join(endings[:10])}"
             )
-    return wanted
+    return suffixes
 
 
 @contextmanager
 def several() -> Iterator[None]:
-    """PEFT warns of every adapter after a model's first; here several are the point."""
+    """Silence PEFT's warning about every adapter after a model's first: here several are the point."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
         yield

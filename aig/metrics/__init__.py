@@ -1,7 +1,8 @@
 """Measures of coverage and diversity of sets of image features.
 
-Features are arrays or tensors (n, d), one row an image. Every measure is right to float64 and refuses rows that are not
-finite; those of two sets refuse a constant one, and unequal n where their value depends on it.
+Features are arrays or tensors (n, d), one row per image. Every measure is exact to float64 and refuses rows that are
+not finite; those of two sets refuse a constant one, and unequal n if their value depends on n. Errors are
+`FeatureError` or another ValueError.
 """
 
 from aig.metrics._inputs import FeatureError
@@ -23,7 +24,6 @@ from aig.metrics.perceptual import mean_pairwise_perceptual_distance
 from aig.metrics.spectral import (
     SpectralProfile,
     log_spectral_distance,
-    pooled_within,
     seed_halves,
     spectral_distance,
     spectral_profile,
@@ -53,7 +53,6 @@ __all__ = [
     "merge_radii",
     "neighbour_scores",
     "per_prompt",
-    "pooled_within",
     "precision_recall",
     "radii_tile",
     "seed_halves",

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK = 2**18  # float64 numbers of a temporary array: its 2 MiB stay in a cache
+CHUNK = 2**18  # float64 numbers of a temporary array: 2 MiB stay in a cache
 
 
 class Block(NamedTuple):
-    """Rows of a set, and the same around some centre in the dtype that products are fastest in, with their squares."""
+    """Rows of a set, and the same around a centre in the dtype of the fastest products, with their squares."""
 
     rows: Tensor
-    """(n, d) float32 or float64, as they were given."""
+    """(n, d) float32 or float64, unchanged."""
     centred: Tensor
     """(n, d)"""
     squares: Tensor
@@ -33,10 +33,10 @@ def blocks(*sets: Tensor) -> list[Block]:
 
 
 def levels(x: Block, y: Block) -> Iterator[tuple[Tensor, float]]:
-    """Squared distances (n, m) of the rows of x and those of y, and what their error is at most.
+    """Squared distances (n, m) between rows of x and of y, with a bound of their error, ever more exact.
 
-    Cheapest and roughest first, the last by differences. Those have error 0 here: two of them are told apart where they
-    differ by more than `tie`.
+    Cheapest and roughest first, the last by differences, with error 0: two of these count as different if they differ
+    by more than `tie`.
     """
     yield from _product(x, y)
     if x.centred.dtype == torch.float32:
@@ -53,7 +53,7 @@ def differences(x: Block, y: Block, pairs: Tensor) -> Tensor:
 
 
 def tie(d: int) -> float:
-    """Relative difference within which two sums of d squares may be equal: each is right to (d + 2) eps / 2."""
+    """Relative difference within which two sums of d squares may be equal: each is exact to (d + 2) eps / 2."""
     return (d + 8) * torch.finfo(torch.float64).eps
 
 
@@ -67,11 +67,11 @@ def _block(rows: Tensor, centre: Tensor, dtype: torch.dtype) -> Block:
 
 
 def _product(x: Block, y: Block) -> Iterator[tuple[Tensor, float]]:
-    """‖x‖² + ‖y‖² − 2 x·y (n, m) and a bound of its error; nothing where squares of huge features overflow.
+    """‖x‖² + ‖y‖² − 2 x·y (n, m) and a bound of its error; nothing if squares of huge features overflow.
 
-    Sums of d products in any order are right to d eps / 2 of their absolute values (Higham 2002, §3.1), and 2 |x·y| <=
+    Sums of d products in any order are exact to d eps / 2 of their absolute values (Higham 2002, §3.1), and 2 |x·y| <=
     ‖x‖² + ‖y‖²: d eps / 2 of that for the norms and as much for the product, 8 eps for rounding the rows, the sums and
-    a caller's limit to this dtype, and then what underflows.
+    a caller's limit to this dtype, and then underflow.
     """
     limits, d = torch.finfo(x.centred.dtype), x.centred.shape[1]
     scale = float(x.squares.max()) + float(y.squares.max())
@@ -81,6 +81,6 @@ def _product(x: Block, y: Block) -> Iterator[tuple[Tensor, float]]:
 
 
 def _float32_is_plain(device: torch.device) -> bool:
-    """Whether a product in float32 is one: settings of the process can make it TF32 or bfloat16."""
+    """Whether products of float32 stay in float32: settings of the process can make them TF32 or bfloat16."""
     fast = getattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision", "ieee")
     return device.type == "cpu" and fast in ("none", "ieee") and torch.get_float32_matmul_precision() == "highest"

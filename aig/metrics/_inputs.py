@@ -1,4 +1,4 @@
-"""What every measure asks of its inputs, checked once and in the same words."""
+"""The checks of every measure's inputs, in one place and in the same words."""
 
 from collections.abc import Sequence
 
@@ -10,23 +10,31 @@ Groups = Sequence | np.ndarray | torch.Tensor
 
 
 class FeatureError(ValueError):
-    """Features that a measure cannot take: too few, not finite, constant, or without a direction."""
+    """The error of features that a measure cannot take: too few, not finite, constant, or without a direction.
+
+    Examples:
+        >>> try:
+        ...     aig.metrics.vendi_score(np.zeros((1, 4)))
+        ... except aig.metrics.FeatureError as error:
+        ...     print(error)
+        x has 1 rows, fewer than the 2 needed: generate more images
+    """
 
 
-NUMBERS = 2**20  # of a float64 copy of some rows, where they are streamed: 8 MiB
+NUMBERS = 2**20  # per float64 copy of streamed rows: 8 MiB
 
 
 def streamed(x: Features) -> int:
-    """How many rows of x (n, d) to copy to float64 at a time."""
+    """The number of rows of x (n, d) to copy to float64 at a time."""
     return max(1, NUMBERS // max(1, int(np.prod(x.shape[1:]))))
 
 
 def as_features(
     x: Features, name: str, min_rows: int = 2, first_row: int = 0, keep_float32: bool = False
 ) -> torch.Tensor:
-    """Features as a float64 tensor (n, d) on their own device; a ValueError names what is wrong and the fix.
+    """Features as a float64 tensor (n, d) on their own device; a ValueError names the reason and the fix.
 
-    first_row is the number of x's first row in what the caller holds; keep_float32 saves the copy of float32 rows.
+    first_row is the index of x's first row in the caller's set, for messages; keep_float32 does not copy float32 rows.
     """
     if isinstance(x, torch.Tensor):
         # MPS has no float64.
@@ -35,10 +43,10 @@ def as_features(
     else:
         x = np.asarray(x)
         x = np.asarray(x, np.float32 if keep_float32 and x.dtype == np.float32 else np.float64)
-        # Arrays that come out of Arrow are read-only, and torch warns about those.
-        x = torch.from_numpy(x if x.flags.writeable else x.copy())
+        # torch warns of read-only arrays, as Arrow's are, and refuses reversed ones.
+        x = torch.from_numpy(x if x.flags.writeable and min(x.strides, default=0) >= 0 else x.copy())
     if x.ndim != 2 or x.shape[1] == 0:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}: give features as (n, d), one row an image")
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: give features as (n, d), one row per image")
     if x.shape[0] < min_rows:
         raise FeatureError(f"{name} has {x.shape[0]} rows, fewer than the {min_rows} needed: generate more images")
     finite = torch.cat([torch.isfinite(rows).all(1) for rows in x.split(streamed(x))])
@@ -54,7 +62,7 @@ def as_features(
 def as_feature_pair(
     ref: Features, gen: Features, min_rows: int = 2, keep_float32: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`as_features` of both, on the reference's device, with equal d, neither of them constant."""
+    """`as_features` of both, on the reference's device, with equal d, neither constant."""
     r = as_features(ref, "ref", min_rows, keep_float32=keep_float32)
     g = as_features(gen, "gen", min_rows, keep_float32=keep_float32).to(r.device)
     check_dimensions(r.shape[1], g.shape[1])
@@ -74,7 +82,7 @@ def check_varied(varied: bool, name: str, n: int) -> None:
 def check_equal_n(n_ref: int, n_gen: int, reason: str) -> None:
     if n_ref != n_gen:
         raise ValueError(
-            f"ref has n = {n_ref} and gen n = {n_gen}: {reason}, so unequal n alone makes a difference; take equally "
+            f"ref has n = {n_ref} and gen n = {n_gen}: {reason}, so unequal n alone makes a difference; use equally "
             "many rows, or pass allow_unequal_n=True"
         )
 
@@ -97,10 +105,10 @@ def unit_rows(x: Features, name: str, min_rows: int = 2, first_row: int = 0) -> 
 
 
 def group_index(groups: Groups, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted distinct groups (g,) and each row's place among them (n,)."""
+    """Sorted distinct groups (g,) and each row's index among them (n,)."""
     labels = as_labels(groups)
     if labels.shape != (n,):
-        raise ValueError(f"groups has shape {labels.shape} for {n} rows: give one prompt id a row")
+        raise ValueError(f"groups has shape {labels.shape} for {n} rows: give one prompt id per row")
     return np.unique(labels, return_inverse=True)
 
 

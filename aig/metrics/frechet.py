@@ -11,7 +11,12 @@ def frechet_distance(ref: Features | Moments, gen: Features | Moments, *, allow_
 
     With Inception features it is FID. ref, gen: (n, d) or their Moments; ddof = 1.
     Raises ValueError for fewer than two rows, values that are not finite, constant features, different d, and unequal n
-    unless that is allowed: the bias shrinks with n, so arms are compared at equal n.
+    unless allowed: the bias shrinks with n, so compare arms at equal n.
+
+    Examples:
+        >>> x = np.random.default_rng(0).normal(size=(100, 4))
+        >>> round(aig.metrics.frechet_distance(x, aig.metrics.Moments.of(x + 1)), 6)
+        4.0
     """
     r, g = moments_pair(ref, gen, None if allow_unequal_n else "the distance's bias depends on n")
     cov_ref, cov_gen = r.covariance(), g.covariance()
@@ -23,7 +28,7 @@ def frechet_distance(ref: Features | Moments, gen: Features | Moments, *, allow_
 
 
 def _factor(covariance: np.ndarray) -> np.ndarray:
-    """F (d, rank) with F Fᵀ = covariance, by a symmetric eigendecomposition; eigenvalues that are rounding left out."""
+    """F (d, rank) with F Fᵀ = covariance, by a symmetric eigendecomposition without eigenvalues that are rounding."""
     values, vectors = np.linalg.eigh(covariance)
     kept = values > len(values) * np.finfo(np.float64).eps * values[-1]
     return vectors[:, kept] * np.sqrt(values[kept])

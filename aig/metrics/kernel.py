@@ -13,19 +13,24 @@ BLOCK = 1024
 
 
 class SubsetDistance(NamedTuple):
-    """What `kernel_distance_subsets` returns, without unit."""
+    """The result of `kernel_distance_subsets`, without unit."""
 
     mean: float
     std: float
-    """Standard deviation over subsets, with ddof = 0 as others print it."""
+    """Standard deviation over subsets, with ddof = 0 as in other packages."""
 
 
 def kernel_distance(ref: Features, gen: Features, *, block: int = BLOCK) -> float:
     """Unbiased squared MMD of all rows with the kernel (x·y / d + 1)³ (Bińkowski et al. 2018, KID).
 
-    It has no unit and can be negative. ref (n, d), gen (m, d); n and m may differ, since it is unbiased. Memory grows
-    with block² beside the features. Raises ValueError for fewer than two rows, values that are not finite, constant
+    It has no unit and can be negative. ref (n, d), gen (m, d); n and m may differ, since it is unbiased. Memory beside
+    the features grows with block². Raises ValueError for fewer than two rows, values that are not finite, constant
     features, or different d.
+
+    Examples:
+        >>> x = np.eye(4)
+        >>> round(aig.metrics.kernel_distance(x, 3 * x), 4), round(aig.metrics.cmmd(x, -x), 4)
+        (-2.1797, 9.9007)
     """
     return _cubic_mmd(*as_feature_pair(ref, gen), block)
 
@@ -35,8 +40,13 @@ def kernel_distance_subsets(
 ) -> SubsetDistance:
     """Mean and standard deviation of `kernel_distance` over random subsets of `size` rows, as papers report KID.
 
-    Subsets are drawn as torch-fidelity draws them, so that the same seed gives its figures. Subsets share rows: the
-    deviation is no confidence interval. Raises ValueError as `kernel_distance`, and for sets smaller than a subset.
+    Subsets are drawn as in torch-fidelity, so the same seed gives its figures. Subsets share rows, so the deviation is
+    no confidence interval. Raises ValueError as `kernel_distance`, and for sets smaller than a subset.
+
+    Examples:
+        >>> x = np.random.default_rng(0).normal(size=(40, 4))
+        >>> aig.metrics.kernel_distance_subsets(x, x + 3, subsets=5, size=20).mean > 1
+        True
     """
     if subsets < 1 or size < 2:
         raise ValueError(f"subsets is {subsets} and size {size}: give at least 1 subset of at least 2 rows")
@@ -62,11 +72,10 @@ def cmmd(
 ) -> float:
     """Squared MMD of CLIP image embeddings with the kernel exp(−‖x − y‖² / 2σ²), times scale (Jayasumana et al. 2024).
 
-    ref (n, d), gen (m, d); rows are scaled to unit length first, as in the paper's code. By default it is that code's
+    ref (n, d), gen (m, d); rows are scaled to unit length first, as in the paper's code. The default is that code's
     estimate, which is >= 0 and counts pairs of a row with itself: its bias depends on n, so unequal n is refused unless
-    that is allowed. `unbiased` is the estimate of the paper's equation, which leaves these pairs out and can be
-    negative. Memory grows with block² beside the features. Raises ValueError as `kernel_distance`, and for a row of
-    zeros.
+    allowed. `unbiased` is the paper's equation, without these pairs, and can be negative. Memory beside the features
+    grows with block². Raises ValueError as `kernel_distance`, and for a row of zeros.
     """
     if not sigma > 0:
         raise ValueError(f"sigma is {sigma}: give a bandwidth above 0")
@@ -105,7 +114,7 @@ def _cubic_mmd(ref: Tensor, gen: Tensor, block: int) -> float:
 
 
 def _mmd(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor], unbiased: bool, block: int) -> float:
-    """Squared MMD (Gretton et al. 2012, equation 3; equation 5 where it is biased)."""
+    """Squared MMD (Gretton et al. 2012, equation 3; equation 5 if biased)."""
 
     def within(rows: Tensor) -> float:
         n = len(rows)

@@ -1,11 +1,11 @@
 """Coverage by nearest neighbours: precision, recall, density and coverage; exact, over tiles of pairs of rows.
 
-A tile is a block of rows against another. Its distances come from one matrix product whose rounding is bounded; pairs
-that the bound leaves open are measured again by differences in float64. So the result depends neither on the tiles nor
-on a common offset, and memory grows with the square of a block beside the features.
+A tile is a block of rows against another. Its distances come from one matrix product with bounded rounding; pairs that
+the bound leaves open are measured again by differences in float64. So the result depends neither on the tiles nor on a
+common offset, and memory beside the features grows with the square of a block.
 
-To spread the tiles of sets too large for one process over workers: `radii_tile` of every two blocks of a set, merged a
-block by `merge_radii`, whose last column holds the squared radii; then `hits_tile` of every block of ref with every
+To spread the tiles of sets too large for one process over workers: `radii_tile` of every two blocks of a set, merged
+per block by `merge_radii`, whose last column holds the squared radii; then `hits_tile` of every block of ref with every
 block of gen, added up by `Hits.add`, and `Hits.scores`.
 """
 
@@ -25,14 +25,14 @@ BLOCK = 1024
 
 
 class NeighbourScores(NamedTuple):
-    """What `neighbour_scores` returns."""
+    """The four measures of `neighbour_scores`."""
 
     precision: float
     """In [0, 1]: the share of gen in a ball of ref."""
     recall: float
     """In [0, 1]: the share of ref in a ball of gen."""
     density: float
-    """At least 0, about 1 for equal distributions: balls of ref around a row of gen, over k, in the mean."""
+    """At least 0, about 1 for equal distributions: the mean number of balls of ref around a row of gen, over k."""
     coverage: float
     """In [0, 1]: the share of balls of ref that hold a row of gen."""
 
@@ -40,7 +40,13 @@ class NeighbourScores(NamedTuple):
 def neighbour_scores(
     ref: Features, gen: Features, k: int = 5, *, block: int = BLOCK, allow_unequal_n: bool = False
 ) -> NeighbourScores:
-    """All of `precision_recall` and `density_coverage` for little more than the cost of one, with their errors."""
+    """All of `precision_recall` and `density_coverage` for little more than the cost of one, with their errors.
+
+    Examples:
+        >>> x = np.random.default_rng(0).normal(size=(50, 4))
+        >>> aig.metrics.neighbour_scores(x, x + 100)
+        NeighbourScores(precision=0.0, recall=0.0, density=0.0, coverage=0.0)
+    """
     r, g = _pair(ref, gen, k, allow_unequal_n)
     return _hits(r, g, _radii(r, k, block), _radii(g, k, block), block).scores(k)
 
@@ -51,11 +57,15 @@ def precision_recall(
     """Improved precision and recall, each in [0, 1] (Kynkäänniemi et al. 2019).
 
     Precision is the share of gen inside some ball around a reference row that reaches its k-th nearest other reference
-    row; recall is the same with the sets exchanged. Balls are open, as in prdc, so a row that stands k + 1 times or
-    more has an empty one. ref (n, d), gen (m, d), on CPU or GPU. Memory grows with block² beside the features; the
-    result does not depend on block.
-    Raises ValueError for fewer than k + 1 rows, values that are not finite, constant features, different d, and
-    unequal n unless that is allowed: more rows make smaller balls.
+    row; recall is the same with the sets exchanged. Balls are open, as in prdc, so a row that occurs k + 1 times or
+    more has an empty one. ref (n, d), gen (m, d), on CPU or GPU. Memory beside the features grows with block²; the
+    result does not depend on block. Raises ValueError for fewer than k + 1 rows, values that are not finite, constant
+    features, different d, and unequal n unless allowed: more rows make smaller balls.
+
+    Examples:
+        >>> x = np.random.default_rng(0).normal(size=(50, 4))
+        >>> aig.metrics.precision_recall(x, x), aig.metrics.density_coverage(x, x)[1]
+        ((1.0, 1.0), 1.0)
     """
     scores = neighbour_scores(ref, gen, k, block=block, allow_unequal_n=allow_unequal_n)
     return scores.precision, scores.recall
@@ -82,10 +92,17 @@ def radii_tile(
 ) -> tuple[Tensor, Tensor]:
     """Squared distances of each row of x (n, d) to its k nearest rows of y (m, d), and of each row of y to those of x.
 
-    Returns (n, k) and (m, k) in float64, ascending, inf where a row has fewer neighbours. y = None stands for x
-    itself, no row its own neighbour; both results are one then. bound_x (n,) and bound_y (m,) are what `merge_radii` of
-    earlier tiles has in its last column: distances beyond it may be left out as inf, which saves time. Raises
-    ValueError for values that are not finite or different d.
+    Returns (n, k) and (m, k) in float64, ascending, inf for missing neighbours. y = None stands for x itself, no row
+    its own neighbour; both results are then the same. bound_x (n,) and bound_y (m,) are the last column of
+    `merge_radii` of earlier tiles: distances beyond them may be returned as inf, which saves time. Raises ValueError
+    for values that are not finite or different d.
+
+    Examples:
+        >>> x, y = np.array([[0.0], [1.0]]), np.array([[3.0], [9.0]])
+        >>> own, (other, _) = aig.metrics.radii_tile(x, None, k=1)[0], aig.metrics.radii_tile(x, y, k=1)
+        >>> radii = aig.metrics.merge_radii(own, other)[:, -1]  # squared, to the nearest other row
+        >>> radii.tolist(), aig.metrics.hits_tile(x, y / 3, radii, None).gen_rows.tolist()
+        ([1.0, 1.0], [0, 1])
     """
     a = as_features(x, "x", 1, keep_float32=True)
     within_x = None if bound_x is None else _radius(bound_x, "bound_x", a)
@@ -98,12 +115,12 @@ def radii_tile(
 
 
 def merge_radii(*tiles: Tensor) -> Tensor:
-    """The k smallest (n, k), ascending, of what `radii_tile` gave one block of rows, in any order of tiles."""
+    """Merge the results (n, k) of `radii_tile` for one block of rows, in any order: the k smallest, ascending."""
     return torch.cat(tiles, 1).sort(1).values[:, : tiles[0].shape[1]]
 
 
 def hits_tile(ref: Features, gen: Features, radii_ref: Features, radii_gen: Features | None) -> Hits:
-    """Which rows of gen (m, d) lie in balls of ref (n, d), and the reverse, counted for each row.
+    """Count for each row the rows of gen (m, d) in balls of ref (n, d), and the reverse.
 
     radii_ref (n,) and radii_gen (m,) are squared, the last column of `merge_radii` over all tiles of the whole sets;
     without radii_gen nothing is counted for recall. Raises ValueError for values that are not finite, different d, or
@@ -119,14 +136,21 @@ def hits_tile(ref: Features, gen: Features, radii_ref: Features, radii_gen: Feat
 
 @dataclass(eq=False)
 class Hits:
-    """Counts of rows in balls, of a tile or of whole sets of n rows of ref and m of gen."""
+    """Counts of rows in balls, for a tile or whole sets of n rows of ref and m of gen.
+
+    Examples:
+        >>> total = aig.metrics.Hits.none(n=2, m=3)
+        >>> total.add(aig.metrics.Hits(torch.tensor([1]), torch.tensor([1]), torch.tensor([0])), 1, 2)
+        >>> total.scores(k=1)
+        NeighbourScores(precision=0.3333333333333333, recall=0.0, density=0.3333333333333333, coverage=0.5)
+    """
 
     ref_balls: Tensor
-    """(m,) int64, the balls of ref around each row of gen."""
+    """(m,) int64, balls of ref around each row of gen."""
     gen_rows: Tensor
-    """(n,) int64, the rows of gen in each ball of ref."""
+    """(n,) int64, rows of gen in each ball of ref."""
     gen_balls: Tensor
-    """(n,) int64, the balls of gen around each row of ref."""
+    """(n,) int64, balls of gen around each row of ref."""
 
     @classmethod
     def none(cls, n: int, m: int, device: torch.device | str = "cpu") -> Hits:
@@ -134,14 +158,14 @@ class Hits:
         return cls(*(torch.zeros(rows, dtype=torch.int64, device=device) for rows in (m, n, n)))
 
     def add(self, tile: Hits, ref_start: int, gen_start: int) -> None:
-        """Add the counts of a tile whose first rows are these rows of the whole sets; any order gives the same."""
+        """Add the counts of a tile that starts at these rows of the whole sets, in any order."""
         of_ref = slice(ref_start, ref_start + len(tile.gen_rows))
         self.ref_balls[gen_start : gen_start + len(tile.ref_balls)] += tile.ref_balls
         self.gen_rows[of_ref] += tile.gen_rows
         self.gen_balls[of_ref] += tile.gen_balls
 
     def scores(self, k: int) -> NeighbourScores:
-        """The four measures from the counts of all tiles of the whole sets."""
+        """The four measures, once all tiles of the whole sets have been added."""
 
         def share(counts: Tensor) -> float:
             return int((counts > 0).sum()) / len(counts)
@@ -151,10 +175,11 @@ class Hits:
 
 
 def _radius(radii: Features, name: str, rows: Tensor) -> Tensor:
-    found = torch.as_tensor(radii).to(rows.device, torch.float64)
-    if found.shape != (len(rows),):
-        raise ValueError(f"{name} has shape {tuple(found.shape)} for {len(rows)} rows: give one squared distance a row")
-    return found
+    squared = torch.as_tensor(radii).to(rows.device, torch.float64)
+    if squared.shape != (len(rows),):
+        shape = tuple(squared.shape)
+        raise ValueError(f"{name} has shape {shape} for {len(rows)} rows: give one squared distance per row")
+    return squared
 
 
 def _pair(ref: Features, gen: Features, k: int, allow_unequal_n: bool) -> list[Block]:
@@ -169,7 +194,7 @@ def _pair(ref: Features, gen: Features, k: int, allow_unequal_n: bool) -> list[B
 def _radii(x: Block, k: int, block: int) -> Tensor:
     """Squared distance (n,) of each row to its k-th nearest other row."""
     parts = x.split(block)
-    # Each block with itself first: its radii bound what the other tiles have to look at.
+    # Each block with itself first: its radii bound the search in the other tiles.
     nearest = [_radii_tile(part, None, k, None, None)[0] for part in parts]
     for i, j in combinations(range(len(parts)), 2):
         of_i, of_j = _radii_tile(parts[i], parts[j], k, nearest[i][:, -1], nearest[j][:, -1])
@@ -210,12 +235,12 @@ def _nearest(squared: Tensor, error: float, x: Block, y: Block, k: int, bound: T
         nearest = x.rows.new_full((n, k), torch.inf, dtype=torch.float64)
         nearest[:, : min(k, m)] = squared.topk(min(k, m), dim=1, largest=False).values
         return nearest
-    few = n * m // 64 + 2 * k * n  # pairs that cost less to measure one by one than the tile by the next level
+    few = n * m // 64 + 2 * k * n  # pairs that are cheaper to measure one by one than the tile at the next level
     if bound is not None and torch.isfinite(bound).all():
         open_ = squared <= (bound + error).to(squared.dtype)[:, None]
         if int(open_.sum()) <= few:
             return _smallest(open_, x, y, k)
-    # The k-th smallest plus its error bounds the k-th distance; what lies within, less its own error, may be nearer.
+    # The k-th smallest plus its error bounds the k-th distance; any pair within it, less its own error, may be nearer.
     reach = squared.topk(min(k, m), dim=1, largest=False).values[:, -1].double() + 2 * error
     open_ = (squared <= reach.to(squared.dtype)[:, None]) & (squared < torch.inf)
     return _smallest(open_, x, y, k) if int(open_.sum()) <= few else None
@@ -234,8 +259,8 @@ def _smallest(open_: Tensor, x: Block, y: Block, k: int) -> Tensor:
 
 
 def _hits_tile(ref: Block, gen: Block, radii_ref: Tensor, radii_gen: Tensor | None) -> Hits:
-    # Images are often shared between the sets (an arm that equals the base), and a copy of the k-th neighbour stands on
-    # the ball's surface: outside, whatever the rounding.
+    # The sets often share images (an arm that equals the base), and a copy of the k-th neighbour is on the ball's
+    # surface: outside, whatever the rounding.
     shrink = 1 - tie(ref.rows.shape[1])
     for squared, error in levels(ref, gen):
         in_ref = _below(squared, error, ref, gen, (radii_ref * shrink)[:, None])

@@ -1,4 +1,4 @@
-"""Mean distances over pairs of rows, and any diversity measure prompt by prompt."""
+"""Mean distances over pairs of rows, and any diversity measure per prompt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from aig.metrics._inputs import Features, Groups, as_features, check_dimensions,
 
 @dataclass(eq=False)
 class CosineSums:
-    """What the mean cosine distance of a feature stream needs: n and Σz, z the rows at unit length; mergeable."""
+    """The sums behind the mean cosine distance of a feature stream: n and Σz, z the rows at unit length; mergeable.
+
+    Examples:
+        >>> sums = aig.metrics.CosineSums().update(np.eye(3)).merge(aig.metrics.CosineSums())
+        >>> sums.mean_distance()
+        1.0
+    """
 
     n: int = 0
     """Number of rows."""
@@ -21,7 +27,7 @@ class CosineSums:
     """(d,) Σz in float64."""
 
     def update(self, batch: Features) -> CosineSums:
-        """Add the rows of batch (n, d), in place, and return self; float64 copies are made 8 MiB at a time.
+        """Add the rows of batch (n, d), in place, and return self; float64 copies hold 8 MiB.
 
         Raises ValueError, and changes nothing, for another d than before, values that are not finite, or a row of
         zeros.
@@ -55,8 +61,11 @@ class CosineSums:
 def mean_pairwise_cosine_distance(x: Features) -> float:
     """Mean of 1 − cos over pairs of different rows of x (n, d), in [0, n / (n − 1)], in O(n d).
 
-    It streams: `CosineSums` takes batches and merges. Raises ValueError for fewer than two rows, values that are not
-    finite, or a row of zeros.
+    `CosineSums` streams it. Raises ValueError for fewer than two rows, values that are not finite, or a row of zeros.
+
+    Examples:
+        >>> aig.metrics.mean_pairwise_cosine_distance(np.array([[1.0, 0], [2, 0], [0, 3]]))  # 0, 1 and 1
+        0.6666666666666667
     """
     return CosineSums().update(x).mean_distance()
 
@@ -64,8 +73,12 @@ def mean_pairwise_cosine_distance(x: Features) -> float:
 def mean_pairwise_distance(x: Features) -> float:
     """Mean Euclidean distance over pairs of different rows of x (n, d), in feature units, >= 0.
 
-    Takes O(n²) memory: meant for one prompt's images. Raises ValueError for fewer than two rows or values that are not
+    Needs O(n²) memory: meant for one prompt's images. Raises ValueError for fewer than two rows or values that are not
     finite.
+
+    Examples:
+        >>> aig.metrics.mean_pairwise_distance(np.array([[0.0], [1], [3]]))
+        2.0
     """
     return float(torch.nn.functional.pdist(as_features(x, "x")).mean())
 
@@ -73,8 +86,13 @@ def mean_pairwise_distance(x: Features) -> float:
 def per_prompt(metric: Callable[[Features], float], x: Features, groups: Groups) -> np.ndarray:
     """metric of each group's rows (g,), in the sorted order of the distinct groups (that of `numpy.unique`).
 
-    x (n, d), groups (n,) one prompt id a row. Average it over prompts, or give it to `aig.pareto.bootstrap`. Raises
+    x (n, d), groups (n,) one prompt id per row. Average it over prompts, or pass it to `aig.pareto.bootstrap`. Raises
     ValueError for a wrong number of groups; an error of the metric names the group.
+
+    Examples:
+        >>> x, prompts = np.array([[0.0], [1], [0], [3]]), ["star", "star", "heart", "heart"]
+        >>> aig.metrics.per_prompt(aig.metrics.mean_pairwise_distance, x, prompts)  # heart, star
+        array([3., 1.])
     """
     labels, place = group_index(groups, len(x))
     values = np.empty(len(labels))

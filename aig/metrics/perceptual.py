@@ -1,4 +1,4 @@
-"""Diversity of one prompt's images by a perceptual distance: LPIPS or DreamSim where installed, or any other."""
+"""Diversity of one prompt's images by a perceptual distance: LPIPS or DreamSim if installed, or any other."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-"""Images (B, 3, H, W) in [0, 1] and as many others to distances (B,)."""
+"""From images (B, 3, H, W) in [0, 1] and as many others to distances (B,)."""
 
 
 def load(name: str, device: str | torch.device = "cpu", weights: str | None = None) -> Distance:
     """`lpips` (Zhang et al. 2018, AlexNet) or `dreamsim` (Fu et al. 2023, ensemble): distances >= 0 without unit.
 
-    Neither package is a dependency. LPIPS takes images of any size from about 64 up; its AlexNet comes from
-    torchvision's cache (TORCH_HOME). DreamSim takes 224 × 224, to which images are resized; weights is the folder that
-    holds its files, `models` by default. Both download what is not there.
-    Raises ValueError for another name, or where the package is not installed or its weights are not at hand.
+    Neither package is a dependency. LPIPS takes images of about 64 px and more; its AlexNet comes from torchvision's
+    cache (TORCH_HOME). DreamSim resizes images to 224 × 224; weights is the folder of its files, `models` by default.
+    Both download missing files. Raises ValueError for another name, and if the package is not installed or its weights
+    cannot be read.
     """
     if name not in BUILDERS:
         raise ValueError(f"perceptual distance {name!r} is not known (known: {', '.join(BUILDERS)})")
@@ -30,17 +30,24 @@ def load(name: str, device: str | torch.device = "cpu", weights: str | None = No
         raise ValueError(f"perceptual distance {name!r} needs a package ({error}): pip install {name}") from error
     except OSError as error:
         raise ValueError(
-            f"perceptual distance {name!r} has no weights at hand ({error}): load it once where there is a network, "
-            "and bring its files here"
+            f"perceptual distance {name!r} has no weights at hand ({error}): load it once on a machine with a network, "
+            "and copy its files here"
         ) from error
 
 
 @torch.no_grad()
 def mean_pairwise_perceptual_distance(images: Tensor, distance: Distance, *, batch: int = 64) -> float:
-    """Mean distance over all pairs of different images (n, 3, H, W), those of one prompt; higher is more diverse.
+    """Mean distance over all pairs of different images (n, 3, H, W) of one prompt; higher is more diverse.
 
-    Each pair is measured once, `batch` at a time. Raises ValueError for fewer than two images, values that are not
-    finite, or a distance that gives another shape or values that are not finite.
+    `distance` takes images and as many others to distances (B,), as `aig.metrics.perceptual.load` returns. Each pair is
+    measured once, `batch` at a time. Raises ValueError for fewer than two images, values that are not finite, or a
+    distance that returns another shape or such values.
+
+    Examples:
+        >>> images = torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)])
+        >>> mse = lambda a, b: (a - b).square().mean(dim=(1, 2, 3))
+        >>> aig.metrics.mean_pairwise_perceptual_distance(images, mse)
+        1.0
     """
     n = len(images)
     if images.ndim != 4 or n < 2:
@@ -54,7 +61,7 @@ def mean_pairwise_perceptual_distance(images: Tensor, distance: Distance, *, bat
         if values.shape != (len(i),) or not torch.isfinite(values).all():
             raise ValueError(
                 f"the distance gave shape {tuple(values.shape)} for {len(i)} pairs, or values that are not finite: "
-                "it must give one finite number a pair"
+                "it must give one finite number per pair"
             )
         total += float(values.double().sum())
     return total / len(first)

@@ -11,11 +11,15 @@ def vendi_score(x: Features, q: float = 1, *, bandwidth: float | None = None) ->
     """exp of the Rényi entropy of a kernel's eigenvalues over n, at least 1 (Friedman and Dieng 2023).
 
     x (n, d), q >= 0 the order: 0 counts distinct directions, 1 is Shannon's, inf sees the largest mode alone. It grows
-    with n: fix n and print it. The kernel is the cosine, at most min(n, d), for O(n d min(n, d)): the d × d matrix has
-    the same non-null eigenvalues as the n × n one, and where n > d rows are read a block at a time. With a bandwidth in
-    feature units it is exp(−‖x − y‖² / 2 bandwidth²), at most n, for O(n²) memory and O(n³) time.
+    with n: fix n and report it. The kernel is the cosine, with scores up to min(n, d), in O(n d min(n, d)): the d × d
+    matrix has the non-null eigenvalues of the n × n one, and for n > d rows are read in blocks. With a bandwidth in
+    feature units the kernel is exp(−‖x − y‖² / 2 bandwidth²), with scores up to n, in O(n²) memory and O(n³) time.
     Raises ValueError for fewer than two rows, values that are not finite, a negative q, a row of zeros (cosine), or a
     bandwidth that is not above 0.
+
+    Examples:
+        >>> round(aig.metrics.vendi_score(np.array([[1.0, 0], [1, 0], [0, 1], [0, 1]])), 6)
+        2.0
     """
     if not q >= 0:
         raise ValueError(f"q is {q}: give an order >= 0, or inf")
@@ -23,7 +27,7 @@ def vendi_score(x: Features, q: float = 1, *, bandwidth: float | None = None) ->
         raise ValueError(f"bandwidth is {bandwidth}: give one above 0 in feature units, or None for the cosine kernel")
     kernel = _cosine(x) if bandwidth is None else _gaussian(as_features(x, "x"), bandwidth)
     p = torch.linalg.eigvalsh(kernel / len(x)).cpu().numpy()
-    # Null eigenvalues come out as rounding, which a small q would count.
+    # Null eigenvalues are computed as rounding, which a small q would count.
     p = p[p > max(x.shape) * np.finfo(np.float64).eps * p[-1]]
     if q == 1:
         return float(np.exp(-np.sum(p * np.log(p))))

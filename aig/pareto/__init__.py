@@ -1,4 +1,4 @@
-"""Pareto fronts with intervals: what is optimal, how much a family of arms dominates, and how sure that is.
+"""Pareto fronts with intervals: the optimal arms, the volume that a family dominates, and how certain both are.
 
 All objectives are maximized: by convention reward on x and diversity on y. The unit of every interval is the prompt.
 """

@@ -1,4 +1,4 @@
-"""Contrasts that a verdict may rest on: an estimate with an interval, a p-value, and its values by training seed."""
+"""Contrasts for verdicts: an estimate with an interval, a p-value, and its values by training seed."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from scipy import stats
 
 from aig.pareto.intervals import LEAST_PROMPTS, t_quantile
 
-# Fewer adapters say nothing of others: what is said then holds for these.
+# With fewer training seeds a verdict holds for these adapters only.
 LEAST_SEEDS = 3
 
 
 class Contrast(NamedTuple):
-    """An estimate with its interval; NaN for what the data do not give."""
+    """An estimate with its interval; NaN for values that the data cannot give."""
 
     value: float
     low: float
     high: float
     p: float
-    """Two-sided, of a true value of 0: under 1 − level just where the interval excludes 0."""
+    """Two-sided, for a true value of 0: below 1 − level exactly if the interval excludes 0."""
     by_seed: tuple[float, ...]
-    """The estimate of each training seed alone."""
+    """The estimate from each training seed alone."""
 
 
 def contrast(values: np.ndarray, left_out: np.ndarray, replicates: np.ndarray, level: float) -> Contrast:
@@ -32,15 +32,23 @@ def contrast(values: np.ndarray, left_out: np.ndarray, replicates: np.ndarray, l
     values (seeds,): the statistic of each training seed; left_out (prompts, seeds): without each prompt in turn;
     replicates (n, seeds): in each replicate of a bootstrap of the prompts, the same prompts for every seed.
 
-    The prompts' variance is the jackknife's, which holds for statistics with kinks, where a bootstrap's own studentized
-    intervals fail. Its degrees of freedom are prompts − 1, and fewer where its pseudo-values have heavy tails. With
-    LEAST_SEEDS seeds or more that between seeds / seeds is added, with Satterthwaite's degrees of freedom (1946): the
-    interval then is of adapters of other seeds and prompts, and a little wide, since the seeds' interaction with the
-    prompts is in both terms. With fewer it is of these adapters.
+    The variance over prompts is the jackknife's, which holds for statistics with kinks, unlike a bootstrap's
+    studentized intervals. Its degrees of freedom are prompts − 1, fewer if its pseudo-values have heavy tails. From
+    LEAST_SEEDS seeds on, the variance between seeds / seeds is added, with Satterthwaite's degrees of freedom (1946):
+    the interval is then for adapters of other seeds and prompts, and a little wide, since the seeds' interaction with
+    the prompts is in both terms. With fewer seeds it is for these adapters.
 
-    Of a skewed or curved statistic the error changes with its value; so, as in Wilson's interval, it is taken at the
-    true value in question: variance + slope · (true − estimate), where the slope is the third moment of the replicates
-    over their second. It is never taken as less than at the estimate: no interval is narrower than Student's t.
+    The error of a skewed or curved statistic changes with its value; so, as in Wilson's interval, it is taken at the
+    true value in question: variance + slope · (true − estimate), with the slope the third moment of the replicates over
+    their second. It is never taken as less than at the estimate: no interval is narrower than Student's t.
+
+    Examples:
+        >>> x = np.random.default_rng(0).normal(1, 1, 40)  # a statistic of 40 prompts, one training seed
+        >>> left_out = (x.sum() - x)[:, None] / 39
+        >>> replicates = np.random.default_rng(1).choice(x, (1000, 40)).mean(1)[:, None]
+        >>> result = aig.pareto.contrast(np.array([x.mean()]), left_out, replicates, level=0.95)
+        >>> result.low < result.value < result.high, result.p < 0.001
+        (True, True)
     """
     prompts = len(left_out)
     value, by_seed = float(values.mean()), tuple(values.tolist())
@@ -48,7 +56,7 @@ def contrast(values: np.ndarray, left_out: np.ndarray, replicates: np.ndarray, l
         return Contrast(value, np.nan, np.nan, np.nan, by_seed)
     deleted = left_out.mean(1)
     variance = float((prompts - 1) / prompts * ((deleted - deleted.mean()) ** 2).sum())
-    # Var(s²) / s⁴ is about (2 + excess kurtosis) / n, and 2 / freedom where values are normal.
+    # Var(s²) / s⁴ is about (2 + excess kurtosis) / n, and 2 / freedom for normal values.
     heavy = max(0.0, float(stats.kurtosis(deleted, bias=False))) if variance else 0.0
     variance, freedom = two_level(variance, 2 * (prompts - 1) / (2 + heavy), values)
     drawn = replicates.mean(1)
@@ -62,7 +70,7 @@ def contrast(values: np.ndarray, left_out: np.ndarray, replicates: np.ndarray, l
 
 
 def two_level(variance: float, freedom: float, by_seed: np.ndarray) -> tuple[float, float]:
-    """Variance and degrees of freedom of a mean over training seeds (seeds,), from those over prompts."""
+    """Variance and degrees of freedom of a mean over training seeds (seeds,), given those over prompts."""
     if len(by_seed) < LEAST_SEEDS:
         return variance, freedom
     between = float(by_seed.var(ddof=1)) / len(by_seed)
@@ -73,7 +81,7 @@ def two_level(variance: float, freedom: float, by_seed: np.ndarray) -> tuple[flo
 
 
 def _score_interval(value: float, variance: float, slope: float, t: float) -> tuple[float, float]:
-    """Where (true − value)² <= t² · (variance + slope · (true − value)), and what Student's t has beside."""
+    """True values with (true − value)² <= t² · (variance + slope · (true − value)), joined with Student's interval."""
     middle, half = t**2 * slope / 2, np.sqrt(t**4 * slope**2 / 4 + t**2 * variance)
     plain = t * np.sqrt(variance)
     return float(value + min(middle - half, -plain)), float(value + max(middle + half, plain))
@@ -82,7 +90,11 @@ def _score_interval(value: float, variance: float, slope: float, t: float) -> tu
 def holm(p: Sequence[float]) -> list[float]:
     """Adjusted p-values (Holm 1979): at most a share alpha of families of true hypotheses has one below alpha.
 
-    Whatever their dependence. NaN stays, and is no hypothesis.
+    Holds under any dependence. NaN stays NaN and counts as no hypothesis.
+
+    Examples:
+        >>> aig.pareto.holm([0.01, 0.04, float("nan"), 0.5])
+        [0.03, 0.08, nan, 0.5]
     """
     known = [i for i, value in enumerate(p) if not np.isnan(value)]
     adjusted, most = [float("nan")] * len(p), 0.0

@@ -1,4 +1,4 @@
-"""Sets of points and what they dominate, all objectives maximized."""
+"""Pareto-optimal points and dominated volumes, all objectives maximized."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import numpy as np
 
 
 def optimal_mask(points: np.ndarray) -> np.ndarray:
-    """Which of the points (..., n, m), all objectives maximized, no other point dominates: bool (..., n).
+    """Whether each of the points (..., n, m), all objectives maximized, is dominated by no other: bool (..., n).
 
     A point dominates another if it is at least as good in every objective and better in one; so a point that ties in
-    one objective and loses in another is not optimal, and exact duplicates of an optimal point are all optimal. Points
-    with a value that is not finite are never optimal and dominate nothing. Leading dimensions are separate sets. Raises
+    one objective and loses in another is not optimal, and duplicates of an optimal point are all optimal. Points with a
+    value that is not finite are never optimal and dominate nothing. Leading dimensions are separate sets. Raises
     ValueError for fewer than two dimensions.
+
+    Examples:
+        >>> aig.pareto.optimal_mask(np.array([[0, 2], [1, 1], [2, 0], [0.5, 0.5]])).tolist()
+        [True, True, True, False]
     """
     points = finite_or_nan(points)
     if points.ndim < 2:
@@ -27,8 +31,12 @@ def optimal_mask(points: np.ndarray) -> np.ndarray:
 def hypervolume(points: np.ndarray, reference: Sequence[float] | np.ndarray) -> float:
     """Volume between the reference (m,) and the points (n, m), all objectives maximized, >= 0, in their units' product.
 
-    A point that is not above the reference in every objective adds nothing; neither does one with a value that is not
-    finite. No points have volume 0. Raises ValueError for other shapes or for a reference that is not finite.
+    A point that is not above the reference in every objective adds nothing, nor does one with a value that is not
+    finite. Without points it is 0. Raises ValueError for other shapes or for a reference that is not finite.
+
+    Examples:
+        >>> aig.pareto.hypervolume(np.array([[1.0, 2.0], [2.0, 1.0]]), reference=[0, 0])
+        3.0
     """
     points = np.asarray(points, np.float64)
     reference = np.asarray(reference, np.float64)
@@ -43,11 +51,15 @@ def hypervolume(points: np.ndarray, reference: Sequence[float] | np.ndarray) -> 
 def mean_hypervolume(points: np.ndarray, size: int, ends: np.ndarray) -> np.ndarray:
     """Mean hypervolume over all subsets of `size` of the points, each with all the ends: (...), >= 0.
 
-    points: (..., n, 2), ends: (..., e, 2), as they lie above the reference, both objectives maximized; leading
-    dimensions are separate sets. The mean is exact: of n points sorted by a value, the r-th is the best of a random
-    subset with probability C(n − r, size − 1) / C(n, size), and between two neighbouring x every point further right
-    bounds y. With size = n it is the hypervolume itself. Points as in `hypervolume` may add nothing. Raises ValueError
-    for a size out of range.
+    points (..., n, 2) and ends (..., e, 2) are relative to the reference, both objectives maximized; leading dimensions
+    are separate sets. The mean is exact: of n points sorted by a value, the r-th is the best of a random subset with
+    probability C(n − r, size − 1) / C(n, size), and between two neighbouring x every point further right bounds y. With
+    size = n it is the hypervolume; points add nothing as there. Raises ValueError for a size out of range.
+
+    Examples:
+        >>> points = np.array([[1.0, 1.0], [3.0, 1.0]])
+        >>> aig.pareto.mean_hypervolume(points, size=1, ends=np.empty((0, 2)))
+        array(2.)
     """
     n, count = points.shape[-2], points.shape[-2] + ends.shape[-2]
     if not 0 <= size <= n or (n and not size):
@@ -69,12 +81,16 @@ def mean_hypervolume(points: np.ndarray, size: int, ends: np.ndarray) -> np.ndar
 
 
 def attainment(sets: Sequence[np.ndarray] | np.ndarray, share: float) -> np.ndarray:
-    """Corners (k, m) of what at least a share, in (0, 1], of the sets attain, all objectives maximized.
+    """Corners (k, m) of the region that at least a share, in (0, 1], of the sets attain, all objectives maximized.
 
-    sets: each (n_i, m), m = 2 or 3, as the replicates of one front. A set attains a place if one of its points is at
-    least as good there in every objective (Grunert da Fonseca et al. 2001): share 0.5 gives the median front. Points
-    that are not finite attain nothing. Corners do not dominate one another; none are left where too few sets attain
-    anything. Raises ValueError for no sets, other shapes, or another share.
+    sets: each (n_i, m), m = 2 or 3, for example the replicates of one front. A set attains a place if one of its points
+    is at least as good there in every objective (Grunert da Fonseca et al. 2001): share 0.5 gives the median front.
+    Points that are not finite attain nothing. Corners do not dominate one another; there are none if too few sets
+    attain anything. Raises ValueError for no sets, other shapes, or another share.
+
+    Examples:
+        >>> aig.pareto.attainment([[[1.0, 1.0]], [[2.0, 2.0]], [[3.0, 3.0]]], share=0.5)
+        array([[2., 2.]])
     """
     rows = [np.asarray(points, np.float64) for points in sets]
     if not rows or any(points.ndim != 2 or points.shape[1] not in (2, 3) for points in rows):
@@ -86,7 +102,7 @@ def attainment(sets: Sequence[np.ndarray] | np.ndarray, share: float) -> np.ndar
     rows = [points for points in rows if len(points)]
     if len(rows) < needed:
         return np.empty((0, m))
-    # Half a set less, since moocore rounds a percentage of the sets up; it minimizes.
+    # Half a set less, since moocore rounds a percentage of the sets up; it minimizes, hence the signs.
     percent = 100 * (needed - 0.5) / len(rows)
     owner = np.repeat(np.arange(1, len(rows) + 1), [len(points) for points in rows])
     return -moocore.eaf(-np.concatenate(rows), owner, percentiles=[percent])[:, :m]
@@ -98,5 +114,5 @@ def finite_or_nan(values: np.ndarray) -> np.ndarray:
 
 
 def dominates(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """At least as good in every objective (last dimension) and better in one; false where a NaN takes part."""
+    """Whether a is at least as good in every objective (last dimension) and better in one; false for NaN."""
     return np.asarray((a >= b).all(-1) & (a > b).any(-1))

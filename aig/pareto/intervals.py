@@ -1,4 +1,4 @@
-"""From replicates of an estimate to an interval."""
+"""Intervals from replicates of an estimate."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from scipy import stats
 
 STUDENTIZED, PERCENTILE = "studentized", "percentile"
 METHODS = (STUDENTIZED, PERCENTILE)
-# Of fewer there is no interval: resampled prompts say too little of others, two cover 86 % where 95 % are asked for.
+# No interval below this: fewer resampled prompts say too little about others; with two, 95 % intervals cover 86 %.
 LEAST_PROMPTS = 4
-# Of the sample's variance in every replicate's: where most prompts tie, some replicates draw equal ones alone, and no
-# deviation is finite in their units. A tenth of a prompt leaves coverage elsewhere as it is.
+# Weight of the sample's variance in every replicate's: if most prompts tie, some replicates draw only equal ones, and
+# no deviation is finite in their units. A tenth of a prompt does not change coverage otherwise.
 SHARED = 0.1
 
 
 def no_interval(prompts: int) -> str | None:
-    """Why so many prompts have no interval, in words; None where they have one."""
+    """The reason why this number of prompts has no interval; None if it has one.
+
+    Examples:
+        >>> aig.pareto.no_interval(3), aig.pareto.no_interval(4)
+        ('3 prompts: no interval below 4', None)
+    """
     return f"{prompts} prompts: no interval below {LEAST_PROMPTS}" if prompts < LEAST_PROMPTS else None
 
 
 def expanded_percentiles(replicates: np.ndarray, level: float, prompts: int) -> np.ndarray:  # (2, ...)
-    """Expanded percentiles (Hesterberg 2015), which make a mean's interval as wide as its t interval.
+    """Expanded percentiles (Hesterberg 2015), which widen a mean's interval to its t interval.
 
     NaN for fewer than LEAST_PROMPTS prompts.
     """
@@ -36,8 +41,8 @@ def studentized(values: np.ndarray, counts: np.ndarray, level: float) -> np.ndar
     """The bootstrap-t interval (Efron and Tibshirani 1993, section 12.5) of means over prompts: it follows their skew.
 
     values (k, prompts); counts (n, prompts), how often each replicate drew each prompt. The quantiles over replicates
-    of (their mean − the mean) / their own standard error stand for those of Student's t. NaN where a value is NaN, and
-    for fewer than LEAST_PROMPTS prompts.
+    of (their mean − the mean) / their own standard error replace those of Student's t. NaN if a value is NaN, and for
+    fewer than LEAST_PROMPTS prompts.
     """
     if values.shape[1] < LEAST_PROMPTS:
         return np.full((2, len(values)), np.nan)
@@ -47,7 +52,7 @@ def studentized(values: np.ndarray, counts: np.ndarray, level: float) -> np.ndar
 
 
 def studentized_replicates(values: np.ndarray, counts: np.ndarray) -> np.ndarray:  # (n, k)
-    """(A replicate's mean − the mean) / the replicate's own standard error, of values (k, prompts)."""
+    """(A replicate's mean − the mean) / the replicate's standard error, for values (k, prompts)."""
     prompts = values.shape[1]
     centred = values - values.mean(1)[:, None]
     sample = (centred**2).mean(1)
@@ -64,12 +69,12 @@ def studentized_replicates(values: np.ndarray, counts: np.ndarray) -> np.ndarray
 
 
 def standard_error(values: np.ndarray) -> np.ndarray:  # (k,)
-    """Of the means of values (k, prompts)."""
+    """Standard errors of the means of values (k, prompts)."""
     return values.std(1) / np.sqrt(values.shape[1] - 1)
 
 
 def wilson(share: np.ndarray, n: int, level: float) -> np.ndarray:  # (2, ...)
-    """Wilson's score interval (1927) of a share in [0, 1] of n independent trials: of width above 0 at 0 and 1, too."""
+    """Wilson's score interval (1927) of a share in [0, 1] of n independent trials: its width at 0 and 1 is positive."""
     z = NormalDist().inv_cdf((1 + level) / 2)
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)

@@ -1,4 +1,4 @@
-"""The bootstrap of means over prompts: all arms resampled together, so that what a prompt does to all cancels."""
+"""The bootstrap of means over prompts: all arms are resampled together, so common effects of a prompt cancel."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Normalization = Sequence[float | None] | np.ndarray | None
 
 @dataclass(frozen=True, eq=False)
 class Bootstrap:
-    """Result of `bootstrap`. Arms are indices; metrics and families are names. Intervals are at `level`.
+    """The result of `bootstrap`. Arms are indices; metrics and families are names. Intervals are at `level`.
 
-    An arm with a value that is not finite has NaN for that metric's mean and interval, and if the metric is x or y it
-    is never on the front, dominates nothing and adds no hypervolume; neither does one that is marked as broken, which
-    keeps its means and intervals.
+    An arm with a value that is not finite has NaN for that metric's mean and interval; if the metric is x or y, it is
+    never on the front, dominates nothing and adds no hypervolume. The same holds for a broken arm, which keeps its
+    means and intervals.
     """
 
     x: str
@@ -29,28 +29,28 @@ class Bootstrap:
     y: str
     """The metric on its second axis."""
     mean: dict[str, np.ndarray]
-    """(arms,) a metric: mean over the prompts that were given."""
+    """(arms,) per metric: mean over the prompts."""
     interval: dict[str, np.ndarray]
-    """(arms, 2) a metric: low and high of the mean."""
+    """(arms, 2) per metric: low and high of the mean."""
     replicates: dict[str, np.ndarray]
-    """(n, arms) a metric: the mean over each replicate's prompts."""
+    """(n, arms) per metric: the mean over each replicate's prompts."""
     families: dict[str, tuple[int, ...]]
-    """Arms of each family."""
+    """The arms of each family."""
     ends: tuple[int, ...]
-    """Arms that a family's size does not count, and that stand in each of its sub-families."""
+    """Arms that do not count in a family's size and are part of each of its sub-families."""
     reference: np.ndarray
-    """(2,) in x's and y's units: where hypervolumes start."""
+    """(2,) in x's and y's units: the origin of hypervolumes."""
     scale: np.ndarray
-    """(2,) in x's and y's units: what counts as 1 in a hypervolume."""
+    """(2,) in x's and y's units: the length that counts as 1 in a hypervolume."""
     broken: tuple[int, ...]
-    """Arms whose images are unsound."""
+    """Arms with unsound images."""
     by_prompt: dict[str, np.ndarray]
-    """(arms, prompts) or (arms, prompts, seeds) a metric: what was given, NaN for what is not finite."""
+    """(arms, prompts) or (arms, prompts, seeds) per metric: the table, NaN for values that are not finite."""
     counts: np.ndarray
     """(n, prompts): how often each replicate drew each prompt."""
     prompts: int
     method: str
-    """Of intervals of means and of their differences: `studentized` or `percentile`."""
+    """The method of intervals of means and their differences: `studentized` or `percentile`."""
     level: float
     seed: int
 
@@ -61,11 +61,11 @@ class Bootstrap:
 
     @cached_property
     def front_probability(self) -> np.ndarray:
-        """(arms,) in [0, 1]: share of replicates in which the arm is optimal."""
+        """(arms,) in [0, 1]: the share of replicates in which the arm is optimal."""
         return optimal_mask(self._points(self.replicates)).mean(0)
 
     def dominates(self, a: int, b: int) -> float:
-        """Share of replicates in which arm a dominates arm b in (x, y)."""
+        """The share of replicates in which arm a dominates arm b in (x, y)."""
         points = self._points(self.replicates)
         return float(dominates(points[:, a], points[:, b]).mean())
 
@@ -80,8 +80,8 @@ class Bootstrap:
     def hypervolume(self, *families: str) -> tuple[float, float, float]:
         """Hypervolume of a family's arms in (x, y) after (value − reference) / scale: estimate, low, high.
 
-        Of several families, as one in each training seed, the mean. The interval is of expanded percentiles whatever
-        the method. It describes: a family of more arms has more by chance alone, so compare families by
+        For several families, such as one per training seed, their mean. The interval is always of expanded percentiles.
+        It only describes: a family of more arms has more by chance alone, so compare families by
         `hypervolume_difference`.
         """
         sizes = [len(self._split(family)[0]) for family in families]
@@ -91,32 +91,31 @@ class Bootstrap:
         return float(np.mean(means)), float(low), float(high)
 
     def hypervolume_difference(self, *pairs: tuple[str, str]) -> Contrast:
-        """Hypervolume of family a less that of family b at equal size, of pairs (a, b), one for each training seed.
+        """Hypervolume of family a less that of family b at equal size, for pairs (a, b), one per training seed.
 
-        More arms have more hypervolume by chance alone, since noise helps the best of many. So of the larger family it
-        is the mean over all its sub-families of the smaller one's size, each with the ends. NaN where a family has no
-        sound arm but the ends.
+        More arms have more hypervolume by chance alone, since noise helps the best of many. So the larger family's is
+        the mean over all its sub-families of the smaller one's size, each with the ends. NaN if a family has no sound
+        arm besides the ends.
         """
         size = self.compared_size(*pairs)
         if not size:
             return Contrast(np.nan, np.nan, np.nan, np.nan, (np.nan,) * len(pairs))
 
         def differences(values: Mapping[str, np.ndarray]) -> np.ndarray:  # (..., pairs)
-            found = [self._volumes(a, size, values) - self._volumes(b, size, values) for a, b in pairs]
-            return np.stack(found, -1)
+            return np.stack([self._volumes(a, size, values) - self._volumes(b, size, values) for a, b in pairs], -1)
 
         return contrast(differences(self.mean), differences(self._left_out), differences(self.replicates), self.level)
 
     def compared_size(self, *pairs: tuple[str, str]) -> int:
-        """Arms beside the ends that each family has in `hypervolume_difference`: those of the smallest."""
+        """The number of arms besides the ends in `hypervolume_difference`: the smallest family's."""
         return min(self.size(family) for pair in pairs for family in pair)
 
     def size(self, family: str) -> int:
-        """How many sound arms a family has beside the ends."""
+        """The number of sound arms of a family besides the ends."""
         return len(self._split(family)[0])
 
     def attainment(self, family: str, share: float = 0.5) -> np.ndarray:
-        """Corners (k, 2), in x's and y's units, of what the family's arms attain in that share of the replicates."""
+        """Corners (k, 2), in x's and y's units, of the region that a family attains in a share of replicates."""
         return attainment(self._points(self.replicates)[:, self._members(family)], share)
 
     def _points(self, values: Mapping[str, np.ndarray]) -> np.ndarray:  # (..., arms, 2)
@@ -134,7 +133,7 @@ class Bootstrap:
         return [arm for arm in sound if arm not in self.ends], [arm for arm in sound if arm in self.ends]
 
     def _volumes(self, family: str, size: int, values: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Mean hypervolume of the sub-families of a size at values (..., arms) of every metric: (...)."""
+        """Mean hypervolume of a family's sub-families of a size, from values (..., arms) of every metric: (...)."""
         inner, ends = self._split(family)
         points = (self._points(values) - self.reference) / self.scale
         return mean_hypervolume(points[..., inner, :], size, points[..., ends, :])
@@ -142,11 +141,11 @@ class Bootstrap:
     @cached_property
     def _left_out(self) -> dict[str, np.ndarray]:
         """(prompts, arms) for each axis: the means without each prompt in turn."""
-        found = {}
+        means = {}
         for metric in {self.x, self.y}:
             values = self.by_prompt[metric].reshape(len(self.mean[metric]), self.prompts, -1).mean(2)
-            found[metric] = ((values.sum(1, keepdims=True) - values) / (self.prompts - 1)).T
-        return found
+            means[metric] = ((values.sum(1, keepdims=True) - values) / (self.prompts - 1)).T
+        return means
 
 
 def bootstrap(
@@ -166,31 +165,32 @@ def bootstrap(
 ) -> Bootstrap:
     """Resample prompts n times, the same ones for every arm and metric, and keep each arm's mean of each metric.
 
-    The unit is the prompt: with arms on the same prompts and noise, what a prompt adds to all arms cancels in
-    differences. Intervals lie far out in the replicates, so n should not be less than 1000.
+    The unit is the prompt: with arms on the same prompts and noise, a prompt's effect on all arms cancels in
+    differences. Intervals lie far out in the replicates, so n should be at least 1000. The result depends on seed,
+    table and n alone.
 
     table: metric name -> (arms, prompts), averaged over seeds (or any per-prompt measure), or (arms, prompts, seeds),
-    whose seeds are then resampled too, inside each drawn prompt, the same ones for every arm. Both forms may stand in
-    one table. Noise of seeds is already in the averages, so the second form has it nearly twice in its replicates
-    (Davison and Hinkley 1997, section 3.8): what is read off them is conservative. Studentized intervals are those of
-    the averages in both.
+    whose seeds are resampled too, within each drawn prompt, the same for every arm. One table may hold both forms. The
+    averages already contain the noise of seeds, so the second form has it nearly twice in its replicates (Davison and
+    Hinkley 1997, section 3.8): they are conservative. Studentized intervals are those of the averages in both.
     x, y: the two metrics of the front; by default the first two of the table. The front of a single metric is its best
     arm.
     families: name -> indices of its arms, for hypervolumes.
-    ends: indices of arms that every family reaches, as the base: they do not count when families of unequal size are
-    compared.
-    reference, scale: fixed (2,) values in x's and y's units for hypervolumes of (value − reference) / scale; by default
-    and in place of a None the least of the arms' means, and their range (1 where all tie), arms that are broken left
-    out.
-    broken: indices of arms that have intervals and no place on the front.
-    method: of intervals of means and their differences. `studentized` (bootstrap-t) covers the truth at 95 % in 93 to
-    97 of 100 samples of 8 prompts or more, also of data as skewed as exponential ones. `percentile` (expanded,
-    Hesterberg 2015) does so for symmetric data, is narrower, and covers 90 % of exponential data with 8 prompts; plain
-    percentiles would cover 89 % of normal data there.
-    level: in (0, 1). The result depends on the seed, the table and n alone.
-    Fewer than LEAST_PROMPTS prompts have means and replicates and no intervals: NaN.
-    Raises ValueError for a table without metrics, different arms or prompts, fewer than two prompts, an unknown axis or
-    arm.
+    ends: indices of arms that every family reaches, such as the base: they do not count in a family's size.
+    reference, scale: fixed (2,) values in x's and y's units for hypervolumes of (value − reference) / scale; the
+    default, also for a None in them, is the least of the sound arms' means, and their range (1 if all tie). broken:
+    indices of arms that have intervals and no place on the front. method: of intervals of means and their differences.
+    At 95 %, `studentized` (bootstrap-t) covers the truth in 93 to 97 of 100 samples of 8 prompts or more, even for data
+    as skewed as exponential. `percentile` (expanded, Hesterberg 2015) does so for symmetric data, is narrower, and
+    covers 90 % of exponential data with 8 prompts; plain percentiles would cover 89 % of normal data there. Below
+    LEAST_PROMPTS prompts intervals are NaN. level: in (0, 1). Raises ValueError for a table without metrics, different
+    arms or prompts, fewer than two prompts, an unknown axis or arm.
+
+    Examples:
+        >>> x = np.random.default_rng(0).normal(size=16)  # 16 prompts, common to both arms
+        >>> result = aig.pareto.bootstrap({"reward": np.stack([x, x + 1]), "diversity": np.stack([x, x - 1])})
+        >>> result.front.tolist(), [round(value, 6) for value in result.difference("reward", 1, 0)]
+        ([True, True], [1.0, 1.0, 1.0])
     """
     values = {name: finite_or_nan(array) for name, array in table.items()}
     arms, prompts, seeds = _check_table(values)
@@ -203,39 +203,28 @@ def bootstrap(
     if method not in METHODS:
         raise ValueError(f"method is {method!r}: give one of {', '.join(METHODS)}")
     members = {name: tuple(family) for name, family in (families or {}).items()}
-    for name, family in members.items():
-        if not family or not all(0 <= arm < arms for arm in family):
-            raise ValueError(f"family {name!r} is {list(family)}: give at least one arm, each from 0 to {arms - 1}")
-    for key, given in (("broken", broken), ("ends", ends)):
-        if not all(0 <= arm < arms for arm in given):
-            raise ValueError(f"{key} is {list(given)}: give arms from 0 to {arms - 1}")
-
+    _check_arms(members, {"broken": broken, "ends": ends}, arms)
     mean = {name: array.reshape(arms, -1).mean(1) for name, array in values.items()}
     replicates, counts = _resample(values, n, prompts, seeds, seed)
     intervals = {name: _interval(method, level, array, replicates[name], counts).T for name, array in values.items()}
     reference, scale = _normalization(_points(mean, x, y, broken), reference, scale)
     return Bootstrap(
-        x=x,
-        y=y,
-        mean=mean,
-        interval=intervals,
-        replicates=replicates,
-        families=members,
-        ends=tuple(ends),
-        reference=reference,
-        scale=scale,
-        broken=tuple(broken),
-        by_prompt=values,
-        counts=counts,
-        prompts=prompts,
-        method=method,
-        level=level,
-        seed=seed,
-    )
+        x, y, mean, intervals, replicates, members, tuple(ends), reference, scale, tuple(broken), values, counts,
+        prompts, method, level, seed,
+    )  # fmt: skip
+
+
+def _check_arms(families: Mapping[str, Sequence[int]], lists: Mapping[str, Sequence[int]], arms: int) -> None:
+    for name, family in families.items():
+        if not family or not all(0 <= arm < arms for arm in family):
+            raise ValueError(f"family {name!r} is {list(family)}: give at least one arm, each from 0 to {arms - 1}")
+    for key, indices in lists.items():
+        if not all(0 <= arm < arms for arm in indices):
+            raise ValueError(f"{key} is {list(indices)}: give arms from 0 to {arms - 1}")
 
 
 def _check_table(values: Mapping[str, np.ndarray]) -> tuple[int, int, int]:
-    """Numbers of arms, prompts and seeds; one seed where every metric is averaged."""
+    """Numbers of arms, prompts and seeds; one seed if every metric is averaged."""
     if not values:
         raise ValueError("the table has no metrics: give at least one, and two for a front")
     for name, array in values.items():
@@ -254,7 +243,7 @@ def _check_table(values: Mapping[str, np.ndarray]) -> tuple[int, int, int]:
 def _interval(
     method: str, level: float, values: np.ndarray, replicates: np.ndarray, counts: np.ndarray
 ) -> np.ndarray:  # (2, k)
-    """Of means of values (k, prompts[, seeds]), whose replicates these are (n, k)."""
+    """Intervals of the means of values (k, prompts[, seeds]), with replicates (n, k)."""
     if method != STUDENTIZED:
         return expanded_percentiles(replicates, level, values.shape[1])
     return studentized(values if values.ndim == 2 else values.mean(2), counts, level)
@@ -268,8 +257,8 @@ def _resample(
     arms = len(next(iter(values.values())))
     replicates = {name: np.empty((n, arms)) for name in values}
     counts = np.empty((n, prompts), np.min_scalar_type(prompts))
-    # Arms that are equal bit for bit (a LoRA scale of 0 and the base) must tie in every replicate, which a matrix
-    # product does not promise.
+    # Arms that are equal bit for bit (LoRA scale 0 and the base) must tie in every replicate, which a matrix product
+    # does not guarantee.
     distinct = {
         name: np.unique(array.reshape(arms, -1), axis=0, return_inverse=True, equal_nan=False)
         for name, array in values.items()
@@ -302,7 +291,7 @@ def _normalization(points: np.ndarray, reference: Normalization, scale: Normaliz
     if not len(sound):
         sound = np.zeros((1, 2))
     span = np.ptp(sound, axis=0)
-    low, unit = _given(reference, sound.min(0)), _given(scale, np.where(span > 0, span, 1.0))
+    low, unit = _or_default(reference, sound.min(0)), _or_default(scale, np.where(span > 0, span, 1.0))
     if low.shape != (2,) or not np.isfinite(low).all():
         raise ValueError(f"reference is {reference}: give two finite values, for x and y")
     if unit.shape != (2,) or not (np.isfinite(unit) & (unit > 0)).all():
@@ -310,7 +299,7 @@ def _normalization(points: np.ndarray, reference: Normalization, scale: Normaliz
     return low, unit
 
 
-def _given(values: Normalization, default: np.ndarray) -> np.ndarray:
+def _or_default(values: Normalization, default: np.ndarray) -> np.ndarray:
     if values is None or len(values) != len(default):
         return default if values is None else np.array(values, np.float64)
     return np.array([d if v is None else v for v, d in zip(values, default, strict=True)], np.float64)

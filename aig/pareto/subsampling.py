@@ -1,7 +1,7 @@
-"""Intervals of measures of whole sets of images, which a bootstrap would mislead.
+"""Intervals of measures of sets of images, which a bootstrap would mislead.
 
-A bootstrap draws rows twice. A row that stands twice is its own nearest neighbour and shrinks a spectrum, so distances
-between distributions, precision and recall change for no other reason. Subsets without replacement hold each row once.
+A bootstrap draws rows twice. A duplicate is its own nearest neighbour and shrinks a spectrum, so distances between
+distributions, precision and recall would change for that reason alone. Subsets without replacement hold each row once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from aig.pareto.intervals import LEAST_PROMPTS, t_quantile, wilson
 
 @dataclass(frozen=True, eq=False)
 class Subsample:
-    """Values of a measure of sets: of all prompts, and of subsets of `size` prompts, none twice."""
+    """A measure of sets, on all prompts and on subsets of `size` prompts without repetition."""
 
     estimate: np.ndarray
     """(m,) on all prompts."""
@@ -31,7 +31,7 @@ class Subsample:
         """(m, 2), low and high: estimate ± t · s · √(size / (prompts − size)), s the replicates' standard deviation.
 
         That is the delete-d jackknife (Shao and Wu 1989). The subsets' own mean does not enter, since measures of sets
-        depend on n. NaN where there are no replicates, or fewer than LEAST_PROMPTS prompts.
+        depend on n. NaN without replicates, or for fewer than LEAST_PROMPTS prompts.
         """
         if not len(self.replicates) or self.prompts < LEAST_PROMPTS:
             return np.full((len(self.estimate), 2), np.nan)
@@ -41,10 +41,10 @@ class Subsample:
         return np.stack([self.estimate - half, self.estimate + half], -1)
 
     def share_interval(self, measure: int, trials: int) -> tuple[float, float]:
-        """As `interval` of one measure that is a share of so many images, in [0, 1] and no narrower than Wilson's.
+        """`interval` of one measure that is a share of `trials` images: in [0, 1] and no narrower than Wilson's.
 
-        Where all images are hits, so are those of every subset, which would leave no width. Images of a prompt are
-        alike, so they tell no more than as many independent ones, of which Wilson's interval is.
+        If all images are hits, so are those of every subset, which would leave no width. Images of a prompt are alike,
+        so they tell no more than as many independent ones, for which Wilson's interval holds.
         """
         low, high = self.interval[measure]
         if self.prompts < LEAST_PROMPTS:
@@ -53,12 +53,12 @@ class Subsample:
         return max(0.0, min(low, lowest)), min(1.0, max(high, highest))
 
     def less(self, other: Subsample) -> Subsample:
-        """This one's values less those of another on the same subsets."""
+        """The difference to another arm on the same subsets; ValueError for other subsets."""
         return Subsample._combined([self, other], [1.0, -1.0])
 
     @staticmethod
     def mean(members: Sequence[Subsample]) -> Subsample:
-        """Of the mean of arms that were measured on the same subsets."""
+        """The mean of arms on the same subsets; ValueError for other subsets."""
         return Subsample._combined(members, [1 / len(members)] * len(members))
 
     @staticmethod
@@ -83,11 +83,17 @@ def subsample(
 ) -> Subsample:
     """Measure all prompts, and n subsets of them without repetition.
 
-    measure: sorted indices of distinct prompts (k,) -> values (m,), by which its sets of images are taken.
-    size: prompts of a subset, from 1 to prompts − 1, by default half of them: the variance is scaled as for an average
-    of independent prompts, which holds the better, the nearer size is to prompts. With n = 0, and for fewer than two
-    prompts, there is the estimate alone.
+    measure: sorted indices of distinct prompts (k,), which select sets of images -> values (m,).
+    size: prompts per subset, from 1 to prompts − 1, by default half: the variance is scaled as for an average of
+    independent prompts, which holds better the nearer size is to prompts. With n < 2 or fewer than two prompts there is
+    only the estimate.
     level: in (0, 1). The result depends on the arguments alone. Raises ValueError for a size or a level out of range.
+
+    Examples:
+        >>> scores = np.random.default_rng(0).normal(1, 0.1, size=40)  # one per prompt
+        >>> result = aig.pareto.subsample(lambda rows: np.array([scores[rows].mean()]), prompts=40)
+        >>> result.interval.round(2).tolist()
+        [[0.97, 1.02]]
     """
     size = prompts // 2 if size is None else size
     if n < 0 or not 0 < level < 1:

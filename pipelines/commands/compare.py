@@ -25,11 +25,13 @@ def run(session: Session) -> None:
     session.open()
     with session.stage("compare"):
         from pipelines.front.compare import compare, summary
+        from pipelines.study import resolved
 
         first = identity.of_run(session.arguments.run_a)
         mirror.refresh(first.directory)
         session.claim_existing()
-        comparison = compare(first, session.config, shared=session.arguments.shared)
+        studies = resolved.resolve(first), resolved.resolve(session.config)
+        comparison = compare(*studies, shared=session.arguments.shared)
         print(summary(comparison, mirror.shown(first.directory), mirror.shown(session.config.directory)))
     print(f"Comparison: {comparison.path}")
 

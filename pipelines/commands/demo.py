@@ -18,9 +18,9 @@ def run(session: Session) -> None:
     steps.print_prompts(session)
     session.claim()
     steps.sweep(session, model)
-    steps.evaluate(session, model)
+    study = steps.evaluate(session, model)
     steps.report(session)
-    steps.conclude(session)
+    steps.conclude(study)
 
 
 COMMAND = Command(

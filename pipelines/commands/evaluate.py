@@ -35,10 +35,10 @@ def run(session: Session) -> None:
         model = preflight.check_evaluation(session.config, trained=True)
     steps.print_prompts(session)
     session.claim()
-    steps.evaluate(session, model)
+    study = steps.evaluate(session, model)
     if session.arguments.adapter:
         steps.report(session)
-    steps.conclude(session)
+    steps.conclude(study)
 
 
 COMMAND = Command(

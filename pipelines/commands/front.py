@@ -8,9 +8,11 @@ from pipelines.commands.session import Session
 
 
 def run(session: Session) -> None:
+    from pipelines.study.resolved import resolve
+
     session.open()
     session.claim_existing()
-    steps.front(session)
+    steps.front(session, resolve(session.config))
 
 
 COMMAND = Command(

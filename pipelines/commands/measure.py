@@ -25,13 +25,14 @@ def run(session: Session) -> None:
     with session.stage("check"):
         from aig.models.empty import empty
         from pipelines.study.prompts import EVALUATE, check_prompts
+        from pipelines.study.resolved import resolve_images
 
         check_prompts(session.config, EVALUATE)
         # Its sampling is part of the names of the images' files; its weights are not needed.
         with given("model.name"):
             model, _ = empty(session.config.model.name, session.config.model.revision)
     session.claim_existing()
-    steps.measure(session, model, everything=True)
+    steps.measure(session, resolve_images(session.config, model.defaults), everything=True)
 
 
 COMMAND = Command(

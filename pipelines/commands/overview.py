@@ -206,7 +206,7 @@ def _varies(states: Sequence[Training], name: str) -> bool:
 def _arm_lines(config: Config, states: Sequence[Training]) -> Iterator[str]:
     """Of every study how many arms it has, and how many of them have their adapters."""
     done = {state.key for state in states if state.state == "done"}
-    for group in trials.groups(config):
+    for group in trials.Trials.of(config).groups():
         counts = {trainings.adapter_key(train): count for train, count in _adapter_arms(config, group)}
         ready = sum(count for key, count in counts.items() if key in done)
         lacking = ", ".join(key for key in counts if key not in done)
@@ -228,7 +228,8 @@ def _adapter_arms(config: Config, group: trials.Group) -> Iterator[tuple[configu
 def arm_count(config: Config) -> int:
     """Arms that have images: those of all studies, the base once."""
     external = (1 + len(config.evaluate.schedules) + len(config.evaluate.lora_scales)) * len(config.evaluate.adapters)
-    return 1 + external + sum(count for group in trials.groups(config) for _, count in _adapter_arms(config, group))
+    groups = trials.Trials.of(config).groups()
+    return 1 + external + sum(count for group in groups for _, count in _adapter_arms(config, group))
 
 
 def expected_units(config: Config) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import diffusers
@@ -14,16 +14,16 @@ from aig import adapters, rewards, schedules
 from aig.metrics import features
 from aig.models import Model
 from aig.sampler import Grid
-from pipelines.config import Config, ConfigError
+from pipelines.config import Config, ConfigError, Train
 from pipelines.config import given as _named
 from pipelines.evaluate import external
-from pipelines.evaluate.units import adapter_digest
 from pipelines.rewards import names as reward_names
 from pipelines.runs import mirror
 from pipelines.runs.directory import RunDir
-from pipelines.study import arms, limits, models, statistics, trials
+from pipelines.study import arms, limits, models, statistics
 from pipelines.study import trainings as planned
 from pipelines.study.prompts import EVALUATE, TRAIN, check_prompts, resolve_prompts
+from pipelines.study.trials import Trials
 from pipelines.train import parallel, records, tracking
 from pipelines.train.worker import draft_config
 
@@ -99,7 +99,9 @@ def check_evaluation(config: Config, model: Model | None = None, *, trained: boo
         for text in getattr(evaluate, key):
             with _named(f"evaluate.{key}"):
                 schedules.parse(text)
-    arms.check_arms(config)
+    trials = Trials.of(config)
+    studies = arms.studies(trials)
+    arms.check_arms(studies)
     check_prompts(config, *prompt_keys(config))
     model = model or _model(config)
     grid = Grid(model, models.resolve_sampling(config, model.defaults))
@@ -112,12 +114,11 @@ def check_evaluation(config: Config, model: Model | None = None, *, trained: boo
         model.encode(resolve_prompts(config, EVALUATE))
     _check_scores(config)
     if trained:
-        trials.check_drawn(config)
-        for name in dict.fromkeys(arm.arm.adapter for arm in arms.all_arms(config)):
-            if name is None or name in planned.external(config):
-                continue
-            adapter_digest(config, name)
-        _check_adapters(config, planned.trainings(config))
+        trials.check_drawn()
+        for name in dict.fromkeys(arm.arm.adapter for arm in arms.drawn_arms(studies)):
+            if name is not None and name not in planned.external(config):
+                models.adapter_digest(config, name)
+        _check_adapters(config, trials.trainings)
     return model
 
 
@@ -178,9 +179,9 @@ def _model(config: Config) -> Model:
 def _check_scores(config: Config) -> None:
     evaluate = config.evaluate
     with _named("evaluate.rewards"):
-        for name in arms.scored_rewards(config):
+        for name in reward_names.scored(config):
             reward_names.check(config, name)
-        reward_names.columns(config, arms.scored_rewards(config))
+        reward_names.columns(config, reward_names.scored(config))
     if evaluate.gold is not None:
         with _named("evaluate.gold"):
             reward_names.check(config, evaluate.gold)
@@ -210,7 +211,7 @@ def _check_compared(config: Config) -> None:
             raise ConfigError(f"{key} has 'gold', and evaluate.gold names none: set it, or leave 'gold' out")
 
 
-def _check_adapters(config: Config, trainings: list) -> None:
+def _check_adapters(config: Config, trainings: Sequence[Train]) -> None:
     """Adapters that are there have to be this configuration's own."""
     files = RunDir.of(config)
     for train in trainings:

@@ -11,6 +11,7 @@ from pipelines.runs import mirror
 if TYPE_CHECKING:
     from aig.models import Model
     from pipelines.cluster.connect import Cluster
+    from pipelines.study.resolved import Drawable, Resolved
 
 
 def print_prompts(session: Session) -> None:
@@ -46,11 +47,12 @@ def sweep(session: Session, model: Model | None, retry_errored: bool = False) ->
     outcome.check()
 
 
-def evaluate(session: Session, model: Model) -> None:
+def evaluate(session: Session, model: Model) -> Resolved:
     """Draw and score every arm's images, measure them, and find the fronts."""
-    generate(session, model)
-    measure(session, model)
-    front(session)
+    study = generate(session, model)
+    measure(session, study)
+    front(session, study)
+    return study
 
 
 def evaluation_connect(session: Session, model: Model) -> Callable[[], Cluster]:
@@ -65,38 +67,40 @@ def evaluation_connect(session: Session, model: Model) -> Callable[[], Cluster]:
     return connect
 
 
-def generate(session: Session, model: Model) -> None:
+def generate(session: Session, model: Model) -> Drawable:
     with session.stage("generate"):
         from pipelines.evaluate import external, pools
         from pipelines.evaluate.generate import generate as draw
-        from pipelines.study import trials
+        from pipelines.study.resolved import resolve_images
 
         external.bring(session.config)
         connect = evaluation_connect(session, model)
         normalize(session, connect)
-        for line in trials.left_out(session.config):
+        study = resolve_images(session.config, model.defaults)
+        for line in study.notes:
             print(line)
-        draw(session.config, connect, model.defaults, pools.host_memory(model))
+        draw(study, connect, pools.host_memory(model))
+    return study
 
 
-def measure(session: Session, model: Model, everything: bool = False) -> None:
+def measure(session: Session, study: Drawable, everything: bool = False) -> None:
     with session.stage("measure"):
         from pipelines.evaluate.images import read
         from pipelines.measure import measure as measuring
 
-        images = read(session.config, model.defaults, without=measuring.UNNEEDED)
+        images = read(study, without=measuring.UNNEEDED)
         counts = {name: getattr(images, name) for name in ("found", "expected", "missing", "failed", "duplicate")}
         line = "Images: {found} of {expected} found, {missing} missing, {duplicate} duplicate"
         print((f"{line}, {{failed}} left out." if images.failed else f"{line}.").format(**counts))
-        measuring.measure(session.config, images, session.command, session.connect)
-        print(measuring.summary(session.config, everything))
+        measuring.measure(study, images, session.command, session.connect)
+        print(measuring.summary(study, everything))
 
 
-def front(session: Session) -> None:
+def front(session: Session, study: Resolved) -> None:
     with session.stage("front"):
         from pipelines.front.front import summary, write_front
 
-        path = write_front(session.config)
+        path = write_front(study)
     print(summary(path))
     print(f"Front: {path}; every arm with its settings and measures: {path.with_name('table.csv')}")
 
@@ -110,8 +114,8 @@ def report(session: Session) -> None:
     print(f"Report: {path}")
 
 
-def conclude(session: Session) -> None:
+def conclude(study: Resolved) -> None:
     """List what failed, after everything that could be done; an error if more did than may."""
     from pipelines.evaluate import failures
 
-    failures.conclude(session.config)
+    failures.conclude(study)

@@ -27,8 +27,7 @@ def run(session: Session) -> None:
     session.claim()
     steps.sweep(session, None if train_only else model, session.arguments.retry_errored)
     if not train_only:
-        steps.evaluate(session, model)
-        steps.conclude(session)
+        steps.conclude(steps.evaluate(session, model))
 
 
 COMMAND = Command(

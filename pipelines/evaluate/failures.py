@@ -8,10 +8,11 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from pipelines.config import Config, RunError
+from pipelines.config import RunError
 from pipelines.evaluate.scorers import PART, commit
 from pipelines.runs import directory
 from pipelines.runs.directory import RunDir
+from pipelines.study.resolved import Resolved
 
 SCHEMA = pa.schema({
     "unit": pa.string(), "prompt_id": pa.int32(), "prompt": pa.string(), "seeds": pa.list_(pa.int32()),
@@ -79,23 +80,23 @@ def read(path: Path) -> list[dict[str, Any]]:
 FIX = "delete it, and run `python -m pipelines evaluate` again, which tells of what fails anew"
 
 
-def of_run(config: Config) -> list[dict[str, Any]]:
+def of_run(files: RunDir) -> list[dict[str, Any]]:
     """The run's failures whose images are not there."""
-    files = RunDir.of(config)
     return [row for row in read(files.failures) if not (files.images / PART.format(unit=row["unit"])).exists()]
 
 
-def conclude(config: Config) -> None:
-    """Tell what failed; EvaluationError where it is a larger share of the groups than evaluate.max_failed."""
-    failed = of_run(config)
+def conclude(study: Resolved) -> None:
+    """Tell what failed; EvaluationError if it is a larger share of the groups than evaluate.max_failed."""
+    files = study.directory
+    failed = of_run(files)
     if not failed:
         return
-    made = sum(1 for _ in RunDir.of(config).images.glob(PART.format(unit="*")))
-    share, most = len(failed) / (made + len(failed)), config.evaluate.max_failed
+    made = sum(1 for _ in files.images.glob(PART.format(unit="*")))
+    share, most = len(failed) / (made + len(failed)), study.config.evaluate.max_failed
     prompts = list(dict.fromkeys(row["prompt"] for row in failed))
     told = (
         f"{len(failed)} of {made + len(failed)} groups of images failed, and {len(prompts)} prompts are left out: "
-        f"{prompts[0]!r} ({failed[0]['error']}); see {RunDir.of(config).failures}. The same command tries "
+        f"{prompts[0]!r} ({failed[0]['error']}); see {files.failures}. The same command tries "
         "them again"
     )
     if share > most:

@@ -19,37 +19,30 @@ import pyarrow.parquet as pq
 import ray.data
 import torch
 
-from aig import adapters, models
+from aig import adapters
 from aig.sampler import Grid, sample_arms, to_uint8
-from pipelines import config as configuration
 from pipelines.cluster import resources
 from pipelines.cluster.connect import Cluster, actor
-from pipelines.config import Config, ConfigError
+from pipelines.config import ConfigError
 from pipelines.evaluate import failures, pools, streaming
 from pipelines.evaluate.attempt import attempt
 from pipelines.evaluate.images import OTHERWISE
 from pipelines.evaluate.pixels import PIXEL_STD, pixel_std
 from pipelines.evaluate.scorers import PART, Pictures, scoring_device, to_png
 from pipelines.evaluate.scorers import commit as commit  # for who writes tables beside the images
-from pipelines.evaluate.units import Unit, has_path, image_id, sampling_of, units
+from pipelines.evaluate.units import Unit, has_path, image_id, units
 from pipelines.rewards import names
 from pipelines.rewards.scores import Scores
 from pipelines.runs import directory, mirror
-from pipelines.runs.directory import IMAGES_FORMAT, RunDir
+from pipelines.runs.directory import IMAGES_FORMAT
 from pipelines.show.bar import Bar
-from pipelines.study import arms as study_arms
-from pipelines.study import models as study_models
-from pipelines.study import statistics as reward_statistics
+from pipelines.study import models
 from pipelines.study.arms import StudyArm
-from pipelines.study.prompts import EVALUATE, resolve_prompts
+from pipelines.study.resolved import Drawable
 
 
 def generate(
-    config: Config,
-    connect: Callable[[], Cluster],
-    model_defaults: models.Sampling,
-    memory: int = 0,
-    generator: type[Generator] | None = None,
+    study: Drawable, connect: Callable[[], Cluster], memory: int = 0, generator: type[Generator] | None = None
 ) -> int:
     """Make and score every image that is not there yet; returns how many units were tried.
 
@@ -58,39 +51,36 @@ def generate(
     another stands in for it. A unit that fails twice is kept in `failures.parquet`. Raises ConfigError where the actors
     need more than the cluster has, and EvaluationError where everything fails.
     """
-    files = RunDir.of(config)
+    files = study.directory
     mirror.pull(files.images)
-    wanted = units(config, model_defaults)
-    _drop_others(config, files.images, {unit.name for unit in wanted})
+    wanted = units(study)
+    _drop_others(study, files.images, {unit.name for unit in wanted})
     missing = [unit for unit in wanted if not (files.images / PART.format(unit=unit.name)).exists()]
-    for line in study_arms.stops(config):
-        print(line)
     if len(missing) < len(wanted):
         print(f"{len(wanted) - len(missing)} of {len(wanted)} groups of images are there already.")
     if missing:
-        plan = _plan(config, missing, pools.generators(config, connect(), memory), generator or Generator)
-        arms = len(study_arms.all_arms(config))
+        pool = pools.generators(study.config, connect(), memory)
+        plan, arms = _plan(study, missing, pool, generator or Generator), len(study.arms)
         total, left = (arms * sum(len(unit.seeds) for unit in some) for some in (wanted, missing))
-        failed = failures.Failures(files.failures, missing, config.evaluate.failures_in_a_row)
+        failed = failures.Failures(files.failures, missing, study.config.evaluate.failures_in_a_row)
         streaming.run(plan, Bar("images", total, total - left, arms), failed)
         failed.close()
     return len(missing)
 
 
-def _plan(config: Config, missing: Sequence[Unit], pool: pools.Pool, generator: type[Generator]) -> ray.data.Dataset:
-    evaluate = config.evaluate
+def _plan(study: Drawable, missing: Sequence[Unit], pool: pools.Pool, generator: type[Generator]) -> ray.data.Dataset:
+    evaluate = study.config.evaluate
     streaming.quiet_data()
-    content = {"config": configuration.to_dict(config)}
     rows = [unit.row() for unit in missing]
     drawn = streaming.rows(rows).map_batches(
         generator,
-        fn_constructor_kwargs=content,
+        fn_constructor_kwargs={"study": study},
         compute=pool.strategy(len(rows)),
         **actor(resources.generator(evaluate, pool.memory).one),
         batch_size=min(evaluate.groups_at_once, -(-len(rows) // pool.start)),
         batch_format="pyarrow",
     )
-    plan = streaming.scored(drawn, Evaluation(**content), config, len(rows))
+    plan = streaming.scored(drawn, Evaluation(study), study.config, len(rows))
     plan.set_name("images")  # so that the dashboard's list of datasets says what this one is
     return plan
 
@@ -98,15 +88,13 @@ def _plan(config: Config, missing: Sequence[Unit], pool: pools.Pool, generator: 
 class Generator:
     """Draws all arms for some units at once; a row that comes out is a unit still, its images in lists."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = configuration.from_dict(config)
+    def __init__(self, study: Drawable) -> None:
+        self.config, self.sampling, self.arms = study.config, study.sampling, study.arms
         torch.set_num_threads(self.config.evaluate.threads)
-        files = RunDir.of(self.config)
-        mirror.pull(files.root, files.adapters.name, files.sweep.name)
-        self.model = study_models.load_model(self.config)
-        self.sampling = sampling_of(self.config, self.model.defaults)
+        files = study.directory
+        mirror.pull(files.adapters)
+        self.model = models.load_model(self.config)
         self.has_kl = Grid(self.model, self.sampling).has_path_kl
-        self.arms = study_arms.all_arms(self.config)
         for name in dict.fromkeys(arm.arm.adapter for arm in self.arms):
             if name is not None:
                 adapters.load(self.model.denoiser, files.adapters / name, name)
@@ -180,27 +168,25 @@ class Evaluation:
 
     warns = keeps_failures = True
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = configuration.from_dict(config)
-        evaluate = self.config.evaluate
+    def __init__(self, study: Drawable) -> None:
+        self.study, evaluate = study, study.config.evaluate
         self.threads, self.batch = evaluate.threads, evaluate.score_batch
-        self.arms = study_arms.all_arms(self.config)
 
     @property
     def folder(self) -> Path:
-        return RunDir.of(self.config).images
+        return self.study.directory.images
 
     def scores(self) -> Scores:
-        evaluate, files = self.config.evaluate, RunDir.of(self.config)
-        mirror.pull(files.root, files.reward_statistics.name)
-        columns = names.columns(self.config, study_arms.scored_rewards(self.config))
-        statistics = reward_statistics.of_sums(self.config)
-        return Scores(columns, statistics, names.gold(self.config), evaluate.features, scoring_device())
+        study, config, root = self.study, self.study.config, self.study.directory.root
+        if mirror.is_mirror(root):  # which may be the first of this run on the scorer's node
+            root.mkdir(parents=True, exist_ok=True)
+        gold, extractor = names.gold(config), config.evaluate.features
+        return Scores(study.columns, study.statistics, gold, extractor, scoring_device())
 
     def pictures(self, row: Mapping[str, Any]) -> Pictures:
-        arms = [arm for arm in self.arms for _ in row["seeds"]]
+        arms = [arm for arm in self.study.arms for _ in row["seeds"]]
         made = [origin for origin in row["origins"] for _ in row["seeds"]]
-        columns = identity_columns(arms, made, row["prompt_id"], row["prompt"], [*row["seeds"]] * len(self.arms))
+        columns = identity_columns(arms, made, row["prompt_id"], row["prompt"], [*row["seeds"]] * len(self.study.arms))
         columns |= {"image": pa.array(row["image"], pa.binary())}
         measured = [name for name in (PIXEL_STD, *DISTANCES) if row[name] is not None]
         columns |= {name: pa.array(row[name], pa.float32()) for name in measured}
@@ -217,14 +203,14 @@ def identity_columns(
     return {
         "id": pa.array(ids),
         "arm": pa.array([arm.arm.name for arm in arms]),
-        "arm_id": pa.array([arm.arm.id for arm in arms]),
+        "arm_id": pa.array([arm.id for arm in arms]),
         "prompt_id": pa.array([prompt_id] * len(arms), pa.int32()),
         "prompt": pa.array([prompt] * len(arms)),
         "seed_index": pa.array(seeds, pa.int32()),
     }
 
 
-def _drop_others(config: Config, folder: Path, wanted: set[str]) -> None:
+def _drop_others(study: Drawable, folder: Path, wanted: set[str]) -> None:
     """Remove units of an earlier format, or of adapters, rewards or features that have changed since, and what a
     killed writer left.
 
@@ -234,7 +220,7 @@ def _drop_others(config: Config, folder: Path, wanted: set[str]) -> None:
         return
     others = [path for path in folder.glob("part-*.parquet") if path.stem.removeprefix("part-") not in wanted]
     if others:
-        _check_ours(config, others)
+        _check_ours(study, others)
         print(f"Removing {len(others)} groups of images {OTHERWISE}: they are made anew.")
     for path in folder.glob(".part-*.part"):
         path.unlink()
@@ -242,18 +228,15 @@ def _drop_others(config: Config, folder: Path, wanted: set[str]) -> None:
         directory.forget(path)
 
 
-def _check_ours(config: Config, paths: Sequence[Path]) -> None:
+def _check_ours(study: Drawable, paths: Sequence[Path]) -> None:
     """ConfigError where a unit's file has an arm or a prompt that this run does not have."""
-    arms = {arm.arm.name for arm in study_arms.all_arms(config)}
-    prompts = set(resolve_prompts(config, EVALUATE))
+    ours = {*(arm.arm.name for arm in study.arms), *study.prompts}
     for path in paths:
         try:
             found = pq.read_table(path, columns=["arm", "prompt"])
         except (OSError, pa.ArrowException) as error:
             raise ConfigError(f"{path} is no file of images ({error}): move it away, it is not this run's") from error
-        strange = [
-            name for name in (*found["arm"].to_pylist(), *found["prompt"].to_pylist()) if name not in arms | prompts
-        ]
+        strange = [name for column in ("arm", "prompt") for name in found[column].to_pylist() if name not in ours]
         if strange:
             raise ConfigError(
                 f"{path} holds images of another run ({strange[0]!r} is nothing of this one's): move the images folder "

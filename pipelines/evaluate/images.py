@@ -11,15 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aig import models
-from pipelines.config import Config, ConfigError
+from pipelines.config import ConfigError
 from pipelines.evaluate import failures
 from pipelines.evaluate.scorers import PART
 from pipelines.evaluate.scorers import commit as commit  # for who writes tables beside the images
 from pipelines.evaluate.units import units
 from pipelines.runs import directory, mirror
-from pipelines.runs.directory import RunDir
-from pipelines.study import arms as study_arms
+from pipelines.study.resolved import Drawable
 
 
 @dataclass(frozen=True)
@@ -58,16 +56,16 @@ class Images:
         return {name: getattr(self, name) for name in counts}
 
 
-def read(config: Config, model_defaults: models.Sampling, without: Sequence[str] = ()) -> Images:
+def read(study: Drawable, without: Sequence[str] = ()) -> Images:
     """Read the run's units, each id once, all columns but some; files of other units are left alone.
 
     Prompts of units that failed are left out whole, so that all arms have the same. One unit is in memory beside what
     is kept of the others: columns that are not needed, the images above all, belong into `without`.
     """
-    folder = RunDir.of(config).images
+    folder = study.directory.images
     mirror.pull(folder)
-    asked, arms = units(config, model_defaults), study_arms.all_arms(config)
-    failed = {row["unit"] for row in failures.of_run(config)}
+    asked = units(study)
+    failed = {row["unit"] for row in failures.of_run(study.directory)}
     left_out = tuple(sorted({unit.prompt_id for unit in asked if unit.name in failed}))
     expected, rows, tables, paths = 0, 0, [], []
     for unit in asked:
@@ -81,7 +79,7 @@ def read(config: Config, model_defaults: models.Sampling, without: Sequence[str]
             rows += found
             tables.append(kept)
             paths.append(path)
-    every = len(arms) * sum(len(unit.seeds) for unit in asked)
+    every = len(study.arms) * sum(len(unit.seeds) for unit in asked)
     others = {path.name for path in folder.glob(PART.format(unit="*"))} - {PART.format(unit=u.name) for u in asked}
     about: dict[str, Any] = {
         "expected": every, "failed": every - expected, "left_out": left_out, "others": len(others)

@@ -23,7 +23,7 @@ from pipelines.rewards.scores import GOLD
 from pipelines.runs import identity
 from pipelines.show import tables
 from pipelines.show.estimates import Estimate
-from pipelines.study import arms as study_arms
+from pipelines.study.resolved import Resolved
 
 # What has to be the same, so that an image of one run and one of the other differ by the arm alone.
 NOISE = ("run.seed", "model.name", "model.revision", "model.variant", "model.height", "model.width")
@@ -50,14 +50,14 @@ class Comparison:
     """Arms that only a has, and only b."""
 
 
-def compare(a: Config, b: Config, *, shared: bool = False) -> Comparison:
+def compare(a: Resolved, b: Resolved, *, shared: bool = False) -> Comparison:
     """Compare run b with run a, and write the rows to `comparisons/NAME-OF-A.parquet` of b.
 
     Arms go by their names, and families of arms by their studies' names. With `shared`, prompts that only one of the
     runs has are left out; else they are refused. Raises ConfigError for runs that differ in prompts, seeds, noise or
     features, and where one is not measured yet.
     """
-    check_comparable(a, b)
+    check_comparable(a.config, b.config)
     table_a, table_b = read_table(a), read_table(b)
     prompts = _shared_prompts(table_a, table_b, shared)
     arms = [name for name in table_a.arms if name in table_b.arms]
@@ -67,16 +67,16 @@ def compare(a: Config, b: Config, *, shared: bool = False) -> Comparison:
     warned = {name: _told(table_a.warned, table_b.warned, name) for name in arms}
     whole = table_a.prompts == table_b.prompts
     found = [
-        *_arm_rows(b, joint, arms, broken),
+        *_arm_rows(b.config, joint, arms, broken),
         *(_set_rows(read_sets(a), read_sets(b), arms, broken) if whole else ()),
         *_family_rows(b, joint, arms, broken),
     ]
     shared_by_all = {"prompts": len(prompts), "seeds": table_a.seeds}
     rows = [{**row, **shared_by_all, "warning": warned.get(row["name"])} for row in found]
-    path = b.directory / FOLDER / f"{a.run.name}.parquet"
+    path = b.directory.root / FOLDER / f"{a.config.run.name}.parquet"
     generate.commit(pa.Table.from_pylist(rows, SCHEMA), path)
     alone = ([n for n in table_a.arms if n not in table_b.arms], [n for n in table_b.arms if n not in table_a.arms])
-    return Comparison(rows, path, len(prompts), differences(a, b), alone)
+    return Comparison(rows, path, len(prompts), differences(a.config, b.config), alone)
 
 
 def check_comparable(a: Config, b: Config) -> None:
@@ -199,13 +199,13 @@ def _newcombe(a: SetMeasures, b: SetMeasures, metric: str) -> tuple[float, float
 
 
 def _family_rows(
-    config: Config, joint: dict[str, np.ndarray], arms: list[str], broken: dict[str, str | None]
+    study: Resolved, joint: dict[str, np.ndarray], arms: list[str], broken: dict[str, str | None]
 ) -> Iterator[dict[str, Any]]:
     """Hypervolumes of each family in both runs on each plane, from one reference and in one unit, where both have all
     its arms."""
-    settings, y = config.front, config.front.diversity
+    config, settings, y = study.config, study.config.front, study.config.front.diversity
     out = [i + offset for i, arm in enumerate(arms) if broken[arm] for offset in (0, len(arms))]
-    for single in [*study_arms.mean_studies(config), *study_arms.studies(config)]:
+    for single in study.studies:
         other = names.held_out(config, single.reward)
         axes = {slug(single.reward): "hypervolume", slug(other or ""): "held-out hypervolume", GOLD: "gold hypervolume"}
         members = {

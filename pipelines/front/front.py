@@ -34,11 +34,10 @@ from pipelines.measure.table import Table, read_rows, read_table
 from pipelines.rewards import names as reward_names
 from pipelines.rewards.scores import GOLD
 from pipelines.runs import directory
-from pipelines.runs.directory import RunDir
-from pipelines.study import arms as study_arms
 from pipelines.study import trials
 from pipelines.study.arms import Study
 from pipelines.study.prompts import prompt_lists
+from pipelines.study.resolved import Resolved
 
 RIVALS = ("kl", "trial", "lora", "fixed", "early")
 # Hypervolumes that are compared where a study has both families: AIG on KL 0 alone, and on every training.
@@ -51,18 +50,17 @@ COMPARISONS = (
 DISTANCE_UNITS = {"kl_to_base": "nats per image", "path": "mean squared difference of predictions (eps_mse)"}
 
 
-def write_front(config: Config) -> Path:
+def write_front(study: Resolved) -> Path:
     """Write `front.json`, and all arms as `table.csv`, from the metrics that `evaluate` left.
 
     ConfigError where they are missing.
     """
-    files = RunDir.of(config)
-    table, measured = read_table(config), _measured(read_rows(config))
+    files, config = study.directory, study.config
+    table, measured = read_table(study), _measured(read_rows(files))
     _check_axes(config.front, table)
-    every = [*study_arms.mean_studies(config), *study_arms.studies(config)]
     cost = directory.read_json(files.arms)["cost"] if files.arms.exists() else None
-    found = content(config, every, table, measured, cost)
-    front_table.write(files.table, every, found["studies"])
+    found = content(config, study.studies, table, measured, cost)
+    front_table.write(files.table, study.studies, found["studies"])
     directory.write_json(files.front, _finite(found))
     return files.front
 

@@ -18,7 +18,7 @@ import torch
 
 from aig.pareto import LEAST_PROMPTS, Subsample, bootstrap, no_interval
 from pipelines.cluster.connect import Cluster
-from pipelines.config import Config
+from pipelines.config import Front
 from pipelines.config.values import slug
 from pipelines.evaluate import failures, generate
 from pipelines.evaluate import images as dataset
@@ -32,51 +32,50 @@ from pipelines.measure.table import (
     SCHEMA,
     Table,
     again,
-    measured_prompts,
     notes,
     read_rows,
     read_written,
 )
+from pipelines.rewards import names as reward_names
 from pipelines.rewards.scores import ACCURACIES, GOLD
 from pipelines.runs import directory
-from pipelines.runs.directory import IMAGES_FORMAT, RunDir
+from pipelines.runs.directory import IMAGES_FORMAT
 from pipelines.show import tables
 from pipelines.show.estimates import Estimate
-from pipelines.study import arms as study_arms
+from pipelines.study.resolved import Resolved
 
 # Columns of the images that measuring does without: features are read an arm at a time.
 UNNEEDED = ("id", "arm_id", "prompt", "image", "height", "width", "features", "error")
 
 
-def measure(config: Config, images: dataset.Images, command: str, connect: Callable[[], Cluster]) -> Table:
+def measure(study: Resolved, images: dataset.Images, command: str, connect: Callable[[], Cluster]) -> Table:
     """Write `metrics.parquet`, the table prompt by prompt beside it, and `arms.json` with the command.
 
     `connect` connects to Ray, and is called where sets are too large for one process. ConfigError where the dataset is
     not complete, or where the base's features can be no reference.
     """
     images.require_complete()
-    kept = _kept(config, images)
+    config, kept = study.config, _kept(study, images)
     # For small matrices threads that wait for one another on busy cores take thirty times as long.
     torch.set_num_threads(config.measure.threads)
-    files, arms = RunDir.of(config), study_arms.all_arms(config)
-    shape = (len(arms), len(kept), config.evaluate.seeds)
-    place, row = {arm.arm.name: i for i, arm in enumerate(arms)}, _rows(kept)
+    files, shape = study.directory, (len(study.arms), len(kept), config.evaluate.seeds)
+    place, row = {arm.arm.name: i for i, arm in enumerate(study.arms)}, _rows(kept)
     scores = _scores(images.table, shape, place, row)
     with gathered(files.root / ".features.npy", images.paths, shape, place, row) as features:
-        found, floor = measure_arms(config, scores, features, connect)
+        found, floor = measure_arms(config, study.arms, scores, features, connect)
 
-    table = _per_prompt(config, list(kept.values()), scores, found)
-    whole = _set_measures(config, found)
-    _write_rows(config, [*_mean_rows(config, table), *_set_rows(whole), floor], table)
+    table = _per_prompt(study, list(kept.values()), scores, found)
+    whole = _set_measures(study, found)
+    _write_rows(study, [*_mean_rows(config.front, table), *_set_rows(whole), floor], table)
     generate.commit(_subsets_to_long(whole), files.root / PER_SUBSET)
     generate.commit(_to_long(table, list(kept)), files.root / PER_PROMPT)
     listed = [
         {**arm.to_dict(), "broken": table.broken.get(arm.arm.name), "warning": table.warned.get(arm.arm.name)}
-        for arm in [*arms, *study_arms.mean_arms(config)]
+        for arm in [*study.arms, *study.mean_arms]
     ]
     check: dict[str, Any] = images.check()
     if images.left_out:
-        check["prompts_left_out"] = [prompt for i, prompt in measured_prompts(config).items() if i not in kept]
+        check["prompts_left_out"] = [study.prompts[i] for i in images.left_out]
     versions = {package: version(package) for package in ("torch", "diffusers", "peft", "ray")}
     directory.write_json(
         files.arms,
@@ -92,14 +91,14 @@ def measure(config: Config, images: dataset.Images, command: str, connect: Calla
     return table
 
 
-def _kept(config: Config, images: dataset.Images) -> dict[int, str]:
-    """The prompts that are measured; EvaluationError where too few are left for a mean over prompts."""
-    kept = {i: prompt for i, prompt in measured_prompts(config).items() if i not in images.left_out}
+def _kept(study: Resolved, images: dataset.Images) -> dict[int, str]:
+    """The prompts that are measured, by number; EvaluationError if too few are left for a mean over prompts."""
+    kept = {i: prompt for i, prompt in enumerate(study.prompts) if i not in images.left_out}
     if len(kept) < 2:
-        reason = failures.of_run(config)[0]["error"]
+        reason = failures.of_run(study.directory)[0]["error"]
         raise failures.EvaluationError(
-            f"{len(images.left_out)} of {len(measured_prompts(config))} prompts failed, and two have to be left: "
-            f"{reason}; see {RunDir.of(config).failures}"
+            f"{len(images.left_out)} of {len(study.prompts)} prompts failed, and two have to be left: {reason}; see "
+            f"{study.directory.failures}"
         )
     return kept
 
@@ -112,33 +111,30 @@ def _rows(kept: Iterable[int]) -> np.ndarray:
     return rows
 
 
-def summary(config: Config, everything: bool = True) -> str:
+def summary(study: Resolved, everything: bool = True) -> str:
     """Every arm and its metrics as text, with intervals, and which arms are broken or warned of; else what a first look
     asks."""
-    rows = read_rows(config)
+    rows, level = read_rows(study.directory), study.config.front.level
     cells: dict[str, dict[str, Estimate]] = {}
     for row in rows:
         cells.setdefault(row["arm"], {})[row["metric"]] = Estimate(row["value"], row["low"], row["high"])
     n = max(row["n"] for row in rows)
     how = dict.fromkeys(row["interval"] for row in rows if row["interval"] != "none")
     about = no_interval(max(row["prompts"] for row in rows))
-    about = about or f"{100 * config.front.level:g} % intervals by {' and by '.join(how)}"
+    about = about or f"{100 * level:g} % intervals by {' and by '.join(how)}"
     about = f"n = {n} images an arm at most; {about}"
     broken, warned = notes(rows, "broken"), notes(rows, "warning")
     shown = list(dict.fromkeys(row["metric"] for row in rows))
     if not everything:
-        shown = [name for name in shown if name in FIRST_LOOK or name in _scored(config)]
-        about += f"; all measures: {again(config)}"
+        scored = map(slug, reward_names.scored(study.config))
+        shown = [name for name in shown if name in {*FIRST_LOOK, *scored}]
+        about += f"; all measures: {again(study.directory)}"
     shown.sort(key=lambda name: name == PIXEL_STD)  # what breakdowns are told by comes last
     return f"{about}\n{tables.estimates(cells, shown, broken, warned)}"
 
 
 # Beside the rewards.
 FIRST_LOOK = (GOLD, "accuracy", "vendi", "pairwise", "recall")
-
-
-def _scored(config: Config) -> set[str]:
-    return {slug(name) for name in study_arms.scored_rewards(config)}
 
 
 def _scores(
@@ -158,34 +154,33 @@ def _scores(
     return scores
 
 
-def _per_prompt(config: Config, prompts: list[str], scores: dict[str, np.ndarray], found: list[Measured]) -> Table:
+def _per_prompt(study: Resolved, prompts: list[str], scores: dict[str, np.ndarray], found: list[Measured]) -> Table:
     values = {name: column.mean(axis=2) for name, column in scores.items()}
     if ACCURACIES[0] in values:
         values["accuracy"] = (values[ACCURACIES[0]] + values[ACCURACIES[1]]) / 2
     values |= {name: np.stack([arm.by_prompt[name] for arm in found]) for name in BY_PROMPT}
-    arms = [arm.arm.name for arm in study_arms.all_arms(config)]
-    for mean in study_arms.mean_arms(config):
+    arms = [arm.arm.name for arm in study.arms]
+    for mean in study.mean_arms:
         members = [arms.index(name) for name in mean.members]
         values = {name: np.vstack([column, column[members].mean(axis=0)]) for name, column in values.items()}
-    arms += [mean.arm.name for mean in study_arms.mean_arms(config)]
-    broken = _by_arm(config, ["; ".join(one.broken) for one in found])
-    warned = _by_arm(config, [one.warning for one in found])
+    arms += [mean.arm.name for mean in study.mean_arms]
+    broken = _by_arm(study, ["; ".join(one.broken) for one in found])
+    warned = _by_arm(study, [one.warning for one in found])
     warned = {name: text for name, text in warned.items() if name not in broken}
-    return Table(arms, prompts, config.evaluate.seeds, values, broken, warned)
+    return Table(arms, prompts, study.config.evaluate.seeds, values, broken, warned)
 
 
-def _by_arm(config: Config, told: Sequence[str | None]) -> dict[str, str]:
-    """What is told of arms, by their names; of a mean over training seeds, what is told of one of its members."""
-    arms = [arm.arm.name for arm in study_arms.all_arms(config)]
-    found = {name: text for name, text in zip(arms, told, strict=True) if text}
-    for mean in study_arms.mean_arms(config):
-        members = [name for name in mean.members if name in found]
+def _by_arm(study: Resolved, texts: Sequence[str | None]) -> dict[str, str]:
+    """The notes on arms, by name; a mean over training seeds has that of its first member with one."""
+    notes = {arm.arm.name: text for arm, text in zip(study.arms, texts, strict=True) if text}
+    for mean in study.mean_arms:
+        members = [name for name in mean.members if name in notes]
         if members:
-            found[mean.arm.name] = f"{len(members)} of {len(mean.members)} training seeds: {found[members[0]]}"
-    return found
+            notes[mean.arm.name] = f"{len(members)} of {len(mean.members)} training seeds: {notes[members[0]]}"
+    return notes
 
 
-def _mean_rows(config: Config, table: Table) -> Iterator[dict[str, Any]]:
+def _mean_rows(front: Front, table: Table) -> Iterator[dict[str, Any]]:
     """Means over prompts, with bootstrap intervals; over the prompts that a metric was measured on for any arm.
 
     No interval where those are fewer than LEAST_PROMPTS.
@@ -196,7 +191,7 @@ def _mean_rows(config: Config, table: Table) -> Iterator[dict[str, Any]]:
         if known.sum() > 1:
             groups.setdefault(known.tobytes(), {})[metric] = values[:, known]
     for group in groups.values():
-        result = bootstrap(group, **config.front.resampling)
+        result = bootstrap(group, **front.resampling)
         for metric in group:
             for a, arm in enumerate(table.arms):
                 low, high = result.interval[metric][a]
@@ -205,11 +200,10 @@ def _mean_rows(config: Config, table: Table) -> Iterator[dict[str, Any]]:
                 yield {**row, "prompts": result.prompts, **how}
 
 
-def _set_measures(config: Config, found: list[Measured]) -> dict[str, SetMeasures | None]:
+def _set_measures(study: Resolved, found: list[Measured]) -> dict[str, SetMeasures | None]:
     """Measures of sets of images against the base's of the same prompts and seeds, by arm, means of seeds included."""
-    arms = [arm.arm.name for arm in study_arms.all_arms(config)]
-    values = {name: one.sets for name, one in zip(arms, found, strict=True)}
-    for mean in study_arms.mean_arms(config):
+    values = {arm.arm.name: one.sets for arm, one in zip(study.arms, found, strict=True)}
+    for mean in study.mean_arms:
         sound = [member for name in mean.members if (member := values[name]) is not None]
         values[mean.arm.name] = None
         if len(sound) == len(mean.members):
@@ -246,31 +240,31 @@ def _subsets_to_long(values: dict[str, SetMeasures | None]) -> pa.Table:
     }).replace_schema_metadata({name: str(value) for name, value in about.items()})  # fmt: skip
 
 
-def read_sets(config: Config) -> dict[str, SetMeasures]:
-    """The measures of sets that `measure` wrote, by arm; none where an earlier version measured."""
-    path = RunDir.of(config).root / PER_SUBSET
+def read_sets(study: Resolved) -> dict[str, SetMeasures]:
+    """The measures of sets that `measure` wrote, by arm; none if an earlier version measured."""
+    path = study.directory.root / PER_SUBSET
     if not path.exists():
         return {}
-    long = read_written(config, path)
+    long = read_written(study.directory, path)
     prompts, size, images = (int((long.schema.metadata or {})[name]) for name in (b"prompts", b"size", b"images"))
     arms, metrics = (list(dict.fromkeys(long[name].to_pylist())) for name in ("arm", "metric"))
     grid = long["value"].to_numpy().reshape(len(arms), len(metrics), -1)
-    level = config.front.level
+    level = study.config.front.level
     return {
         arm: SetMeasures(metrics, Subsample(own[:, 0], own[:, 1:].T, prompts, size, level), images)
         for arm, own in zip(arms, grid, strict=True)
     }
 
 
-def _write_rows(config: Config, rows: list[dict[str, Any]], table: Table) -> None:
-    members = {mean.arm.name: len(mean.members) for mean in study_arms.mean_arms(config)}
+def _write_rows(study: Resolved, rows: list[dict[str, Any]], table: Table) -> None:
+    members = {mean.arm.name: len(mean.members) for mean in study.mean_arms}
     unknown = {"value": np.nan, "low": np.nan, "high": np.nan, "interval": "none"}
     shared = {"prompts": len(table.prompts), "seeds": table.seeds}
     whole = [{**unknown, **shared, **row} for row in rows]
     for row in whole:
         row |= {"broken": table.broken.get(row["arm"]), "warning": table.warned.get(row["arm"])}
         row["n"] = row["prompts"] * row["seeds"] * members.get(row["arm"], 1)
-    generate.commit(pa.Table.from_pylist(whole, SCHEMA), RunDir.of(config).metrics)
+    generate.commit(pa.Table.from_pylist(whole, SCHEMA), study.directory.metrics)
 
 
 def _to_long(table: Table, places: list[int]) -> pa.Table:

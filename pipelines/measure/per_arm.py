@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,7 +21,7 @@ from pipelines.measure.feature_file import FeatureFile
 from pipelines.measure.sets import SetMeasures
 from pipelines.measure.tiles import Tiles
 from pipelines.show.bar import Bar
-from pipelines.study import arms as study_arms
+from pipelines.study.arms import StudyArm
 
 BY_PROMPT = {"vendi": vendi_score, "pairwise": mean_pairwise_cosine_distance}
 
@@ -41,13 +41,16 @@ class Measured:
 
 
 def measure_arms(
-    config: Config, scores: dict[str, np.ndarray], features: FeatureFile, connect: Callable[[], Cluster]
+    config: Config,
+    arms: Sequence[StudyArm],
+    scores: dict[str, np.ndarray],
+    features: FeatureFile,
+    connect: Callable[[], Cluster],
 ) -> tuple[list[Measured], dict[str, Any]]:
     """What each arm has, and the row of the noise floor; features are read from their file a block at a time.
 
     scores: (arms, prompts, seeds) a name. ConfigError where the base's features can be no reference.
     """
-    arms = study_arms.all_arms(config)
     first = next(i for i, arm in enumerate(arms) if arm.family == "base")
     base = features.arm(first)
     wrong = measure_broken.of_features(base)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.config import CONFIG_FILE, Config, ConfigError
+from pipelines.config import CONFIG_FILE, ConfigError
 from pipelines.runs import directory, mirror
 from pipelines.runs.directory import IMAGES_FORMAT, RunDir
-from pipelines.study.prompts import EVALUATE, resolve_prompts
+from pipelines.study.resolved import Resolved
 
 PER_PROMPT = "per_prompt.parquet"
 PER_SUBSET = "per_subset.parquet"
@@ -43,57 +43,51 @@ class Table:
         return {metric: values[index] for metric, values in self.values.items()}
 
 
-def measured_prompts(config: Config) -> dict[int, str]:
-    """Every prompt by its place in evaluate.prompts, the number of its images in the dataset."""
-    return dict(enumerate(resolve_prompts(config, EVALUATE)))
-
-
 def notes(rows: list[dict[str, Any]], column: str) -> dict[str, str]:
     """What a column says of arms."""
     return {row["arm"]: row[column] for row in rows if row[column]}
 
 
-def again(config: Config) -> str:
+def again(files: RunDir) -> str:
     """The command that measures a run anew."""
-    return shlex.join(["python", "-m", "pipelines", "measure", mirror.storage_path(config.directory)])
+    return shlex.join(["python", "-m", "pipelines", "measure", mirror.storage_path(files.root)])
 
 
-def read_table(config: Config) -> Table:
-    """The table prompt by prompt that `measure` wrote; ConfigError where it did not."""
-    long = read_written(config, RunDir.of(config).root / PER_PROMPT)
+def read_table(study: Resolved) -> Table:
+    """The table prompt by prompt that `measure` wrote; ConfigError if it did not."""
+    files = study.directory
+    long = read_written(files, files.root / PER_PROMPT)
     arms, metrics = (list(dict.fromkeys(long[name].to_pylist())) for name in ("arm", "metric"))
-    known = measured_prompts(config)
-    prompts = [known[i] for i in dict.fromkeys(long["prompt_id"].to_pylist())]
+    prompts = [study.prompts[i] for i in dict.fromkeys(long["prompt_id"].to_pylist())]
     grid = long["value"].to_numpy().reshape(len(metrics), len(arms), len(prompts))
-    rows = read_rows(config)
-    told = notes(rows, "broken"), notes(rows, "warning")
-    return Table(arms, prompts, config.evaluate.seeds, dict(zip(metrics, grid, strict=True)), *told)
+    rows = read_rows(files)
+    values, seeds = dict(zip(metrics, grid, strict=True)), study.config.evaluate.seeds
+    return Table(arms, prompts, seeds, values, notes(rows, "broken"), notes(rows, "warning"))
 
 
-def read_rows(config: Config) -> list[dict[str, Any]]:
-    """The rows of `metrics.parquet`; ConfigError where it is missing or another version measured."""
-    files = RunDir.of(config)
+def read_rows(files: RunDir) -> list[dict[str, Any]]:
+    """The rows of `metrics.parquet`; ConfigError if it is missing or another version measured."""
     path = files.metrics
     if (made := directory.other_format(files)) is not None:
         raise ConfigError(
             f"{path} was measured by another version, on images of format {made} where this one makes {IMAGES_FORMAT}: "
             f"run `python -m pipelines evaluate --config {files.root / CONFIG_FILE}` first, or use that version"
         )
-    table = read_written(config, path)
+    table = read_written(files, path)
     if table.schema.names != SCHEMA.names:
-        raise ConfigError(f"{path} has columns {table.schema.names}, not {SCHEMA.names}: {_made_by(config)}")
+        raise ConfigError(f"{path} has columns {table.schema.names}, not {SCHEMA.names}: {_made_by(files)}")
     return table.to_pylist()
 
 
-def read_written(config: Config, path: Path) -> pa.Table:
-    """A table that `measure` wrote; ConfigError with the command that makes it where it is missing or spoilt."""
+def read_written(files: RunDir, path: Path) -> pa.Table:
+    """A table that `measure` wrote; ConfigError with the command that makes it if it is missing or spoilt."""
     if not path.exists():
-        raise ConfigError(f"{mirror.shown(path)} is missing: {_made_by(config)}")
-    return directory.read_parquet(path, _made_by(config))
+        raise ConfigError(f"{mirror.shown(path)} is missing: {_made_by(files)}")
+    return directory.read_parquet(path, _made_by(files))
 
 
-def _made_by(config: Config) -> str:
-    """What to run for the measures of a run: `evaluate` where it has no images yet."""
-    if any(name.startswith("part-") for name in mirror.names(RunDir.of(config).images)):
-        return f"run `{again(config)}` first"
+def _made_by(files: RunDir) -> str:
+    """What to run for the measures of a run: `evaluate` if it has no images yet."""
+    if any(name.startswith("part-") for name in mirror.names(files.images)):
+        return f"run `{again(files)}` first"
     return "run `python -m pipelines evaluate` with the same configuration first"

@@ -60,6 +60,11 @@ def is_sum(found: Sequence[RewardSpec]) -> bool:
     return len(found) > 1 or found[0].weight != 1
 
 
+def scored(config: Config) -> list[str]:
+    """The rewards that score images: those asked for and those trained on."""
+    return list(dict.fromkeys([*config.evaluate.rewards, *config.sweep.rewards]))
+
+
 def held_out(config: Config, reward: str) -> str | None:
     """The first scored reward that shares nothing with the trained one."""
     trained = {(term.name, term.weights) for term in terms(config, reward)}

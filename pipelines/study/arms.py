@@ -1,22 +1,18 @@
-"""What a run compares: prompts, studies and arms, and the record that tells whether an adapter is the wanted one."""
+"""What a run compares: studies, and the arms of each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 from aig import schedules
 from aig.sampler import Arm
-from pipelines.config import Config, ConfigError, Train
-from pipelines.study import limits, trials
-from pipelines.study.trainings import (
-    adapter_key,
-    external,
-    snapshot_steps,
-    stopped,
-    trainings,
-)
+from pipelines.config import Config, ConfigError, Train, given
+from pipelines.study import limits
+from pipelines.study.trainings import adapter_key, external
+from pipelines.study.trials import Group, Trials, early_stops, setting_name
 
 
 @dataclass(frozen=True)
@@ -40,9 +36,14 @@ class StudyArm:
     stopped: str | None = None
     """Where and why a guard stopped the training of its adapter, in words."""
 
+    @cached_property
+    def id(self) -> str:
+        """The arm's id, which travels to the actors with it."""
+        return self.arm.id
+
     def to_dict(self) -> dict[str, Any]:
         about = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "arm"}
-        return {**asdict(self.arm), "id": self.arm.id, **about, "members": list(self.members)}
+        return {**asdict(self.arm), "id": self.id, **about, "members": list(self.members)}
 
 
 @dataclass(frozen=True)
@@ -81,30 +82,14 @@ class Study:
         return len({adapter.partition("@")[0] for adapter in adapters if adapter is not None})
 
 
-def early_stops(config: Config) -> list[int]:
-    """The snapshots that are arms; ConfigError for one that no training keeps."""
-    kept = snapshot_steps(config)
-    wanted = config.evaluate.early_stops
-    if wanted is None:
-        return kept
-    for step in wanted:
-        if step not in kept:
-            raise ConfigError(f"evaluate.early_stops: there is no snapshot of step {step}: choose among {kept}")
-    return list(wanted)
-
-
-def scored_rewards(config: Config) -> list[str]:
-    """The rewards that score images: those asked for and those trained on."""
-    return list(dict.fromkeys([*config.evaluate.rewards, *config.sweep.rewards]))
-
-
-def studies(config: Config) -> list[Study]:
+def studies(trials: Trials) -> list[Study]:
     """Every study of the run, each with all its arms: the sweep's, then those of adapters from elsewhere."""
+    config = trials.config
     trained = [
         Study(
-            group.name, group.tuned.reward, group.tuned.k, (group.tuned.seed,), tuple(_arms(config, group)), group.tuned
+            group.name, group.tuned.reward, group.tuned.k, (group.tuned.seed,), tuple(_arms(trials, group)), group.tuned
         )
-        for group in trials.groups(config)
+        for group in trials.groups()
     ]
     return trained + [
         Study(name, config.evaluate.rewards[0], None, (), tuple(_external_arms(config, name)))
@@ -112,16 +97,15 @@ def studies(config: Config) -> list[Study]:
     ]
 
 
-def check_arms(config: Config) -> None:
-    """ConfigError where there is no arm at all, or where two would be one: in name, or in what they do."""
-    found = studies(config)
-    if not found:
+def check_arms(singles: Sequence[Study]) -> None:
+    """ConfigError if there is no arm at all, or if two would be one: in name, or in what they do."""
+    if not singles:
         raise ConfigError(
             "sweep.rewards and evaluate.adapters are both []: give rewards to train on, or an adapter, as in "
             "--adapter mine=lora.safetensors"
         )
-    arms = [arm.arm for study in found for arm in study.arms if arm.family != "base"]
-    for what, names in (("studies", [study.name for study in found]), ("arms", [arm.name for arm in arms])):
+    arms = [arm for study in singles for arm in study.arms if arm.family != "base"]
+    for what, names in (("studies", [study.name for study in singles]), ("arms", [arm.arm.name for arm in arms])):
         double = next((name for name in names if names.count(name) > 1), None)
         if double:
             raise ConfigError(
@@ -130,38 +114,38 @@ def check_arms(config: Config) -> None:
             )
     does: dict[str, str] = {}
     for arm in arms:
-        if does.setdefault(arm.id, arm.name) != arm.name:
+        if does.setdefault(arm.id, arm.arm.name) != arm.arm.name:
             raise ConfigError(
-                f"the arms {does[arm.id]!r} and {arm.name!r} would be the same images: give each schedule once, and "
-                "LoRA scales below 1"
+                f"the arms {does[arm.id]!r} and {arm.arm.name!r} would be the same images: give each schedule once, "
+                "and LoRA scales below 1"
             )
 
 
-def mean_studies(config: Config) -> list[Study]:
-    """The studies that differ in their training seed alone, arm by arm as one mean; none where there is one seed."""
-    found: dict[str, list[Study]] = {}
-    for single in studies(config):
+def mean_studies(singles: Sequence[Study]) -> list[Study]:
+    """The studies that differ in their training seed alone, arm by arm as one mean; none if there is one seed."""
+    settings: dict[str, list[Study]] = {}
+    for single in singles:
         if single.tuned is not None:
-            found.setdefault(trials.setting_name(single.tuned), []).append(single)
-    return [_mean_study(name, group) for name, group in found.items() if len(group) > 1]
+            settings.setdefault(setting_name(single.tuned), []).append(single)
+    return [_mean_study(name, group) for name, group in settings.items() if len(group) > 1]
 
 
 def _mean_study(name: str, group: list[Study]) -> Study:
-    """An arm that one of the seeds lacks, since its training failed or a guard stopped it before, has no mean."""
+    """Only arms that every seed has: one lacks an arm if its training failed or a guard stopped it before."""
     first, seeds = group[0], tuple(seed for single in group for seed in single.train_seeds)
     rows = [{_of_mean(arm): arm for arm in single.arms} for single in group]
     arms = []
-    for named in rows[0]:
-        places = [row[named] for row in rows if named in row]
+    for mean_name in rows[0]:
+        places = [row[mean_name] for row in rows if mean_name in row]
         if len(places) < len(group):
             continue
         arm = places[0]
         if arm.family != "base":
             members = tuple(place.arm.name for place in places)
             step = arm.step if len({place.step for place in places}) == 1 else None
-            told = "; ".join(f"training seed {p.train_seed}: {p.stopped}" for p in places if p.stopped) or None
-            mean = replace(arm.arm, name=named)
-            arm = replace(arm, arm=mean, train_seed=None, members=members, step=step, stopped=told)
+            stopped = "; ".join(f"training seed {p.train_seed}: {p.stopped}" for p in places if p.stopped) or None
+            mean = replace(arm.arm, name=mean_name)
+            arm = replace(arm, arm=mean, train_seed=None, members=members, step=step, stopped=stopped)
         arms.append(arm)
     return Study(name, first.reward, first.k, seeds, tuple(arms), first.tuned)
 
@@ -172,58 +156,40 @@ def _of_mean(arm: StudyArm) -> str:
     return f"{setting}-mean{way}" if seed else arm.arm.name
 
 
-def all_arms(config: Config) -> list[StudyArm]:
+def drawn_arms(singles: Iterable[Study]) -> list[StudyArm]:
     """The arms that have images: those of all studies, the base once."""
-    return list({arm.arm.name: arm for single in studies(config) for arm in single.arms}.values())
+    return list({arm.arm.name: arm for single in singles for arm in single.arms}.values())
 
 
-def stops(config: Config) -> list[str]:
-    """Which trainings a guard has stopped, and the arms that are left out for that, a line each."""
-    lines = []
-    for train in trainings(config):
-        single = replace(config, train=train)
-        found = stopped(single)
-        if found is None:
-            continue
-        gone = [f"stop at {step}" for step in early_stops(config) if step > found["step"] and train.kl_weight == 0]
-        left_out = f"; left out: {', '.join(gone)}" if gone else ""
-        lines.append(f"{adapter_key(train)}: {limits.told(found)}{left_out}")
-    return lines
-
-
-def mean_arms(config: Config) -> list[StudyArm]:
-    """The arms that are means over training seeds."""
-    return [arm for study in mean_studies(config) for arm in study.arms if arm.members]
-
-
-def _arms(config: Config, group: trials.Group) -> Iterator[StudyArm]:
+def _arms(trials: Trials, group: Group) -> Iterator[StudyArm]:
     yield BASE_ARM
     for train in (group.tuned, *group.others):
-        yield from _adapter_arms(config, group, train)
+        yield from _adapter_arms(trials, group, train)
 
 
-def _adapter_arms(config: Config, group: trials.Group, train: Train) -> Iterator[StudyArm]:
-    evaluate, key, found = config.evaluate, adapter_key(train), stopped(replace(config, train=train))
-    steps, told = (train.steps, None) if found is None else (found["step"], limits.told(found))
-    tuned = train == group.tuned
+def _adapter_arms(trials: Trials, group: Group, train: Train) -> Iterator[StudyArm]:
+    evaluate, key = trials.config.evaluate, adapter_key(train)
+    stop, tuned = trials.stopped.get(key), train == group.tuned
+    steps = train.steps if stop is None else stop["step"]
     common: dict[str, Any] = {"reward": train.reward, "k": train.k, "kl_weight": train.kl_weight, "lr": train.lr}
-    common |= {"rank": train.rank if train.method == "lora" else None, "train_seed": train.seed, "stopped": told}
+    common |= {"rank": train.rank if train.method == "lora" else None, "train_seed": train.seed}
+    common |= {"stopped": None if stop is None else limits.told(stop)}
     family, label = ("tuned", "tuned") if tuned else _differing(train, group.tuned)
     of, with_label = ("", "") if tuned else (f"{family}-", f"{label} + ")
     yield StudyArm(Arm(key, key), family, label, **common, step=steps)
     for text in evaluate.schedules if tuned else evaluate.kl_schedules:
-        arm, way, said = _guided(key, text)
-        yield StudyArm(arm, of + way, with_label + said, **common, step=steps)
+        arm, way, name = _guided(key, text, "schedules" if tuned else "kl_schedules")
+        yield StudyArm(arm, of + way, with_label + name, **common, step=steps)
     scaled = "LoRA" if train.method == "lora" else "tuning"
     for scale in evaluate.lora_scales if tuned else evaluate.kl_lora_scales:
-        arm, said = Arm(f"{key}x{scale:g}", key, scale), f"{scaled} ×{scale:g}"
-        yield StudyArm(arm, f"{of}lora", with_label + said, **common, step=steps)
+        arm, name = Arm(f"{key}x{scale:g}", key, scale), f"{scaled} ×{scale:g}"
+        yield StudyArm(arm, f"{of}lora", with_label + name, **common, step=steps)
     if not tuned:
         return
-    for step in early_stops(config):
-        stop = f"{key}@{step}"
+    for step in early_stops(trials.config):
+        stop_name = f"{key}@{step}"
         if step <= steps:
-            yield StudyArm(Arm(stop, stop), "early", f"stop at {step}", **common, step=step)
+            yield StudyArm(Arm(stop_name, stop_name), "early", f"stop at {step}", **common, step=step)
 
 
 def _differing(train: Train, tuned: Train) -> tuple[str, str]:
@@ -237,7 +203,7 @@ def _external_arms(config: Config, name: str) -> Iterator[StudyArm]:
     yield BASE_ARM
     yield StudyArm(Arm(name, name), "tuned", "tuned")
     for text in config.evaluate.schedules:
-        yield StudyArm(*_guided(name, text))
+        yield StudyArm(*_guided(name, text, "schedules"))
     for scale in config.evaluate.lora_scales:
         yield StudyArm(Arm(f"{name}x{scale:g}", name, scale), "lora", f"LoRA ×{scale:g}")
 
@@ -245,10 +211,12 @@ def _external_arms(config: Config, name: str) -> Iterator[StudyArm]:
 BASE_ARM = StudyArm(Arm("base", None, 1.0, "base"), "base", "base")
 
 
-def _guided(adapter: str, text: str) -> tuple[Arm, str, str]:
-    """The arm of a schedule, its family on the unregularized adapter, and its label."""
-    schedule = schedules.parse(text)
-    name, level = schedule.label or schedules.format_name(schedule), schedules.level(schedule)
+def _guided(adapter: str, text: str, key: str) -> tuple[Arm, str, str]:
+    """The arm of a schedule of evaluate.KEY, its family on the unregularized adapter, and its label."""
+    with given(f"evaluate.{key}"):
+        schedule = schedules.parse(text)
+        level = schedules.level(schedule)
+    name = schedule.label or schedules.format_name(schedule)
     arm = Arm(f"{adapter}+{name}", adapter, 1.0, schedules.format_name(schedule))
     if level is None:
         return arm, "aig", f"AIG {name}"

@@ -7,10 +7,11 @@ from functools import lru_cache
 
 import torch
 
-from aig import models
+from aig import adapters, models
 from aig.models import LatentModel
 from aig.sampler import Sampling
 from pipelines.config import Config, ConfigError, given
+from pipelines.runs.directory import RunDir
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -46,6 +47,25 @@ def resolve_sampling(config: Config, defaults: Sampling) -> Sampling:
     keys = ("steps", "guidance", "eta", "scheduler", "negative", "distilled")
     asked = {key: getattr(config.model, key) for key in keys} | {"block": config.evaluate.block}
     return replace(defaults, **{key: value for key, value in asked.items() if value not in (None, "")})
+
+
+def evaluation_sampling(config: Config, defaults: Sampling) -> Sampling:
+    """How an evaluation's images are drawn."""
+    sampling = resolve_sampling(config, defaults)
+    return replace(sampling, max_rows=config.evaluate.max_rows or sampling.max_rows)
+
+
+def adapter_digest(config: Config, name: str) -> str:
+    """`aig.adapters.digest` of an adapter of the run; ConfigError if it is not trained."""
+    folder = RunDir.of(config).adapters / name
+    try:
+        adapters.weights_file(folder)
+    except ValueError:
+        raise ConfigError(
+            f"adapter {name!r} is not trained: run `python -m pipelines sweep` with the same configuration first"
+        ) from None
+    with given():
+        return adapters.digest(folder)
 
 
 @lru_cache

@@ -23,13 +23,13 @@ from pipelines.rewards.names import Columns, Statistics
 from pipelines.rewards.scores import Scores
 from pipelines.runs import directory
 from pipelines.runs.directory import RunDir
-from pipelines.study import arms, models
+from pipelines.study import models
 from pipelines.study.prompts import validation_prompts, validation_seeds
 
 
 def wanted(config: Config) -> Columns:
     """The columns of everything that the run scores or trains on."""
-    return reward_names.columns(config, [*arms.scored_rewards(config), config.train.reward])
+    return reward_names.columns(config, [*reward_names.scored(config), config.train.reward])
 
 
 def read(config: Config) -> dict[str, tuple[float, float]]:

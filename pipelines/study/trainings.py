@@ -32,14 +32,15 @@ def training(config: Config, *, reward: str, k: int, kl_weight: float, lr: float
     )  # fmt: skip
 
 
-def trainings(config: Config) -> list[Train]:
+def trainings(config: Config, drawn: Sequence[dict[str, Any]] | None = None) -> list[Train]:
     """Every training of the sweep; the unregularized ones first, since the most arms hang on them.
 
-    Those of a grid, or of a search its references and what it has drawn so far.
+    Those of a grid, or of a search its references and what it has drawn so far: `drawn`, or what the run's record says.
     """
     sweep = config.sweep
     if sweep.search != "grid":
-        return [*references(config), *(training(config, **settings) for settings in drawn(config))]
+        drawn = read_drawn(config) if drawn is None else drawn
+        return [*references(config), *(training(config, **settings) for settings in drawn)]
     varied = (sweep.kl_weights, sweep.rewards, sweep.ks, *learning(config), sweep.train_seeds)
     return [
         training(config, reward=r, k=k, kl_weight=w, lr=lr, rank=rank, seed=s)
@@ -72,7 +73,7 @@ def learning(config: Config) -> tuple[tuple[float, ...], tuple[int, ...]]:
     return config.sweep.lrs or (config.train.lr,), config.sweep.ranks or (config.train.rank,)
 
 
-def drawn(config: Config) -> list[dict[str, Any]]:
+def read_drawn(config: Config) -> list[dict[str, Any]]:
     """The settings of the trials that a search has drawn, in their order; none where it has not begun."""
     return [settings for generation in read_sweep(config).get("drawn", []) for settings in generation]
 

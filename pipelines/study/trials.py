@@ -6,7 +6,8 @@ those that a scheduler stopped and those that failed. The sweep's driver alone w
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -14,7 +15,7 @@ from pipelines.config import Config, ConfigError, Train
 from pipelines.config.values import slug
 from pipelines.runs import directory
 from pipelines.runs.directory import RunDir
-from pipelines.study import trainings
+from pipelines.study import limits, trainings
 from pipelines.study.trainings import adapter_key
 
 
@@ -36,14 +37,14 @@ class Record:
 
 
 def read(config: Config) -> Record:
-    """The run's record; an empty one where no sweep has begun. ConfigError where it cannot be read."""
+    """The run's record; an empty one if no sweep has begun. ConfigError if it cannot be read."""
     return Record(**trainings.read_sweep(config))
 
 
 @dataclass(frozen=True)
 class Group:
-    """The trainings that a study compares: the tuned one and those that differ from it, in their KL weights or, where
-    a search drew them, in other settings too."""
+    """The trainings that a study compares: the tuned one and those that differ from it, in their KL weights or, if a
+    search drew them, in other settings too."""
 
     tuned: Train
     others: tuple[Train, ...]
@@ -53,28 +54,82 @@ class Group:
         return f"{setting_name(self.tuned)}-s{self.tuned.seed}"
 
 
+@dataclass(frozen=True)
+class Trials:
+    """The trainings of a run and what became of them, read once."""
+
+    config: Config
+    trainings: tuple[Train, ...]
+    record: Record
+    stopped: Mapping[str, Mapping[str, Any]]
+    """The adapter's record, by key, of each training that a guard stopped."""
+
+    @classmethod
+    def of(cls, config: Config) -> Trials:
+        """Read the sweep's record and those of the adapters; ConfigError if the first cannot be read."""
+        record = read(config)
+        planned = tuple(trainings.trainings(config, [each for generation in record.drawn for each in generation]))
+        stops = {adapter_key(train): trainings.stopped(replace(config, train=train)) for train in planned}
+        return cls(config, planned, record, {key: stop for key, stop in stops.items() if stop is not None})
+
+    def groups(self) -> list[Group]:
+        """One group per study, without trainings that failed or were stopped by a scheduler; no group without its tuned
+        one."""
+        left_out = {*self.record.errored, *self.record.stopped}
+        config, sweep = self.config, self.config.sweep
+        lrs, ranks = trainings.learning(config)
+        if sweep.search != "grid":
+            lrs, ranks = (config.train.lr,), (config.train.rank,)
+        groups = []
+        for reward, k, lr, rank, seed in product(sweep.rewards, sweep.ks, lrs, ranks, sweep.train_seeds):
+            tuned = trainings.training(config, reward=reward, k=k, kl_weight=0.0, lr=lr, rank=rank, seed=seed)
+            if adapter_key(tuned) in left_out:
+                continue
+            others = [other for other in self.trainings if other != tuned and _belongs(config, other, tuned)]
+            others.sort(key=lambda other: (other.kl_weight, other.lr, other.rank))
+            groups.append(Group(tuned, tuple(other for other in others if adapter_key(other) not in left_out)))
+        return groups
+
+    def notes(self) -> list[str]:
+        """What an evaluation leaves out and which trainings a guard stopped, one line each."""
+        reasons = {"failed": self.record.errored, "was stopped": self.record.stopped}
+        lines = [f"left out, since its training {what}: {key}" for what, keys in reasons.items() for key in keys]
+        for train in self.trainings:
+            if (stop := self.stopped.get(key := adapter_key(train))) is None:
+                continue
+            later = [step for step in early_stops(self.config) if step > stop["step"] and train.kl_weight == 0]
+            missing = f"; left out: {', '.join(f'stop at {step}' for step in later)}" if later else ""
+            lines.append(f"{key}: {limits.told(stop)}{missing}")
+        return lines
+
+    def check_drawn(self) -> None:
+        """ConfigError if a search has trials left to draw, or nothing is left to compare."""
+        if draws(self.config, self.record):
+            count = sum(map(len, self.record.drawn))
+            raise ConfigError(
+                f"the search has drawn {count} of {self.config.sweep.trials} trials: run `python -m pipelines sweep` "
+                f"with the same configuration first, or give sweep.trials={count}"
+            )
+        if self.trainings and not self.groups():
+            raise ConfigError(
+                "no adapter with KL weight 0 is left to compare with, since their trainings failed "
+                f"({'; '.join(self.record.errored.values())}): mend that and run `python -m pipelines sweep "
+                "--retry-errored`"
+            )
+
+
+def early_stops(config: Config) -> Sequence[int]:
+    """The snapshots that are arms; ConfigError for one that no training keeps."""
+    kept, asked = trainings.snapshot_steps(config), config.evaluate.early_stops
+    for step in asked or ():
+        if step not in kept:
+            raise ConfigError(f"evaluate.early_stops: there is no snapshot of step {step}: choose among {kept}")
+    return kept if asked is None else asked
+
+
 def setting_name(train: Train) -> str:
     """A study's name but for its seed, as fragile-k1 or fragile-k1-lr0.0003."""
     return f"{slug(train.reward)}-k{train.k}" + (f"-{train.label}" if train.label else "")
-
-
-def groups(config: Config) -> list[Group]:
-    """A group a study. Trainings that failed or were stopped are left out, and a study whose tuned one did."""
-    record = read(config)
-    left_out = {*record.errored, *record.stopped}
-    sweep = config.sweep
-    shared = (sweep.rewards, sweep.ks, *trainings.learning(config), sweep.train_seeds)
-    if sweep.search != "grid":
-        shared = (sweep.rewards, sweep.ks, (config.train.lr,), (config.train.rank,), sweep.train_seeds)
-    every = trainings.trainings(config)
-    found = []
-    for reward, k, lr, rank, seed in product(*shared):
-        tuned = trainings.training(config, reward=reward, k=k, kl_weight=0.0, lr=lr, rank=rank, seed=seed)
-        others = [other for other in every if other != tuned and _belongs(config, other, tuned)]
-        if adapter_key(tuned) not in left_out:
-            others.sort(key=lambda other: (other.kl_weight, other.lr, other.rank))
-            found.append(Group(tuned, tuple(other for other in others if adapter_key(other) not in left_out)))
-    return found
 
 
 def _belongs(config: Config, other: Train, tuned: Train) -> bool:
@@ -83,38 +138,15 @@ def _belongs(config: Config, other: Train, tuned: Train) -> bool:
 
 
 def words(config: Config, train: Train) -> str:
-    """Learning rate and rank of a study in words, where a grid varies them; else empty."""
+    """Learning rate and rank of a study in words, if a grid varies them; else empty."""
     sweep = config.sweep
     if sweep.search != "grid":
         return ""
-    said = [f"learning rate {train.lr:g}"] * (len(sweep.lrs) > 1) + [f"rank {train.rank}"] * (len(sweep.ranks) > 1)
-    return ", ".join(said)
+    varied = [f"learning rate {train.lr:g}"] * (len(sweep.lrs) > 1) + [f"rank {train.rank}"] * (len(sweep.ranks) > 1)
+    return ", ".join(varied)
 
 
 def draws(config: Config, record: Record) -> bool:
     """Whether the sweep is a search that has trials left to draw."""
     count = sum(map(len, record.drawn))
     return config.sweep.search != "grid" and count < config.sweep.trials and not record.exhausted
-
-
-def left_out(config: Config) -> list[str]:
-    """What an evaluation leaves out, a line each."""
-    record = read(config)
-    told = {"failed": record.errored, "was stopped": record.stopped}
-    return [f"left out, since its training {what}: {key}" for what, found in told.items() for key in found]
-
-
-def check_drawn(config: Config) -> None:
-    """ConfigError where a search has trials left to draw, or nothing is left to compare."""
-    record = read(config)
-    if draws(config, record):
-        count = sum(map(len, record.drawn))
-        raise ConfigError(
-            f"the search has drawn {count} of {config.sweep.trials} trials: run `python -m pipelines sweep` with the "
-            f"same configuration first, or give sweep.trials={count}"
-        )
-    if trainings.trainings(config) and not groups(config):
-        raise ConfigError(
-            "no adapter with KL weight 0 is left to compare with, since their trainings failed "
-            f"({'; '.join(record.errored.values())}): mend that and run `python -m pipelines sweep --retry-errored`"
-        )

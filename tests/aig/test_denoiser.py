@@ -330,6 +330,16 @@ def test_an_own_schedule_works():
     assert off(own, latents(annealed(pipe, "constant:0"))) > 1e-3
 
 
+def test_a_function_anneals_as_the_schedule_of_the_same_formula_does():
+    pipe = tuned("sd", "a")
+    square = latents(annealed(pipe, "power:2"))
+    assert torch.equal(latents(annealed(pipe, lambda u: u**2)), square)
+    assert torch.equal(latents(annealed(pipe, "math:sqrt")), latents(annealed(pipe, "power:0.5")))
+    with pytest.raises(ValueError, match="give a function"):
+        annealed(pipe, lambda u: 2 * u)
+    assert torch.equal(latents(pipe), latents(annealed(pipe, "power:0.5")))  # a refused curve changes nothing
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
 def test_a_copied_pipeline_follows_its_own_scheduler(copied):
     pipe = annealed(tuned("sd", "a"), "linear")

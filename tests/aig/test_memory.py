@@ -71,7 +71,9 @@ def test_a_checkpointed_reward_is_computed_twice_and_gives_the_same_gradient():
     model = tiny_with("a")
     expected = gradients(model, reward=counted)
     calls.clear()
-    assert torch.equal(gradients(model, reward=memory.checkpointed(counted)), expected)
+    reward = rewards.FunctionReward(counted, "counted")
+    reward.checkpoint()
+    assert torch.equal(gradients(model, reward=reward), expected)
     assert calls == [2, 2]
 
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import prdc
-import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -33,7 +32,6 @@ from aig.metrics import (
     merge_radii,
     neighbour_scores,
     per_prompt,
-    pooled_within,
     precision_recall,
     radii_tile,
     seed_halves,
@@ -100,28 +98,13 @@ def test_merging_moments_is_associative_and_does_not_depend_on_order_to_1e_12(si
         np.testing.assert_allclose(other.M2, left.M2, rtol=0, atol=tolerance)
 
 
-def test_rows_of_many_workers_merge_out_of_one_arrow_table():
-    x = features(22, 90, 7, offset=10)
-    rows = pa.Table.from_batches([Moments.of(part).to_arrow() for part in np.array_split(x, 4)])
-    for table in (rows, rows.combine_chunks(), rows.combine_chunks().to_batches()[0]):
-        moments = Moments.from_arrow(table)
-        assert moments.n == 90
-        np.testing.assert_allclose(moments.M2, Moments.of(x).M2, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("moments", [Moments(), Moments.of(features(4, 30, 5))], ids=["empty", "full"])
-def test_moments_come_back_from_their_bytes_bit_for_bit(moments):
-    back = Moments.from_bytes(moments.to_bytes())
-    assert back.n == moments.n
-    np.testing.assert_array_equal(back.mean, moments.mean)
-    np.testing.assert_array_equal(back.M2, moments.M2)
-
-
-def test_moments_say_what_is_wrong_with_other_tables_and_bytes():
-    with pytest.raises(ValueError, match=r"columns \['M2'\] are missing"):
-        Moments.from_arrow(Moments.of(np.eye(3)).to_arrow().select(["n", "mean"]))
-    with pytest.raises(ValueError, match="these 5 bytes are no moments"):
-        Moments.from_bytes(b"wrong")
+def test_reversed_and_read_only_arrays_are_taken():
+    x = features(4, 30, 5)
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    expected = Moments.of(x).mean
+    np.testing.assert_allclose(Moments.of(x[::-1]).mean, expected)
+    np.testing.assert_allclose(Moments.of(frozen).mean, expected)
 
 
 def test_moments_do_not_depend_on_how_rows_are_batched():
@@ -133,15 +116,6 @@ def test_moments_do_not_depend_on_how_rows_are_batched():
         assert other.n == streamed.n
         np.testing.assert_allclose(other.mean, streamed.mean, rtol=1e-13)
         np.testing.assert_allclose(other.M2, streamed.M2, rtol=1e-12, atol=1e-12)
-
-
-def test_moments_come_back_from_their_arrays_also_where_m2_was_flattened():
-    moments = Moments.of(features(4, 30, 5))
-    arrays = moments.to_dict()
-    for back in (Moments.from_dict(arrays), Moments.from_dict(arrays | {"M2": arrays["M2"].ravel()})):
-        assert back.n == 30
-        np.testing.assert_array_equal(back.mean, moments.mean)
-        np.testing.assert_array_equal(back.M2, moments.M2)
 
 
 def test_moments_stay_as_they_were_after_a_refused_batch():
@@ -245,17 +219,6 @@ def test_within_prompt_spectrum_sees_a_collapse_that_the_pooled_one_hides():
     assert abs(spectral_profile(ref, gen).mean_log_ratio) < 0.5
 
 
-def test_within_prompt_moments_pool_out_of_each_prompts_moments():
-    x, prompts = features(23, 60, 4, offset=5), np.repeat(np.arange(12), 5)
-    whole = within_prompt_moments(x, prompts)
-    pooled = pooled_within(Moments.of(x[prompts == p]) for p in range(12))
-    assert pooled.n == whole.n == 60 - 12 + 1
-    np.testing.assert_allclose(pooled.M2, whole.M2, rtol=1e-10, atol=1e-10)
-    np.testing.assert_allclose(pooled.mean, whole.mean)
-    with pytest.raises(ValueError, match="3 groups for 3 rows leave no two rows in one group"):
-        pooled_within(Moments.of(x[i : i + 1]) for i in range(3))
-
-
 def test_copies_within_each_prompt_are_a_collapse_of_a_hundred_decibels():
     rng, prompts = np.random.default_rng(24), np.repeat(np.arange(10), 4)
     ref, gen = rng.normal(size=(40, 3)), rng.integers(-9, 9, (10, 3)).astype(float)[prompts]
@@ -304,7 +267,7 @@ def test_profiles_are_those_of_the_pooled_and_within_prompt_moments():
 
 
 def test_within_prompt_moments_refuse_one_image_a_prompt():
-    with pytest.raises(ValueError, match=r"4 groups for 4 rows.*more seeds a prompt"):
+    with pytest.raises(ValueError, match=r"4 groups for 4 rows.*more seeds per prompt"):
         within_prompt_moments(np.eye(4), [1, 2, 3, 4])
     with pytest.raises(ValueError, match=r"groups has shape \(3,\) for 4 rows"):
         within_prompt_moments(np.eye(4), [1, 2, 3])

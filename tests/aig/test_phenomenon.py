@@ -35,7 +35,7 @@ def measured(model, arms: list[Arm], reward) -> dict[str, tuple[float, float]]:
 def test_a_short_unregularized_training_hacks_the_reward_as_a_random_adapter_does_not():
     model, reward = load("tiny"), rewards.load("fragile")
     adapters.attach(model.denoiser, "tuned", rank=8, alpha=8, targets="everywhere", seed=0)
-    parameters = draft.trainable(model, "tuned")
+    parameters = adapters.parameters(model.denoiser, "tuned")
     optimizer = torch.optim.Adam(parameters, lr=LR)
     config = draft.DraftConfig(model.defaults, k=3, micro_batch=BATCH)  # K = 3 collapses in fewer steps than K = 1
     for step in range(STEPS):

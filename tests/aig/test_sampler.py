@@ -218,6 +218,24 @@ def test_an_arms_id_is_its_content_not_its_name():
     assert Arm("x", "a", 0.5).id == Arm("y", "a", 0.5).id != Arm("x", "a", 0.25).id
 
 
+def test_the_ids_of_known_schedules_stay_what_they_were():
+    assert [Arm("x", "a", 0.5).id, Arm("x", "a", 1.0, "power:2@time").id] == ["9035e67fca76588e", "e485286d65a3bb15"]
+
+
+def test_an_arms_id_follows_the_values_of_the_users_own_curve(monkeypatch):
+    arm = Arm("x", "a", 1.0, "math:sqrt")
+    ids = {arm.id, Arm("x", "a", 1.0, "math:sin").id, Arm("x", "a", 1.0, "power:0.5").id}
+    assert len(ids) == 3
+    monkeypatch.setattr("math.sqrt", lambda u: u)
+    assert arm.id not in ids
+
+
+def test_the_users_own_curve_gives_the_images_of_the_same_formula_bit_for_bit(model):
+    arms = [Arm("own", "a", 1.0, "math:sqrt"), Arm("closed", "a", 1.0, "power:0.5")]
+    own, closed = sample_arms(model, PROMPTS, SEEDS, arms, sampling=FEW).latents.values()
+    assert torch.equal(own, closed)
+
+
 def test_routing_refuses_disabled_adapters_and_unknown_names(model):
     x, embeddings = torch.zeros(1, 12, 16, 16), model.encode(["a red star"]).embeddings
     with pytest.raises(ValueError, match="'misspelled' is not loaded"), adapters.routed(model.denoiser, ["misspelled"]):

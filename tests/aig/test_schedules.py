@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import pickle
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -219,3 +221,95 @@ def test_progress_outside_the_unit_interval_is_refused():
     for u in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match="outside"):
             parse("linear")(u)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module of the user's, `own_curves`, and one within a package."""
+    (tmp_path / "own_curves.py").write_text(
+        "import numpy, torch\n"
+        "half = 0.5\n"
+        "def square(u): return u**2\n"
+        "def as_numpy(u): return numpy.float32(u)\n"
+        "def as_tensor(u): return torch.tensor(u)\n"
+        "def level(u): return 0.25\n"
+        "def high(u): return 1.01 if u > 0.99 else u\n"
+        "def endless(u): return float('nan') if u == 0.5 else u\n"
+        "def broken(u): return 1 / (u - 0.25)\n"
+        "def textual(u): return 'much'\n"
+        "def missing(u): return None\n"
+    )
+    (tmp_path / "own_package").mkdir()
+    (tmp_path / "own_package" / "__init__.py").write_text("")
+    (tmp_path / "own_package" / "curves.py").write_text(
+        "class Square:\n    def __call__(self, u): return u**2\nsquare = Square()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for name in ("own_curves", "own_package", "own_package.curves"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize("text", ["own_curves:square", "own_package.curves:square", "mine=own_curves:square"])
+def test_an_imported_function_is_the_schedule_of_the_same_formula(text):
+    curve, square = parse(text), parse("power:2")
+    assert [curve(i / 1000) for i in range(1001)] == [square(i / 1000) for i in range(1001)]
+    assert format_name(curve) == text.removeprefix("mine=")
+    assert curve.label == ("mine" if text.startswith("mine") else None)
+    assert format_name(parse(f"{text}@time")) == text.removeprefix("mine=") + "@time"
+    assert schedules.level(curve) is None
+    assert format_name(pickle.loads(pickle.dumps(curve))) == format_name(curve)  # it travels by its name
+
+
+@pytest.mark.usefixtures("own")
+def test_an_imported_function_may_return_any_number_and_a_constant_one_has_a_level():
+    assert [parse(f"own_curves:{name}")(0.5) for name in ("as_numpy", "as_tensor")] == [0.5, 0.5]
+    assert type(parse("own_curves:as_numpy")(0.5)) is float
+    assert schedules.level(parse("own_curves:level")) == 0.25
+
+
+@pytest.mark.usefixtures("own")
+def test_an_imported_function_may_be_part_of_a_join():
+    joined = parse("join:base|0.5|own_curves:square")
+    assert (joined(0.4), joined(0.6)) == (0, 0.6**2)
+    assert format_name(parse(format_name(joined))) == format_name(joined)
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("own_curves:high", r"own_curves:high.*weight 1\.01 at u = 0\.99.*give a function"),
+        ("own_curves:endless", r"weight nan at u = 0\.5.*give a function"),
+        ("own_curves:broken", r"failed at u = 0.*give a function"),
+        ("own_curves:textual", "could not convert.*give a function"),
+        ("own_curves:missing", "NoneType.*give a function"),
+        ("own_curves:half", "own_curves:half' is a float: give the package.module:callable"),
+        ("own_curves:nothing", "cannot be imported .*nothing.*give the package.module:callable"),
+        ("no_such_package.curves:square", "cannot be imported .*no_such_package.*known: base, "),
+        ("powr:two", "cannot be imported .*known: base, "),
+        ("linear:square", "not known"),
+    ],
+)
+def test_a_function_that_is_no_schedule_is_refused_with_its_reason_and_the_fix(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse(text)
+
+
+def test_a_bare_function_is_named_by_where_it_is_defined():
+    curve = schedules.as_schedule(math.sqrt)
+    assert (curve.name, curve(0.25), curve.digest) == ("math:sqrt", 0.5, parse("math:sqrt").digest)
+    with pytest.raises(ValueError, match="give a function"):
+        schedules.as_schedule(lambda u: 2 * u)
+
+
+def test_the_digest_of_a_function_is_that_of_its_values():
+    square = schedules.from_callable(lambda u: u**2)
+    assert square.digest == schedules.from_callable(lambda u: u * u).digest
+    assert square.digest != schedules.from_callable(lambda u: u**2.001).digest
+    # A change at one step of one grid counts.
+    assert square.digest != schedules.from_callable(lambda u: 0.0 if u == 29 / 30 else u**2).digest
+    joined = [schedules.join([parse("base"), schedules.from_callable(f)], [0.5]) for f in (math.sin, math.sqrt)]
+    assert None is not joined[0].digest != joined[1].digest
+    assert parse("power:2").digest is schedules.join([parse("base"), parse("tuned")], [0.5]).digest is None

@@ -23,6 +23,7 @@ from pipelines.commands import overview
 from pipelines.runs import directory, identity
 from pipelines.runs.directory import RunDir
 from pipelines.study import trainings
+from pipelines.study.resolved import resolve
 from pipelines.study.trials import Record
 
 ROOT = Path(__file__).parents[2]
@@ -189,10 +190,9 @@ def test_a_run_that_was_moved_is_found_under_its_new_storage_and_a_renamed_one_i
     ],
 )
 def test_arms_and_units_are_as_many_as_the_evaluation_draws(asked):
-    from pipelines.study import arms
 
     made = configuration.load("smoke", None, ["evaluate.prompts=5", "evaluate.seeds=7", "evaluate.group=3", *asked])
-    assert overview.arm_count(made) == len(arms.all_arms(made))
+    assert overview.arm_count(made) == len(resolve(made).arms)
     assert overview.expected_units(made) == 5 * 3
 
 

@@ -20,7 +20,7 @@ from pipelines.__main__ import main
 from pipelines.commands import overview
 from pipelines.commands.options import parse
 from pipelines.config import ConfigError
-from pipelines.evaluate import external, generate, units
+from pipelines.evaluate import external, generate
 from pipelines.evaluate import images as dataset
 from pipelines.front import compare, front
 from pipelines.front.results import metric_name
@@ -31,6 +31,8 @@ from pipelines.runs import identity
 from pipelines.runs.directory import RunDir
 from pipelines.study import arms
 from pipelines.study import models as study_models
+from pipelines.study.resolved import resolve, resolve_images
+from pipelines.study.trials import Trials
 
 
 @pytest.fixture(scope="module")
@@ -82,21 +84,21 @@ def test_what_is_no_named_adapter_is_refused(adapters_, expected):
 
 
 def test_the_option_leaves_the_sweep_out_and_the_key_stands_beside_it():
-    from pipelines.commands.evaluate import resolve
+    from pipelines.commands.evaluate import resolve as configure
 
-    alone = resolve(parse(["evaluate", "--adapter", "mine=/a", "--adapter", "/b/theirs"]))
+    alone = configure(parse(["evaluate", "--adapter", "mine=/a", "--adapter", "/b/theirs"]))
     assert (alone.sweep.rewards, alone.evaluate.adapters) == ((), ("mine=/a", "theirs=/b/theirs"))
-    beside = resolve(parse(["evaluate", "evaluate.adapters=[mine=/a]"]))
-    assert [(one.name, one.k) for one in arms.studies(beside)] == [("fragile-k1-s0", 1), ("mine", None)]
+    beside = configure(parse(["evaluate", "evaluate.adapters=[mine=/a]"]))
+    assert [(one.name, one.k) for one in resolve(beside).singles] == [("fragile-k1-s0", 1), ("mine", None)]
 
 
 def test_an_external_adapters_study_has_the_base_its_schedules_and_its_scales(tmp_path):
-    (single,) = arms.studies(only(tmp_path, "mine=/a"))
+    (single,) = resolve(only(tmp_path, "mine=/a")).singles
     assert [(arm.arm.name, arm.family) for arm in single.arms] == [
         ("base", "base"), ("mine", "tuned"), ("mine+linear", "aig"), ("minex0.5", "lora"),
     ]  # fmt: skip
     assert (single.reward, single.k, single.train_seeds) == ("pipeline_toys:red", None, ())
-    assert arms.mean_studies(only(tmp_path, "mine=/a", "theirs=/b")) == []
+    assert resolve(only(tmp_path, "mine=/a", "theirs=/b")).means == ()
 
 
 def test_a_run_knows_its_adapters_by_name_wherever_they_lie(tmp_path):
@@ -118,21 +120,21 @@ def test_a_run_knows_its_adapters_by_name_wherever_they_lie(tmp_path):
 )
 def test_arms_that_would_be_one_are_refused(tmp_path, more, expected):
     with pytest.raises(ConfigError, match=expected):
-        arms.check_arms(only(tmp_path, "mine=/a", **more))
+        arms.check_arms(arms.studies(Trials.of(only(tmp_path, "mine=/a", **more))))
 
 
 @pytest.mark.parametrize("preset", configuration.presets())
 def test_the_arms_of_every_preset_are_distinct(preset):
-    arms.check_arms(configuration.load(preset))
+    arms.check_arms(arms.studies(Trials.of(configuration.load(preset))))
 
 
 def test_the_names_of_a_run_without_external_adapters_are_what_they_were(monkeypatch):
     """Runs that were begun before go on: what changes these draws every run's images anew."""
     monkeypatch.setattr(study_models, "fingerprint", lambda *named: "f")
-    monkeypatch.setattr(units, "adapter_digest", lambda config, name: name and "d" + name)
+    monkeypatch.setattr(study_models, "adapter_digest", lambda config, name: "d" + name)
     monkeypatch.setattr(names, "scoring_digests", lambda config, columns: "s")
     asked = configuration.load("smoke", None, ["evaluate.prompts=[a red circle, an orange square]"])
-    found = generate.units(asked, TinyModel.defaults)
+    found = generate.units(resolve_images(asked, TinyModel.defaults))
     assert [found[0].name, found[-1].name] == SMOKE_NAMES
 
 
@@ -191,7 +193,7 @@ def test_the_run_keeps_a_copy_which_is_what_counts_when_the_file_is_gone(model, 
     source.unlink()
     external.bring(found)
     external.check(found, models.load(str(model)).denoiser)
-    assert units.adapter_digest(found, "mine") == adapters.digest(lora)
+    assert study_models.adapter_digest(found, "mine") == adapters.digest(lora)
 
     tensors = load_file(lora)
     save_file({key: tensor + 1 for key, tensor in tensors.items()}, source)
@@ -204,13 +206,13 @@ def test_the_run_keeps_a_copy_which_is_what_counts_when_the_file_is_gone(model, 
 def measured(tmp_path_factory):
     """Two external adapters and no training, measured."""
     found = build(only(tmp_path_factory.mktemp("runs"), "mine=/a/x.safetensors", "theirs=/b/x.safetensors"))
-    images = dataset.read(found, TinyModel.defaults, without=["image", "features"])
-    measure.measure(found, images, "a command", lambda: pytest.fail("so few images need no Ray"))
+    images = dataset.read(resolve_images(found, TinyModel.defaults), without=["image", "features"])
+    measure.measure(resolve(found), images, "a command", lambda: pytest.fail("so few images need no Ray"))
     return found
 
 
 def test_each_external_adapter_has_a_front_of_its_own_and_claims_nothing_about_its_training(measured):
-    studies = json.loads(front.write_front(measured).read_text())["studies"]
+    studies = json.loads(front.write_front(resolve(measured)).read_text())["studies"]
     assert [(one["study"], one["k"], one["train_seeds"]) for one in studies] == [
         ("mine", None, []),
         ("theirs", None, []),
@@ -223,7 +225,7 @@ def test_each_external_adapter_has_a_front_of_its_own_and_claims_nothing_about_i
 
 
 def test_a_report_reads_a_study_of_an_external_adapter(measured):
-    front.write_front(measured)
+    front.write_front(resolve(measured))
     found = read_run(measured.directory).studies[0]
     assert (found.k, found.train_seeds) == (None, ())
     assert found.title == "mine, an adapter from elsewhere, by pipeline_toys-red reward"
@@ -237,7 +239,7 @@ def test_the_status_of_a_run_without_training_counts_its_images(measured):
 
 def test_two_runs_of_external_adapters_are_compared(measured, tmp_path):
     again = build(replace(measured, run=replace(measured.run, storage=str(tmp_path))), gain=0.5)
-    images = dataset.read(again, TinyModel.defaults, without=["image", "features"])
-    measure.measure(again, images, "a command", lambda: pytest.fail("so few images need no Ray"))
-    found = compare.compare(measured, again)
+    images = dataset.read(resolve_images(again, TinyModel.defaults), without=["image", "features"])
+    measure.measure(resolve(again), images, "a command", lambda: pytest.fail("so few images need no Ray"))
+    found = compare.compare(resolve(measured), resolve(again))
     assert found.path.exists()

@@ -30,6 +30,7 @@ from pipelines.rewards import names
 from pipelines.rewards import scores as rewards_scores
 from pipelines.runs.directory import RunDir
 from pipelines.study.prompts import resolve_prompts
+from pipelines.study.resolved import resolve, resolve_images
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def test_too_many_failures_in_a_row_end_the_plan_unless_one_was_made_between_or_
 def run(tmp_path):
     """A run of five arms, six prompts in two units each; the second unit of the third prompt failed."""
     found = build(settings(tmp_path))
-    lost = [unit for unit in generate.units(found, TinyModel.defaults) if unit.prompt_id == 2][1]
+    lost = [unit for unit in generate.units(resolve_images(found, TinyModel.defaults)) if unit.prompt_id == 2][1]
     files = RunDir.of(found)
     (files.images / generate.PART.format(unit=lost.name)).unlink()
     failures.Failures(files.failures, [lost], 8).add(lost.name, "drawn", "ValueError: no")
@@ -170,11 +171,11 @@ def run(tmp_path):
 
 
 def read(found):
-    return dataset.read(found, TinyModel.defaults, without=["image", "features"])
+    return dataset.read(resolve_images(found, TinyModel.defaults), without=["image", "features"])
 
 
 def measured(found):
-    return measure.measure(found, read(found), "a command", lambda: pytest.fail("so few images need no Ray"))
+    return measure.measure(resolve(found), read(found), "a command", lambda: pytest.fail("so few images need no Ray"))
 
 
 def test_a_prompt_that_failed_is_left_out_for_all_arms_and_counted(run):
@@ -190,13 +191,13 @@ def test_what_is_measured_without_a_prompt_is_what_a_run_of_the_other_prompts_me
     kept = prompts[:2] + prompts[3:]
     whole = build(settings(tmp_path / "whole"))
     expected = measured(whole)
-    assert table.prompts == kept == measured_table.read_table(run).prompts
+    assert table.prompts == kept == measured_table.read_table(resolve(run)).prompts
     for metric, values in table.rows([TUNED]).items():
         np.testing.assert_array_equal(values[0], np.delete(expected.rows([TUNED])[metric][0], 2), metric)
-    again = measured_table.read_table(run)
+    again = measured_table.read_table(resolve(run))
     for metric, values in table.values.items():
         np.testing.assert_array_equal(again.values[metric], values)
-    rows = {(row["arm"], row["metric"]): row for row in measured_table.read_rows(run)}
+    rows = {(row["arm"], row["metric"]): row for row in measured_table.read_rows(RunDir.of(run))}
     assert rows[TUNED, "vendi"]["prompts"] == 5 and rows[TUNED, "frechet"]["n"] == 20
 
 
@@ -207,14 +208,14 @@ def test_the_prompts_left_out_are_named_in_the_record_and_the_fronts_rest_on_the
     assert check == {
         "expected": 120, "found": 100, "missing": 0, "duplicate": 0, "failed": 20, "prompts_left_out": [prompts[2]],
     }  # fmt: skip
-    assert json.loads(front.write_front(run).read_text())["prompts"] == 5
+    assert json.loads(front.write_front(resolve(run)).read_text())["prompts"] == 5
 
 
 def test_a_share_of_failures_that_is_let_pass_is_told_and_a_larger_one_is_an_error(run, capsys):
     with pytest.raises(failures.EvaluationError, match=r"1 of 12 groups of images failed, and 1 prompts are left out"):
-        failures.conclude(run)
+        failures.conclude(resolve(run))
     passing = configuration.load("smoke", None, [f"run.storage={run.run.storage}", "evaluate.max_failed=0.1"])
-    failures.conclude(passing)
+    failures.conclude(resolve(passing))
     assert "1 of 12 groups of images failed" in capsys.readouterr().out
 
 
@@ -224,16 +225,16 @@ def test_the_status_names_what_failed(run):
 
 
 def test_a_unit_that_was_made_after_all_is_no_failure(run):
-    (row,) = failures.of_run(run)
+    (row,) = failures.of_run(RunDir.of(run))
     files = RunDir.of(run)
     source = next(files.images.glob("*.parquet"))
     shutil.copyfile(source, files.images / generate.PART.format(unit=row["unit"]))
-    assert failures.of_run(run) == [] and read(run).failed == 0
+    assert failures.of_run(RunDir.of(run)) == [] and read(run).failed == 0
 
 
 def test_a_run_of_which_too_little_is_left_is_not_measured(tmp_path):
     found = build(settings(tmp_path))
-    files, units = RunDir.of(found), generate.units(found, TinyModel.defaults)
+    files, units = RunDir.of(found), generate.units(resolve_images(found, TinyModel.defaults))
     lost = [unit for unit in units if unit.prompt_id > 0]
     kept = failures.Failures(files.failures, lost, 99)
     for unit in lost:
@@ -257,7 +258,7 @@ def test_images_of_another_run_are_refused_and_left_where_they_are(tmp_path):
     with pytest.raises(
         ConfigError, match=r"part-\w+.parquet holds images of another run \('.*x0.25' is nothing of this"
     ):
-        generate.generate(ours, refuse_ray, TinyModel.defaults)
+        generate.generate(resolve_images(ours, TinyModel.defaults), refuse_ray)
     assert sorted(path.name for path in folder.iterdir()) == there
 
 
@@ -266,7 +267,7 @@ def test_images_of_adapters_that_were_trained_anew_make_room(tmp_path, capsys):
     folder = RunDir.of(ours).images
     stale = folder / "part-0123456789abcdef.parquet"
     shutil.copyfile(next(folder.glob("*.parquet")), stale)
-    assert generate.generate(ours, refuse_ray, TinyModel.defaults) == 0
+    assert generate.generate(resolve_images(ours, TinyModel.defaults), refuse_ray) == 0
     assert (
         not stale.exists()
         and "Removing 1 groups of images that an earlier version made, or whose model, adapters"
@@ -279,18 +280,18 @@ def test_a_file_that_is_none_of_ours_is_refused_by_its_name(tmp_path):
     strange = RunDir.of(ours).images / "part-strange.parquet"
     pq.write_table(pa.table({"x": [1]}), strange)
     with pytest.raises(ConfigError, match=r"part-strange.parquet is no file of images"):
-        generate.generate(ours, refuse_ray, TinyModel.defaults)
+        generate.generate(resolve_images(ours, TinyModel.defaults), refuse_ray)
     assert strange.exists()
 
 
 class Plan:
     """A plan that is carried out in this process, without Ray."""
 
-    def __init__(self, found, missing, pool, generator):
-        self.content, self.missing = configuration.to_dict(found), missing
+    def __init__(self, study, missing, pool, generator):
+        self.study, self.missing = study, missing
 
     def iter_batches(self, **options):
-        generator, scorer = generate.Generator(self.content), scorers.Scorer(generate.Evaluation(self.content))
+        generator, scorer = generate.Generator(self.study), scorers.Scorer(generate.Evaluation(self.study))
         for unit in self.missing:
             yield scorer(generator(pa.Table.from_pylist([unit.row()])))
 

@@ -23,7 +23,7 @@ from pipelines.evaluate import generate, scorers
 from pipelines.evaluate import images as dataset
 from pipelines.front import front
 from pipelines.runs.directory import RunDir
-from pipelines.study import arms as study_arms
+from pipelines.study.resolved import resolve, resolve_images
 from pipelines.train import worker
 
 # Ray's workers inherit it: they find the toys too.
@@ -59,7 +59,7 @@ def test_a_run_goes_from_training_to_a_front(run):
     assert curve[-1]["kl_to_base"] > curve[-1]["path"] > 0
     assert curve[-1]["reward"] > curve[0]["reward"]
 
-    images = dataset.read(run, DEFAULTS)
+    images = dataset.read(resolve_images(run, DEFAULTS))
     arms = ["base", key, f"{key}+linear", f"{key}x0.5", f"{key}@2"]
     assert (images.found, images.missing, images.duplicate) == (len(arms) * 2 * 2, 0, 0)
     assert set(images.table["arm"].to_pylist()) == set(arms)
@@ -120,21 +120,21 @@ def test_a_deleted_unit_comes_back_with_the_same_bytes(run, arguments):
     lost.unlink()
     (lost.parent / f".{lost.name}.123.part").write_bytes(b"half a file, of a writer that was killed")
     with pytest.raises(ValueError, match="10 of 20 images are missing: run `python -m pipelines evaluate`"):
-        dataset.read(run, DEFAULTS).require_complete()
+        dataset.read(resolve_images(run, DEFAULTS)).require_complete()
     assert main(["evaluate", *arguments]) == 0
     assert contents(run.directory / "images", "*") == before
 
 
 def test_an_image_is_the_same_in_any_group_and_any_actor(run):
     """Actors are plain classes: two of them, on other groups, give the dataset's own PNG bytes."""
-    units = generate.units(run, DEFAULTS)
-    saved = dataset.read(run, DEFAULTS).table
-    names = [arm.arm.name for arm in study_arms.all_arms(run)]
+    study = resolve_images(run, DEFAULTS)
+    units, saved = generate.units(study), dataset.read(study).table
+    names = [arm.arm.name for arm in study.arms]
     expected = {
         (row["arm"], row["prompt"], row["seed_index"]): row["image"]
         for row in saved.select(["arm", "prompt", "seed_index", "image"]).to_pylist()
     }
-    content = configuration.to_dict(replace(run, evaluate=replace(run.evaluate, max_rows=8)))
+    narrow = resolve_images(replace(run, evaluate=replace(run.evaluate, max_rows=8)), DEFAULTS)
     first, second = units[0], units[-1]
     assert first.prompt != second.prompt
     for wanted in ([(first, [1])], [(second, [0, 1]), (first, [1, 0, 5])]):
@@ -143,7 +143,7 @@ def test_an_image_is_the_same_in_any_group_and_any_actor(run):
         ]
         drawn = {
             (name, row["prompt"], seed): image
-            for row in generate.Generator(content).draw(rows, measured=False)
+            for row in generate.Generator(narrow).draw(rows, measured=False)
             for (name, seed), image in zip(product(names, row["seeds"]), row["image"], strict=True)
         }
         shared = [key for key in drawn if key in expected]
@@ -223,7 +223,7 @@ def test_rows_that_are_there_twice_are_read_once_and_counted(run, tmp_path):
     for path in original.images.glob("*.parquet"):
         table = pq.read_table(path)
         pq.write_table(pa.concat_tables([table, table.slice(0, 3)]), files.images / path.name)
-    images = dataset.read(copy, DEFAULTS)
+    images = dataset.read(resolve_images(copy, DEFAULTS))
     assert (images.expected, images.found, images.missing, images.duplicate) == (20, 20, 0, 6)
     assert images.table.num_rows == 20
     images.require_complete()
@@ -231,9 +231,9 @@ def test_rows_that_are_there_twice_are_read_once_and_counted(run, tmp_path):
 
 def test_a_mean_over_training_seeds_is_an_arm_of_its_own_study(model, tmp_path):
     two = configuration.load("smoke", None, overrides(model, tmp_path, sweep__train_seeds="[0, 1]"))
-    (mean,) = study_arms.mean_studies(two)
+    (mean,) = resolve(two).means
     assert (mean.name, mean.train_seeds) == ("pipeline_toys-red-k1", (0, 1))
-    assert [arm.family for arm in mean.arms] == [arm.family for arm in study_arms.studies(two)[0].arms]
+    assert [arm.family for arm in mean.arms] == [arm.family for arm in resolve(two).singles[0].arms]
     tuned = mean.one("tuned")
     assert tuned.members == ("pipeline_toys-red-k1-kl0-s0", "pipeline_toys-red-k1-kl0-s1")
-    assert len({arm.arm.name for arm in [*study_arms.all_arms(two), *study_arms.mean_arms(two)]}) == 9 + 4
+    assert len({arm.arm.name for arm in [*resolve(two).arms, *resolve(two).mean_arms]}) == 9 + 4

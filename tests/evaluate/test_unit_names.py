@@ -35,8 +35,8 @@ from pipelines.rewards import names as reward_names
 from pipelines.runs import directory
 from pipelines.runs.directory import IMAGES_FORMAT, RunDir
 from pipelines.score import folder as score_folder
-from pipelines.study import arms as study_arms
 from pipelines.study import models, statistics, trainings
+from pipelines.study.resolved import resolve, resolve_images
 from tune.search.store import Store
 
 TOY = "def score(images, prompts):\n    return images.mean((1, 2, 3))\n"
@@ -114,19 +114,20 @@ def test_an_adapter_that_is_cut_off_is_said_to_be(tmp_path, spoil):
 @pytest.fixture
 def drawn(tmp_path):
     """`drawn(overrides, ...)`: units of the smoke preset with these settings and an adapter of this value."""
+    return lambda *asked, **given: generate.units(studied(tmp_path, *asked, **given))
 
-    def units(*asked, value=1.0, name="run"):
-        found = configuration.load(
-            "smoke", None, [f"run.storage={tmp_path}", f"run.name={name}", "sweep.kl_weights=[0]", *asked]
-        )
-        for arm in study_arms.all_arms(found):
-            if arm.arm.adapter is not None:
-                folder = RunDir.of(found).adapters / arm.arm.adapter
-                folder.mkdir(parents=True, exist_ok=True)
-                save_file({"a": torch.full((1,), value)}, folder / adapters.WEIGHTS)
-        return generate.units(found, TinyModel.defaults)
 
-    return units
+def studied(storage, *asked, value=1.0, name="run"):
+    """The smoke preset with these settings, whose adapters are of this value."""
+    found = configuration.load(
+        "smoke", None, [f"run.storage={storage}", f"run.name={name}", "sweep.kl_weights=[0]", *asked]
+    )
+    for arm in resolve(found).arms:
+        if arm.arm.adapter is not None:
+            folder = RunDir.of(found).adapters / arm.arm.adapter
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({"a": torch.full((1,), value)}, folder / adapters.WEIGHTS)
+    return resolve_images(found, TinyModel.defaults)
 
 
 def ids(units):
@@ -171,12 +172,12 @@ def test_images_that_are_scored_or_batched_otherwise_keep_their_ids(drawn, asked
     assert sorted(ids(drawn())) == sorted(ids(drawn("evaluate.group=1", name="other")))
 
 
-def test_the_table_has_the_ids_of_the_units_in_their_order(drawn):
-    unit = drawn()[0]
-    found = configuration.load("smoke", None, ["sweep.kl_weights=[0]"])
+def test_the_table_has_the_ids_of_the_units_in_their_order(tmp_path):
+    study = studied(tmp_path)
+    unit = generate.units(study)[0]
     content = {**unit.row(), "cost": "{}", "image": [b""] * len(unit.ids)}
     content |= dict.fromkeys((generate.PIXEL_STD, *generate.DISTANCES))
-    pictures = generate.Evaluation(configuration.to_dict(found)).pictures(content)
+    pictures = generate.Evaluation(study).pictures(content)
     assert pictures.ids == unit.ids == pictures.columns["id"].to_pylist()
 
 
@@ -341,8 +342,8 @@ def test_a_training_that_was_interrupted_under_another_reward_is_refused_and_its
 def earlier(tmp_path):
     """A measured run, whose measures another version made."""
     found = build(settings(tmp_path, "run.name=earlier"))
-    images = dataset.read(found, TinyModel.defaults, without=measure.UNNEEDED)
-    measure.measure(found, images, "a command", lambda: pytest.fail("so few images need no Ray"))
+    images = dataset.read(resolve_images(found, TinyModel.defaults), without=measure.UNNEEDED)
+    measure.measure(resolve(found), images, "a command", lambda: pytest.fail("so few images need no Ray"))
     path = RunDir.of(found).arms
     listing = json.loads(path.read_text())
     assert listing.pop("format") == IMAGES_FORMAT
@@ -354,9 +355,9 @@ def test_what_another_version_measured_is_refused_with_the_command_that_measures
     now = build(settings(tmp_path, "run.name=now"))
     said = rf"of format 2 where this one makes {IMAGES_FORMAT}: run `python -m pipelines evaluate --config .*earlier"
     for read in (
-        lambda: compare.compare(earlier, now),
-        lambda: front.write_front(earlier),
-        lambda: table.read_rows(earlier),
+        lambda: compare.compare(resolve(earlier), resolve(now)),
+        lambda: front.write_front(resolve(earlier)),
+        lambda: table.read_rows(RunDir.of(earlier)),
     ):
         with pytest.raises(ValueError, match=said):
             read()
@@ -388,7 +389,7 @@ def test_images_of_an_earlier_format_are_missing_with_a_word_about_those_that_ar
     folder = RunDir.of(earlier).images
     for number, path in enumerate(sorted(folder.glob("*.parquet"))):
         path.rename(folder / f"part-{number:016x}.parquet")
-    images = dataset.read(earlier, TinyModel.defaults, without=measure.UNNEEDED)
+    images = dataset.read(resolve_images(earlier, TinyModel.defaults), without=measure.UNNEEDED)
     with pytest.raises(
         ConfigError, match="images are missing, and there are 12 groups of them that an earlier version"
     ):
@@ -397,7 +398,7 @@ def test_images_of_an_earlier_format_are_missing_with_a_word_about_those_that_ar
 
 def test_a_corrupt_adapter_stops_the_check_of_an_evaluation(model, tmp_path):
     found = configuration.load("smoke", None, [*overrides(model, tmp_path), "sweep.kl_weights=[0]"])
-    for arm in study_arms.all_arms(found):
+    for arm in resolve(found).arms:
         if arm.arm.adapter is not None:
             folder = RunDir.of(found).adapters / arm.arm.adapter
             folder.mkdir(parents=True, exist_ok=True)

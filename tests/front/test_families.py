@@ -14,14 +14,14 @@ from pipelines.evaluate import images
 from pipelines.front import families, front
 from pipelines.measure import measure
 from pipelines.report import style
-from pipelines.study import arms as study_arms
+from pipelines.study.resolved import resolve, resolve_images
 
 SWEPT = ("sweep.kl_weights=[0, 1, 10]", "evaluate.kl_schedules=[linear, 'power:2', 'constant:0.5']")
 
 
 def family_of(schedule, tmp_path):
     found = settings(tmp_path, f"evaluate.schedules=['{schedule}']")
-    return next(arm for arm in study_arms.all_arms(found) if "+" in arm.arm.name)
+    return next(arm for arm in resolve(found).arms if "+" in arm.arm.name)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_weight_that_changes_is_aig_and_so_is_the_published_sweeps_combined_ge
 
 
 def test_aig_on_every_kl_weight_has_the_schedules_of_all_adapters_and_none_of_its_rivals_arms(tmp_path):
-    (single,) = study_arms.studies(settings(tmp_path, *SWEPT, "evaluate.kl_lora_scales=[0.5]"))
+    (single,) = resolve(settings(tmp_path, *SWEPT, "evaluate.kl_lora_scales=[0.5]")).singles
     found = front.families(single)
     counted = {family: {single.arms[a].label for a in arms} - {"base", "tuned"} for family, arms in found.items()}
     assert counted == {
@@ -67,7 +67,7 @@ def test_aig_on_every_kl_weight_has_the_schedules_of_all_adapters_and_none_of_it
 
 def test_a_mean_over_training_seeds_pays_as_one_of_its_seeds(tmp_path):
     found = settings(tmp_path, *SWEPT, "sweep.train_seeds=[0, 1]")
-    (mean,) = study_arms.mean_studies(found)
+    (mean,) = resolve(found).means
     assert mean.trainings(range(len(mean.arms))) == 3
 
 
@@ -98,8 +98,9 @@ def test_the_front_states_both_against_each_rival_with_the_trainings_that_they_p
             made["features"] = 3 + 2 * np.random.default_rng(0).normal(size=made["features"].shape)
 
     found = build(settings(tmp_path, *SWEPT[:1], "evaluate.kl_schedules=[linear, 'power:2']"), shine)
-    measure.measure(found, images.read(found, TinyModel.defaults, without=["image", "features"]), "test", no_ray)
-    path = front.write_front(found)
+    study = resolve_images(found, TinyModel.defaults)
+    measure.measure(study, images.read(study, without=["image", "features"]), "test", no_ray)
+    path = front.write_front(study)
     (single,) = json.loads(path.read_text())["studies"]
     rows = {(row["a"], row["b"]): row for row in single["differences"]}
     assert set(rows) == {(a, b) for a in ("aig", "kl-aig") for b in ("kl", "lora", "early")}

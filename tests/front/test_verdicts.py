@@ -17,7 +17,7 @@ from benchmarks import chain, coverage, verdicts
 from pipelines.front import front
 from pipelines.front.claims import gold_from_peak
 from pipelines.measure.table import Table
-from pipelines.study import arms as study_arms
+from pipelines.study.resolved import resolve
 
 
 def of_means(values: np.ndarray, mirrored: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -224,7 +224,7 @@ def test_snapshots_that_are_equal_in_truth_fall_under_their_peak_in_a_fortieth_o
 def test_gold_falls_from_the_best_sound_snapshot_of_each_training_to_its_end(tmp_path):
     found = chain.settings(tmp_path, [0, 1])
     found = replace(found, train=replace(found.train, steps=64))
-    (mean,) = study_arms.mean_studies(found)
+    (mean,) = resolve(found).means
     early = [arm for arm in mean.arms if arm.family == "early"]
     assert len(early) > 1
     names = [name for own in mean.by_seed(mean.arms) for name in own]
@@ -263,7 +263,7 @@ def test_fewer_than_four_prompts_have_means_and_no_interval_anywhere(prompts):
 def test_a_report_of_one_adapter_under_many_names_says_ahead_in_at_most_a_twentieth_of_its_draws(tmp_path):
     found = chain.settings(tmp_path)
     found = replace(found, front=replace(found.front, bootstrap=300))
-    names = len({arm.arm.name for one in study_arms.studies(found) for arm in one.arms})
+    names = len({arm.arm.name for one in resolve(found).singles for arm in one.arms})
     pool = chain.made_up_pool(np.random.default_rng(0), 24, names * found.evaluate.seeds, ["fragile", "robust", "gold"])
     said = chain.count(found, pool, 60)
     assert said["ahead"] <= 6 and said["behind"] <= 6  # more has a chance below 3 % where the share is a twentieth
@@ -288,7 +288,7 @@ def table_of(found, every, rng, shift: dict[str, float], prompts: int = 16) -> T
 def written(tmp_path: Path, train_seeds: list[int], prompts: int = 16) -> dict:
     """What `front.json` holds of arms of which AIG's are plainly the best."""
     found = chain.settings(tmp_path, train_seeds, prompts)
-    every = [*study_arms.mean_studies(found), *study_arms.studies(found)]
+    every = resolve(found).studies
     table = table_of(found, every, np.random.default_rng(0), {"aig": 1.0, "base": 1.0, "kl": 0.3}, prompts)
     content = front.content(found, every, table, {name: {} for name in table.arms})
     path = tmp_path / "front.json"

@@ -36,7 +36,7 @@ from pipelines.measure import measure, sets, tiles
 from pipelines.measure import table as measured_table
 from pipelines.measure.feature_file import FeatureFile, gathered
 from pipelines.runs.directory import RunDir
-from pipelines.study import arms as study_arms
+from pipelines.study.resolved import resolve, resolve_images
 
 ARMS = ["base", TUNED, f"{TUNED}+linear", f"{TUNED}x0.5", f"{TUNED}@2"]
 
@@ -46,14 +46,14 @@ def no_ray():
 
 
 def measured(found, connect=no_ray):
-    images = dataset.read(found, TinyModel.defaults, without=["image", "features"])
-    table = measure.measure(found, images, "a command", connect)
-    return table, {(row["arm"], row["metric"]): row for row in measured_table.read_rows(found)}
+    images = dataset.read(resolve_images(found, TinyModel.defaults), without=["image", "features"])
+    table = measure.measure(resolve(found), images, "a command", connect)
+    return table, {(row["arm"], row["metric"]): row for row in measured_table.read_rows(RunDir.of(found))}
 
 
 def features_of(found, name):
     """An arm's features (prompts, seeds, d), made anew."""
-    arm = next(arm for arm in study_arms.all_arms(found) if arm.arm.name == name)
+    arm = next(arm for arm in resolve(found).arms if arm.arm.name == name)
     by_prompt = [
         np.concatenate([columns(arm, p, seeds, 1.0)["features"] for seeds in ((0, 1), (2, 3))]) for p in range(6)
     ]
@@ -69,7 +69,7 @@ def run(tmp_path_factory):
 
 def test_a_score_is_averaged_over_seeds_inside_a_prompt_and_then_over_the_prompts_it_was_measured_on(run):
     found, table, rows = run
-    arm = next(arm for arm in study_arms.all_arms(found) if arm.arm.name == TUNED)
+    arm = next(arm for arm in resolve(found).arms if arm.arm.name == TUNED)
     by_prompt = [
         np.mean([columns(arm, p, seeds, 1.0)[slug(RED)].astype(np.float32) for seeds in ((0, 1), (2, 3))])
         for p in range(6)
@@ -114,7 +114,7 @@ def test_intervals_of_shares_stay_between_0_and_1(run):
 
 def test_a_first_look_has_the_rewards_and_diversity_and_says_where_the_rest_is(run):
     found, _, _ = run
-    said = measure.summary(found, everything=False)
+    said = measure.summary(resolve(found), everything=False)
     assert slug(RED) in said and "vendi" in said and "python -m pipelines measure" in said
     assert "frechet" not in said and "pixel_std" not in said
 
@@ -124,7 +124,7 @@ def test_no_arm_of_a_sound_run_is_broken_and_the_table_names_all(run):
     assert table.broken == table.warned == {}
     assert {row[told] for row in rows.values() for told in ("broken", "warning")} == {None}
     assert {arm for arm, _ in rows} == set(ARMS)
-    said = measure.summary(found)
+    said = measure.summary(resolve(found))
     assert all(arm in said for arm in ARMS) and "n = 24 images" in said and "subsets of 3 prompts" in said
     assert not list(found.directory.glob(".features*"))
 
@@ -218,15 +218,15 @@ def test_an_adapter_of_numbers_that_are_none_draws_images_that_are_told_apart(tm
     found = configuration.load("smoke", None, [f"run.storage={tmp_path}", "sweep.kl_weights=[0]", "evaluate.prompts=2"])
     model, files = models.load("tiny"), RunDir.of(found)
     adapters.attach(model.denoiser, "a", 2, 2.0, "attention")
-    for name in (None, *(arm.arm.adapter for arm in study_arms.all_arms(found))):
+    for name in (None, *(arm.arm.adapter for arm in resolve(found).arms)):
         if name is not None and not (files.adapters / name).exists():
             with torch.no_grad():
                 for parameter in adapters.parameters(model.denoiser, "a"):
                     parameter.fill_(torch.nan if "@" in name else 0.01)
             adapters.save(model.denoiser, "a", files.adapters / name, {})
-    generator = generate.Generator(configuration.to_dict(found))
-    scorer = scorers.Scorer(generate.Evaluation(configuration.to_dict(found)))
-    unit = generate.units(found, model.defaults)[0]
+    study = resolve_images(found, model.defaults)
+    generator, scorer = generate.Generator(study), scorers.Scorer(generate.Evaluation(study))
+    unit = generate.units(study)[0]
     scorer(generator(pa.Table.from_pylist([unit.row()])))
     drawn = pq.read_table(files.images / scorers.PART.format(unit=unit.name)).to_pylist()
     by_arm = {row["arm"]: row for row in drawn}
@@ -261,8 +261,8 @@ def test_an_arm_whose_images_are_unsound_is_shown_with_the_reason_and_has_no_par
     table, rows = measured(found)
     assert list(table.broken) == [ARMS[2]] and reason in table.broken[ARMS[2]]
     assert rows[ARMS[2], "frechet"]["broken"] == table.broken[ARMS[2]]
-    assert f"{ARMS[2]} is broken, and on no front: {table.broken[ARMS[2]]}" in measure.summary(found)
-    path = front.write_front(found)
+    assert f"{ARMS[2]} is broken, and on no front: {table.broken[ARMS[2]]}" in measure.summary(resolve(found))
+    path = front.write_front(resolve(found))
     single = json.loads(path.read_text())["studies"][0]
     broken = next(arm for arm in single["arms"] if arm["arm"] == ARMS[2])
     assert broken["broken"] == table.broken[ARMS[2]] and broken["x"] > 50
@@ -297,13 +297,14 @@ def test_an_arm_that_is_shifted_and_keeps_its_spread_is_on_the_front_with_a_warn
     told = "precision 0 is under 0.05"
     assert table.broken == {} and table.warned == {ARMS[2]: told, mean: f"1 of 2 training seeds: {told}"}
     assert rows[ARMS[2], "precision"]["value"] == 0 and rows[ARMS[2], "vendi"]["warning"] == told
-    assert measured_table.read_table(found).warned == table.warned
-    path = front.write_front(found)
+    assert measured_table.read_table(resolve(found)).warned == table.warned
+    path = front.write_front(resolve(found))
     for single in json.loads(path.read_text())["studies"][:2]:  # the mean, and the seed
         arm = next(arm for arm in single["arms"] if arm["label"] == "AIG linear")
         assert arm["on_front"] and arm["broken"] is None and arm["warning"].endswith(told)
         assert arm["arm"] in single["fronts"]["aig"] and single["reference"][0] < 50 < single["normalization"][0]
-    assert f"! {ARMS[2]}: {told}" in measure.summary(found) and f"{ARMS[2]} !" in measure.summary(found)
+    text = measure.summary(resolve(found))
+    assert f"! {ARMS[2]}: {told}" in text and f"{ARMS[2]} !" in text
     assert f"warning: AIG linear ({told})" in front.summary(path)
     listed = {arm["name"]: arm for arm in json.loads(RunDir.of(found).arms.read_text())["arms"]}
     assert listed[ARMS[2]]["warning"] == told and listed[TUNED]["warning"] is None
@@ -326,7 +327,7 @@ def test_an_arm_that_is_broken_has_no_warning_too_and_neither_has_a_mean_of_whic
 def test_the_front_says_how_sure_it_is_that_an_arm_dominates_another(run):
     found, table, _ = run
     measured(found)
-    single = json.loads(front.write_front(found).read_text())["studies"][0]
+    single = json.loads(front.write_front(resolve(found)).read_text())["studies"][0]
     names = [arm["arm"] for arm in single["arms"]]
     result = bootstrap(table.rows(names), found.front.bootstrap, x=slug(RED), y="vendi", seed=found.front.seed)
     expected = [[result.dominates(a, b) for b in range(5)] for a in range(5)]
@@ -337,7 +338,7 @@ def test_the_summary_and_the_table_give_the_held_out_rewards_plane_beside_the_pr
     """An arm that is best by the proxy alone is on that front and on no other."""
     found, *_ = run
     measured(found)
-    path = front.write_front(found)
+    path = front.write_front(resolve(found))
     single = json.loads(path.read_text())["studies"][0]
     said, labels = front.summary(path), {arm["arm"]: arm["label"] for arm in single["arms"]}
     roles = {
@@ -363,7 +364,7 @@ def test_the_summary_and_the_table_give_the_held_out_rewards_plane_beside_the_pr
 def test_the_front_says_what_separate_loops_would_have_made(run):
     found, *_ = run
     measured(found)
-    path = front.write_front(found)
+    path = front.write_front(resolve(found))
     assert json.loads(path.read_text())["cost"] == {"predictions": 5, "separate": 8, "published": 10}
     told = (
         "cost: 5 predictions a (prompt, seed); a loop for each arm that makes weights 0 and 1 by one prediction makes "
@@ -533,7 +534,7 @@ def test_runs_are_compared_arm_by_arm_on_the_same_prompts(run, other, capsys):
 )
 def test_runs_that_cannot_be_paired_are_refused_with_the_difference(change, expected, run, tmp_path):
     with pytest.raises(ConfigError) as error:
-        compare.compare(run[0], settings(tmp_path, change))
+        compare.compare(resolve(run[0]), resolve(settings(tmp_path, change)))
     assert expected in str(error.value)
 
 
@@ -543,8 +544,8 @@ def test_runs_on_other_prompts_are_refused_and_compared_on_the_shared_ones_where
     measured(fewer)
     measured(found)
     with pytest.raises(ConfigError, match=r"2 only in the first, as 'a .*', 0 only in the second\): pass --shared"):
-        compare.compare(found, fewer)
-    result = compare.compare(found, fewer, shared=True)
+        compare.compare(resolve(found), resolve(fewer))
+    result = compare.compare(resolve(found), resolve(fewer), shared=True)
     assert result.prompts == 4
     assert all(row["value"] == 0 for row in result.rows)
     assert not any(row["metric"] == "frechet" for row in result.rows)  # their sets are of other prompts
@@ -554,13 +555,13 @@ def test_measures_of_sets_are_compared_on_the_same_subsets(run, other):
     found, *_ = run
     _, rows = measured(found)
     _, others = measured(other)
-    by_name = {(row["name"], row["metric"]): row for row in compare.compare(found, other).rows}
+    by_name = {(row["name"], row["metric"]): row for row in compare.compare(resolve(found), resolve(other)).rows}
     for metric in ("frechet", "kid", "recall", "vendi_pooled"):
         row = by_name[TUNED, metric]
         assert (row["a"], row["b"]) == (rows[TUNED, metric]["value"], others[TUNED, metric]["value"])
         assert row["value"] == pytest.approx(row["b"] - row["a"]) and row["low"] <= row["value"] <= row["high"]
         assert row["interval"] == "subsets of 3 prompts"
-    ours, theirs = (measure.read_sets(config)[TUNED] for config in (found, other))
+    ours, theirs = (measure.read_sets(resolve(config))[TUNED] for config in (found, other))
     place = ours.names.index("frechet")
     differences = theirs.found.replicates[:, place] - ours.found.replicates[:, place]
     half = 1.0 * differences.std(ddof=1)  # half of the prompts: √(3 / 3)
@@ -574,7 +575,7 @@ def test_a_run_measured_by_an_earlier_version_is_compared_without_measures_of_se
     found, *_ = run
     measured(found)
     (found.directory / measured_table.PER_SUBSET).unlink()
-    metrics = {row["metric"] for row in compare.compare(found, other).rows}
+    metrics = {row["metric"] for row in compare.compare(resolve(found), resolve(other)).rows}
     assert "frechet" not in metrics and "vendi" in metrics
     measured(found)
 
@@ -583,9 +584,9 @@ def test_hypervolumes_start_where_the_configuration_says_and_print_it(run):
     found, *_ = run
     measured(found)
     given = {"reference": {"vendi": 0.5, "gold": -9}, "scale": {slug(RED): 4.0}}
-    path = front.write_front(replace(found, front=replace(found.front, **given)))
+    path = front.write_front(resolve(replace(found, front=replace(found.front, **given))))
     single = json.loads(path.read_text())["studies"][0]
-    default = json.loads(front.write_front(found).read_text())["studies"][0]
+    default = json.loads(front.write_front(resolve(found)).read_text())["studies"][0]
     assert single["reference"] == [default["reference"][0], 0.5]
     assert single["normalization"] == [4.0, default["normalization"][1]]
     assert single["planes"]["gold"]["reference"] == [-9, 0.5]
@@ -615,7 +616,7 @@ def test_an_arm_that_is_broken_in_one_run_is_marked_and_in_no_hypervolume(run, t
     measured(found)
     bad = build(settings(tmp_path, "run.name=bad"), spoil(ARMS[2], "pixel_std", np.nan))
     measured(bad)
-    result = compare.compare(found, bad)
+    result = compare.compare(resolve(found), resolve(bad))
     marked = {row["name"] for row in result.rows if row["broken"]}
     assert marked == {ARMS[2]}
     family = next(row for row in result.rows if row["name"].endswith(" aig"))
@@ -628,7 +629,7 @@ def test_an_arm_that_is_warned_of_in_one_run_is_compared_with_the_warning(run, t
     measured(found)
     far = build(settings(tmp_path, "run.name=far"), spoil(ARMS[2], "features", np.arange(DIMENSION) * 1e3, 0))
     measured(replace(far, measure=replace(far.measure, min_precision=0.6)))
-    result = compare.compare(found, far)
+    result = compare.compare(resolve(found), resolve(far))
     assert {row["name"] for row in result.rows if row["warning"]} == {ARMS[2]}
     assert not any(row["broken"] for row in result.rows)
     family = next(row for row in result.rows if row["name"].endswith(" aig"))

@@ -32,6 +32,7 @@ from pipelines.runs.directory import RunDir
 from pipelines.study import models, trainings
 from pipelines.study import statistics as reward_statistics
 from pipelines.study.prompts import validation_prompts
+from pipelines.study.resolved import resolve_images
 from pipelines.train import validation, worker
 
 # Ray's workers inherit it: they find the toys too.
@@ -242,7 +243,7 @@ def test_an_evaluation_has_a_column_for_the_sum_and_for_each_term(ray_cluster, m
     arguments += ["sweep.rewards=[mix]", "evaluate.rewards=[mix]"]
     assert main(["sweep", "--preset", "smoke", *arguments]) == 0
     found = configuration.load("smoke", None, arguments)
-    table = dataset.read(found, TinyModel.defaults).table
+    table = dataset.read(resolve_images(found, TinyModel.defaults)).table
     (mean, std), (mean_2, std_2) = (reward_statistics.read(found)[name] for name in (RED_COLUMN, BRIGHT_COLUMN))
     expected = (table[RED_COLUMN].to_numpy() - mean) / std + 2 * (table[BRIGHT_COLUMN].to_numpy() - mean_2) / std_2
     np.testing.assert_allclose(table["mix"].to_numpy(), expected, rtol=1e-4, atol=1e-4)

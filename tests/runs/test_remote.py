@@ -39,7 +39,7 @@ from pipelines.evaluate import images as dataset
 from pipelines.evaluate.scorers import PART, Scorer, commit
 from pipelines.runs import directory, identity, mirror
 from pipelines.runs.directory import RunDir
-from pipelines.study import arms
+from pipelines.study.resolved import resolve_images
 from pipelines.study.trainings import adapter_key
 from pipelines.train import checkpoints
 from tune.search.run import CANDIDATES, PICTURE, RESULT, search
@@ -513,19 +513,19 @@ def test_workers_on_other_machines_bring_what_they_read_and_leave_what_they_make
 ):
     single = configured(model, storage)
     bare_training.run(single)
-    wanted = generate.units(single, TinyModel.defaults)
-    job = pickle.dumps(generate.Evaluation(configuration.to_dict(single)))
+    study = resolve_images(single, TinyModel.defaults)
+    wanted, job = generate.units(study), pickle.dumps(generate.Evaluation(study))
     rows = [unit.row() for unit in wanted]
     monkeypatch.setenv("AIG_CACHE", str(tmp_path / "generator"))
-    drawn = generate.Generator(configuration.to_dict(single))(pa.Table.from_pylist(rows))
+    drawn = generate.Generator(pickle.loads(pickle.dumps(study)))(pa.Table.from_pylist(rows))
     for row, unit in enumerate(wanted):
         monkeypatch.setenv("AIG_CACHE", str(tmp_path / f"scorer-{row}"))
         Scorer(pickle.loads(job))(drawn.slice(row, 1))
         assert [path.stem for path in RunDir.of(single).images.iterdir()] == [f"part-{unit.name}"]
     monkeypatch.setenv("AIG_CACHE", str(tmp_path / "driver"))
     mirror.pull(RunDir.of(single).root, without=mirror.APART)
-    images = dataset.read(single, TinyModel.defaults)
-    assert (images.missing, images.duplicate) == (0, 0) and images.found == len(arms.all_arms(single)) * 4
+    images = dataset.read(study)
+    assert (images.missing, images.duplicate) == (0, 0) and images.found == len(study.arms) * 4
 
 
 def test_measures_fronts_and_comparisons_of_runs_in_a_store_are_those_of_local_ones(
@@ -633,7 +633,7 @@ def finish(command, given, cache, log):
 
 def drawn(single):
     """Every image with its scores, by what it is of: the units' names hash files of weights, whose headers vary."""
-    rows = dataset.read(single, TinyModel.defaults).table.to_pylist()
+    rows = dataset.read(resolve_images(single, TinyModel.defaults)).table.to_pylist()
     return sorted(rows, key=lambda row: row["id"])
 
 

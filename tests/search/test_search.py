@@ -28,6 +28,7 @@ from pipelines.__main__ import main
 from pipelines.config import ConfigError
 from pipelines.runs import identity
 from pipelines.runs.directory import RunDir
+from pipelines.study.resolved import resolve
 from tune.search import candidates, findings, plan, workers
 from tune.search.candidates import FAMILIES, KNOTS
 from tune.search.plan import HELD_OUT, REFERENCES, SEARCH
@@ -417,7 +418,6 @@ def test_a_wrong_search_setting_is_refused(wrong, said):
 
 
 def test_a_schedule_file_stands_in_the_configuration_as_its_content_and_in_the_arms_by_its_name(tmp_path):
-    from pipelines.study import arms
 
     file = tmp_path / "mine.json"
     file.write_text('{"name": "mine", "knots": [[0, 0], [0.5, 1], [1, 0.4]]}')
@@ -426,7 +426,7 @@ def test_a_schedule_file_stands_in_the_configuration_as_its_content_and_in_the_a
     assert asked.evaluate.schedules == ("linear", f"mine={text}")
     file.unlink()
     again = configuration.from_dict(configuration.to_dict(asked))
-    arm = next(arm for arm in arms.all_arms(again) if arm.label == "AIG mine")
+    arm = next(arm for arm in resolve(again).arms if arm.label == "AIG mine")
     assert (arm.arm.schedule, arm.arm.name) == (text, "fragile-k1-kl0-s0+mine")
     file.write_text('{"knots": [[0, 0], [0.5, 2]]}')
     with pytest.raises(ConfigError, match=r"evaluate\.schedules: .*mine\.json: .*\(0\.5, 2\): u and w must be in"):

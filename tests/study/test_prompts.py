@@ -23,6 +23,7 @@ from pipelines.front import front
 from pipelines.measure import measure
 from pipelines.study import models, prompts
 from pipelines.study.prompts import EVALUATE, HELD_OUT, SEARCH, TRAIN, read, resolve_prompts
+from pipelines.study.resolved import resolve, resolve_images
 from pipelines.train import dry_run
 
 STAR, HEART = "a red star", "a blue heart"
@@ -280,9 +281,9 @@ def test_the_check_tells_the_overlap(tmp_path, capsys):
 
 def test_the_record_of_the_fronts_has_the_counts_and_the_keys_that_others_read(tmp_path):
     found = measured_runs.build(measured_runs.settings(tmp_path))
-    images = dataset.read(found, TinyModel.defaults, without=["image", "features"])
-    measure.measure(found, images, "a command", lambda: pytest.fail("so few images need no Ray"))
-    written = json.loads(front.write_front(found).read_text())
+    images = dataset.read(resolve_images(found, TinyModel.defaults), without=["image", "features"])
+    measure.measure(resolve(found), images, "a command", lambda: pytest.fail("so few images need no Ray"))
+    written = json.loads(front.write_front(resolve(found)).read_text())
     assert written["prompts"] == 6
     assert written["prompt_lists"] == prompts.prompt_lists(found)
     assert (written["prompt_lists"]["evaluate"], written["prompt_lists"]["overlap"]) == (6, 0)
@@ -299,4 +300,4 @@ def _units(found: configuration.Config) -> list[generate.Unit]:
     """Units of the base alone: their names need no adapters."""
     alone = replace(found.sweep, rewards=())
     evaluate = replace(found.evaluate, adapters=())
-    return generate.units(replace(found, sweep=alone, evaluate=evaluate), TinyModel.defaults)
+    return generate.units(resolve_images(replace(found, sweep=alone, evaluate=evaluate), TinyModel.defaults))

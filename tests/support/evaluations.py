@@ -14,11 +14,11 @@ from pipeline_toys import overrides
 from aig import adapters, models
 from aig.models import TinyModel
 from aig.world.tiny import build_pipeline
-from pipelines import config as configuration
 from pipelines.config import Config
 from pipelines.evaluate import external, generate, scorers
 from pipelines.runs import identity
 from pipelines.runs.directory import RunDir
+from pipelines.study.resolved import resolve_images
 
 
 def save_lora(model: Path, path: Path) -> Path:
@@ -50,9 +50,9 @@ def by_hand(found: Config) -> dict[str, bytes]:
     """Every file of the images dataset that can be made, by name, drawn and scored in this process, without Ray."""
     identity.claim_directory(found)
     external.bring(found)
-    content = configuration.to_dict(found)
-    generator, scorer = generate.Generator(content), scorers.Scorer(generate.Evaluation(content))
-    for unit in generate.units(found, TinyModel.defaults):
+    study = resolve_images(found, TinyModel.defaults)
+    generator, scorer = generate.Generator(study), scorers.Scorer(generate.Evaluation(study))
+    for unit in generate.units(study):
         scorer(generator(pa.Table.from_pylist([unit.row()])))
     return files(found)
 

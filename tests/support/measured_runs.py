@@ -20,6 +20,7 @@ from pipelines.evaluate import generate
 from pipelines.runs import identity as runs_identity
 from pipelines.runs.directory import IMAGES_FORMAT, RunDir
 from pipelines.study import arms as study_arms
+from pipelines.study.resolved import resolve, resolve_images
 
 DIMENSION = 6
 RED, BRIGHT = "pipeline_toys:red", "pipeline_toys:bright"
@@ -59,12 +60,12 @@ def given(storage: Path | str) -> list[str]:
 
 def build(found: Config, change: Change | None = None, gain: float = 1.0) -> Config:
     """Write the run's directory, with all that drawing its images would have left; `gain`: how far tuned arms go."""
-    files, arms = RunDir.of(found), study_arms.all_arms(found)
+    files, arms = RunDir.of(found), resolve(found).arms
     runs_identity.claim_directory(found)
     for name in {arm.arm.adapter for arm in arms if arm.arm.adapter}:
         (files.adapters / name).mkdir(parents=True)
         save_file({name: torch.zeros(1)}, files.adapters / name / adapters.WEIGHTS)
-    for unit in generate.units(found, TinyModel.defaults):
+    for unit in generate.units(resolve_images(found, TinyModel.defaults)):
         parts = []
         for arm, origin in zip(arms, unit.origins, strict=True):
             made = columns(arm, unit.prompt_id, unit.seeds, gain)

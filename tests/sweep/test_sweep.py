@@ -29,9 +29,10 @@ from pipelines.measure import measure
 from pipelines.report import write_report
 from pipelines.runs import directory, identity
 from pipelines.runs.directory import RunDir
-from pipelines.study import arms, trainings, trials
+from pipelines.study import trainings, trials
+from pipelines.study.resolved import resolve, resolve_images
 from pipelines.study.trainings import adapter_key
-from pipelines.study.trials import Record
+from pipelines.study.trials import Record, Trials
 from pipelines.train import records
 from tune.sweep import generations as sweep_generations
 from tune.sweep import space, watch
@@ -94,13 +95,13 @@ def test_a_swept_rank_keeps_the_adapters_scale_and_the_records_say_what_was_trai
 
 def test_each_learning_rate_and_rank_is_a_study_with_its_own_kl_weights_and_seeds_have_means(tmp_path):
     found = sweep(tmp_path, "sweep.lrs=[0.001, 0.0003]", "sweep.ranks=[2, 4]", "sweep.train_seeds=[0, 1]")
-    singles = {single.name: single for single in arms.studies(found)}
-    assert len(singles) == 8 and len(arms.mean_studies(found)) == 4
+    singles = {single.name: single for single in resolve(found).singles}
+    assert len(singles) == 8 and len(resolve(found).means) == 4
     one = singles["fragile-k1-lr0.0003-r4-s1"]
     assert one.one("tuned").arm.adapter == "fragile-k1-kl0-lr0.0003-r4-s1"
     assert {(arm.lr, arm.rank) for arm in one.arms if arm.family != "base"} == {(0.0003, 4)}
     assert [arm.label for arm in one.arms if arm.family == "kl"] == ["KL 10"]
-    mean = next(single for single in arms.mean_studies(found) if single.name == "fragile-k1-lr0.0003-r4")
+    mean = next(single for single in resolve(found).means if single.name == "fragile-k1-lr0.0003-r4")
     assert mean.one("tuned").members == tuple(f"fragile-k1-kl0-lr0.0003-r4-s{seed}" for seed in (0, 1))
 
 
@@ -108,19 +109,20 @@ def test_what_failed_has_no_arms_and_neither_has_a_study_whose_tuned_adapter_fai
     found = sweep(tmp_path, "sweep.train_seeds=[0, 1]", "sweep.lrs=[0.001, 0.1]")
     errored = {"fragile-k1-kl10-s1": "ValueError: no", "fragile-k1-kl0-lr0.1-s0": "ValueError: no"}
     Record(errored=errored).write(found)
-    assert [single.name for single in arms.studies(found)] == ["fragile-k1-s0", "fragile-k1-s1", "fragile-k1-lr0.1-s1"]
-    families = {single.name: {arm.family for arm in single.arms} for single in arms.studies(found)}
+    study = resolve(found)
+    assert [single.name for single in study.singles] == ["fragile-k1-s0", "fragile-k1-s1", "fragile-k1-lr0.1-s1"]
+    families = {single.name: {arm.family for arm in single.arms} for single in study.singles}
     assert "kl" in families["fragile-k1-s0"] and "kl" not in families["fragile-k1-s1"]
-    (mean,) = arms.mean_studies(found)
+    (mean,) = study.means
     assert mean.name == "fragile-k1" and "kl" not in {arm.family for arm in mean.arms}
-    assert trials.left_out(found) == [f"left out, since its training failed: {key}" for key in errored]
+    assert list(study.notes) == [f"left out, since its training failed: {key}" for key in errored]
 
 
 def test_an_evaluation_where_every_tuned_adapter_failed_says_why(tmp_path):
     found = sweep(tmp_path)
     Record(errored={"fragile-k1-kl0-s0": "RuntimeError: disk full"}).write(found)
     with pytest.raises(ConfigError, match=r"disk full.*--retry-errored"):
-        trials.check_drawn(found)
+        Trials.of(found).check_drawn()
 
 
 def test_the_presets_of_published_models_sweep_the_nine_published_kl_weights():
@@ -159,7 +161,7 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path):
 
 def test_other_adapters_have_lora_scales_and_schedules_where_asked_for(tmp_path):
     found = sweep(tmp_path, "evaluate.kl_schedules=[linear]", "evaluate.kl_lora_scales=[0.5]")
-    mixed = [arm for arm in arms.all_arms(found) if arm.family.startswith("kl-")]
+    mixed = [arm for arm in resolve(found).arms if arm.family.startswith("kl-")]
     assert [(arm.family, arm.label, arm.arm.lora_scale, arm.arm.schedule) for arm in mixed] == [
         ("kl-aig", "KL 10 + AIG linear", 1.0, "linear"), ("kl-lora", "KL 10 + LoRA ×0.5", 0.5, "tuned"),
     ]  # fmt: skip
@@ -346,8 +348,8 @@ def test_an_evaluation_of_a_search_that_has_trials_left_is_refused(tmp_path):
     found = sweep(tmp_path, "sweep.search=optuna", "sweep.trials=6", *SEARCH)
     run_search(found, Record(), 1)
     with pytest.raises(ConfigError, match=r"3 of 6 trials.*sweep.trials=3"):
-        trials.check_drawn(found)
-    trials.check_drawn(sweep(tmp_path, "sweep.search=optuna", "sweep.trials=3", *SEARCH))
+        Trials.of(found).check_drawn()
+    Trials.of(sweep(tmp_path, "sweep.search=optuna", "sweep.trials=3", *SEARCH)).check_drawn()
 
 
 @pytest.mark.parametrize(
@@ -437,18 +439,18 @@ def searched(tmp_path):
     identity.claim_directory(found)
     sweep_generations.draw(found, Record())
     build(found)
-    measure.measure(found, images.read(found, TinyModel.defaults), "test", lambda: None)
-    front.write_front(found)
+    measure.measure(resolve(found), images.read(resolve_images(found, TinyModel.defaults)), "test", lambda: None)
+    front.write_front(resolve(found))
     return found
 
 
 def test_one_table_has_every_arm_with_its_settings_and_its_measures(searched):
     files = RunDir.of(searched)
     rows = list(csv.DictReader(files.table.open()))
-    assert [row["arm"] for row in rows] == [arm.arm.name for arm in arms.all_arms(searched)]
+    assert [row["arm"] for row in rows] == [arm.arm.name for arm in resolve(searched).arms]
     drawn = {adapter_key(train): train for train in trainings.trainings(searched)}
     assert len(drawn) == 5
-    for row, arm in zip(rows, arms.all_arms(searched), strict=True):
+    for row, arm in zip(rows, resolve(searched).arms, strict=True):
         if arm.family == "base":
             assert row["reward"] == row["lr"] == row["kl_weight"] == ""
             continue
@@ -477,8 +479,8 @@ def test_what_a_search_drew_is_a_family_of_the_front_beside_aig_and_shown_in_the
 
 def test_the_report_tells_studies_of_several_learning_rates_apart(tmp_path):
     found = build(settings(tmp_path, "sweep.lrs=[0.001, 0.0003]"))
-    measure.measure(found, images.read(found, TinyModel.defaults), "test", lambda: None)
-    front.write_front(found)
+    measure.measure(resolve(found), images.read(resolve_images(found, TinyModel.defaults)), "test", lambda: None)
+    front.write_front(resolve(found))
     page = report_of(found)
     for lr in ("0.001", "0.0003"):
         assert f"K = 1, learning rate {lr}, training seed 0" in page

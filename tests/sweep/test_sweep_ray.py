@@ -29,6 +29,7 @@ from pipelines.config.values import slug
 from pipelines.runs.directory import RunDir
 from pipelines.study import trainings, trials
 from pipelines.study.trainings import adapter_key
+from pipelines.study.trials import Trials
 
 # Ray's workers inherit it: they find the toys too.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
@@ -213,6 +214,7 @@ from test_sweep_ray import alive
 from pipelines import config
 from pipelines.cluster.connect import connected
 from pipelines.runs import identity
+from pipelines.study.trials import Trials
 from tune.sweep.run import sweep
 found = config.load("smoke", None, json.loads(sys.argv[1]))
 identity.claim_directory(found)
@@ -242,8 +244,8 @@ def test_what_asha_stops_is_no_arm_and_leaves_no_worker_in_the_way_of_the_next(m
     first, *others = [adapter_key(train) for train in trainings.trainings(run)]
     assert list(told["stopped"]) == others and told["left"] == []
     assert all(reason.startswith("ASHA stopped it at step 6: reward") for reason in told["stopped"].values())
-    assert [group.tuned for group in trials.groups(run)] == trainings.trainings(run)[:1]
-    assert trials.groups(run)[0].others == ()
+    assert [group.tuned for group in Trials.of(run).groups()] == trainings.trainings(run)[:1]
+    assert Trials.of(run).groups()[0].others == ()
     assert "1 done, 2 stopped" in overview.report(run.directory)
     assert [path.name for path in (RunDir.of(run).adapters).iterdir()] == [first]
 

@@ -25,10 +25,10 @@ from pipelines.commands import overview
 from pipelines.config import ConfigError, Train
 from pipelines.runs import identity
 from pipelines.runs.directory import RunDir
-from pipelines.study import arms as study_arms
 from pipelines.study import limits as study_limits
 from pipelines.study import trainings
 from pipelines.study.limits import Stop, Verdict, judge
+from pipelines.study.resolved import resolve
 from pipelines.train import records, worker
 from pipelines.train.guard import Explosions
 from pipelines.train.worker import Training
@@ -292,17 +292,17 @@ def test_a_training_that_is_stopped_is_finished_and_later_snapshots_are_gone(und
 
 def test_arms_of_snapshots_that_are_gone_are_left_out_and_named(undisturbed):
     last = trainings.last_step(undisturbed)
-    arms = study_arms.all_arms(undisturbed)
+    arms = resolve(undisturbed).arms
     assert [arm.step for arm in arms if arm.family == "early"] == list(range(2, last + 1, 2))
     assert {arm.step for arm in arms if arm.family == "tuned"} == {last}
-    (line,) = study_arms.stops(undisturbed)
+    (line,) = resolve(undisturbed).notes
     assert line.startswith(f"{KEY}: stopped at step ") and f"adapter is that of step {last}; left out: stop at" in line
     assert overview.arm_count(undisturbed) == len(arms)
 
 
 def test_means_over_training_seeds_leave_out_what_not_every_training_has(undisturbed):
     two = replace(undisturbed, sweep=replace(undisturbed.sweep, train_seeds=(0, 1)))
-    (mean,) = study_arms.mean_studies(two)
+    (mean,) = resolve(two).means
     last = trainings.last_step(undisturbed)
     assert [arm.step for arm in mean.arms if arm.family == "early"] == list(range(2, last + 1, 2))
     assert mean.one("tuned").step is None and "training seed 0: stopped at step" in (mean.one("tuned").stopped or "")

@@ -16,7 +16,7 @@ from pipelines.config.values import slug
 from pipelines.rewards import names as reward_names
 from pipelines.rewards.scores import GOLD
 from pipelines.runs.directory import RECORD_FORMAT, RunDir
-from pipelines.study import arms, models
+from pipelines.study import models
 from pipelines.study import trainings as planned
 from pipelines.study.prompts import EVALUATE, check_prompts, resolve_prompts, shared
 from pipelines.train import records
@@ -130,7 +130,7 @@ def sampling_of(config: Config, defaults: Sampling) -> Sampling:
 
 def scored(config: Config, reward: str) -> list[str]:
     """The rewards that score the images: the adapter's own, and those of the evaluation."""
-    return list(dict.fromkeys([reward, *arms.scored_rewards(config)]))
+    return list(dict.fromkeys([reward, *reward_names.scored(config)]))
 
 
 def _digest(files: RunDir, adapter: str) -> str:
