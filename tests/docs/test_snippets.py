@@ -137,7 +137,7 @@ def test_links_and_files_that_a_page_names_are_there(page):
     text = FENCE.sub("", page.read_text())
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     missing = [link for link in links if not target_exists(page, link)]
-    named = [code for code in INLINE.findall(text) if FILE.fullmatch(code)]
+    named = [code for code in INLINE.findall(text) if FILE.fullmatch(code) and "NAME" not in code]
     missing += [path for path in named if path.split("/")[0] in TOP and not (ROOT / path).exists()]
     programs = re.findall(r"python -m ((?:aig|benchmarks)[\w.]*)", page.read_text())
     missing += [module for module in programs if find_spec(module) is None]
@@ -169,6 +169,12 @@ def test_the_readme_is_short_and_names_what_the_checks_run():
     targets = re.search(r"for target in ([\w ]+);", (ROOT / ".ci/run").read_text())
     assert targets and {"test", "kills"} <= set(targets[1].split())
     assert "`make kills`" in text
+
+
+def test_how_it_is_built_lists_the_rooms_in_the_order_that_imports_follow():
+    tested = re.findall(r'"(?:pipelines|tune)\.([a-z]\w*)"', (ROOT / "tests/test_house.py").read_text())
+    shown = re.findall(r"^\| `(?:pipelines|tune)/(\w+)/`", (ROOT / "docs/house.md").read_text(), re.MULTILINE)
+    assert shown == tested
 
 
 def test_what_is_not_run_has_a_reason():
