@@ -177,6 +177,14 @@ def test_how_it_is_built_lists_the_rooms_in_the_order_that_imports_follow():
     assert shown == tested
 
 
+def test_how_it_is_built_names_what_the_files_define():
+    text = (ROOT / "docs/house.md").read_text()
+    pairs = re.findall(r"`(\w+)` (?:\([^)]*\) )?(?:of|in) `([\w/]+\.py)`", " ".join(text.split()))
+    assert len(pairs) >= 6
+    missing = [pair for pair in pairs if not re.search(rf"^(?:def )?{pair[0]}\b", (ROOT / pair[1]).read_text(), re.M)]
+    assert missing == []
+
+
 def test_what_is_not_run_has_a_reason():
     reasons = [snippet.not_run for page in PAGES for snippet in python_snippets(page) if snippet.not_run]
     marks = sum(page.read_text().count("<!-- not run:") for page in PAGES)
