@@ -75,7 +75,7 @@ def _check_parallel(config: Config) -> None:
         raise ConfigError(
             "train.parallel is fsdp, which shards what full fine-tuning trains; a LoRA is small: take auto or ddp"
         )
-    if most == 1 or parallel.of(train, most) != "fsdp":
+    if most == 1 or parallel.strategy(train, most) != "fsdp":
         return
     for key, bad, fix in (
         ("on_nan", "skip", "its workers have to make the same forwards: take stop"),

@@ -179,7 +179,7 @@ def lines(plan: Plan) -> list[str]:
     scheduler = sampling.scheduler or type(model.scheduler).__name__
     download = "nothing: the weights are here" if plan.here else f"about {_size(plan.download)} from the hub"
     least, most = train.workers
-    how = parallel.of(train, least)
+    how = parallel.strategy(train, least)
     states = plan.states // (least if how == parallel.FSDP else 1)
     total = plan.weights + states + plan.activations
     seconds = {card: plan.operations / (SHARE * peak) for card, peak in CARDS.items()}

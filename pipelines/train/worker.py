@@ -47,7 +47,7 @@ def run(config: Config) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.train.threads)
-    training = Training(config, rank == 0, parallel.of(config.train, world), world)
+    training = Training(config, rank == 0, parallel.strategy(config.train, world), world)
     resume(training)
     try:
         proceed(training, rank, world)
@@ -160,7 +160,7 @@ class Training:
         """
         settings = self.config.train
         whole = math.isfinite(norm) and self.sums["skipped"] < settings.batch
-        wrong = self.guard.explosions.found(self.sums["loss"], norm) if whole else "no finite gradient"
+        wrong = self.guard.explosions.check(self.sums["loss"], norm) if whole else "no finite gradient"
         if wrong is None:
             self.optimizer.step()
             if self.ema is not None:

@@ -132,34 +132,34 @@ def usual(count=20):
     ],
 )
 def test_a_step_far_beyond_what_was_usual_has_exploded(loss, norm, said):
-    assert Explosions(10, 1, usual()).found(loss, norm) == said
+    assert Explosions(10, 1, usual()).check(loss, norm) == said
 
 
 def test_a_step_that_has_exploded_does_not_become_usual():
     watch = Explosions(10, 1, usual())
     for _ in range(50):
-        assert watch.found(-3, 1000) is not None
+        assert watch.check(-3, 1000) is not None
     assert len(watch.state()) == 20
 
 
 def test_nothing_is_unusual_at_first_nor_where_it_is_off():
-    assert Explosions(10, 1, usual(9)).found(1e9, 1e9) is None
-    assert Explosions(None, 1, usual()).found(1e9, 1e9) is None
+    assert Explosions(10, 1, usual(9)).check(1e9, 1e9) is None
+    assert Explosions(None, 1, usual()).check(1e9, 1e9) is None
 
 
 def test_what_has_come_to_rest_may_move_again():
     resting = [(-10, 1e-6)] * 20
-    assert Explosions(10, 1, resting).found(-9.95, 0.99) is None
-    assert "a gradient" in (Explosions(10, 1, resting).found(-9.95, 1.01) or "")
-    assert "a loss of -9.89" in (Explosions(10, 1, resting).found(-9.89, 0.99) or "")
-    assert Explosions(10, 1, [(0, 0)] * 20).found(1, 2) is None
+    assert Explosions(10, 1, resting).check(-9.95, 0.99) is None
+    assert "a gradient" in (Explosions(10, 1, resting).check(-9.95, 1.01) or "")
+    assert "a loss of -9.89" in (Explosions(10, 1, resting).check(-9.89, 0.99) or "")
+    assert Explosions(10, 1, [(0, 0)] * 20).check(1, 2) is None
 
 
 def test_what_a_checkpoint_holds_of_usual_steps_gives_the_same_answers():
     watch = Explosions(10, 1, usual())
     again = Explosions(10, 1, json.loads(json.dumps(watch.state())))
     for step in (*usual(60), (-3, 19), (0, 2), (-3, 25)):
-        assert watch.found(*step) == again.found(*step)
+        assert watch.check(*step) == again.check(*step)
 
 
 def run_of(model, storage, **more):

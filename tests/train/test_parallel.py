@@ -134,7 +134,7 @@ def test_shares_partition_the_batch_and_those_of_sharded_workers_are_filled_up_t
     ],
 )  # fmt: skip
 def test_the_configuration_and_the_number_of_workers_say_how_they_share(given, world, how):
-    assert parallel.of(Train(**given), world) == how
+    assert parallel.strategy(Train(**given), world) == how
 
 
 def test_padding_changes_neither_gradient_nor_sums(model, tmp_path):
