@@ -25,7 +25,7 @@ from pipelines.study import trainings as planned
 from pipelines.study.prompts import EVALUATE, TRAIN, check_prompts, resolve_prompts
 from pipelines.study.trials import Trials
 from pipelines.train import parallel, records, tracking
-from pipelines.train.worker import draft_config
+from pipelines.train.objective import draft_config
 
 
 def check_training(config: Config, *, sweep: bool) -> Model:

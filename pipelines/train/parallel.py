@@ -34,23 +34,23 @@ def strategy(settings: Train, world: int) -> str:
     return FSDP if settings.method == "full" else DDP
 
 
-def share(how: str, rank: int, world: int, batch: int) -> tuple[list[int], int]:
+def share(mode: str, rank: int, world: int, batch: int) -> tuple[list[int], int]:
     """The rows of the global batch that a worker makes, and how many of the last ones are padding."""
     rows = list(range(rank, batch, world))
-    lacking = -(-batch // world) - len(rows) if how == FSDP else 0
+    lacking = -(-batch // world) - len(rows) if mode == FSDP else 0
     return rows + [0] * lacking, lacking
 
 
-def add_up(how: str, parameters: Sequence[nn.Parameter], sums: dict[str, float]) -> dict[str, float]:
+def add_up(mode: str, parameters: Sequence[nn.Parameter], sums: dict[str, float]) -> dict[str, float]:
     """Add up all workers' gradients, in place, and their sums; every worker has to call it."""
-    if how == ALONE:
+    if mode == ALONE:
         return sums
-    if how == DDP:
+    if mode == DDP:
         for parameter in parameters:
             if parameter.grad is None:  # this worker had no image, or skipped all of its own
                 parameter.grad = torch.zeros_like(parameter)
     # With fsdp, the backward passes have added up the gradients.
-    gradients = [p.grad for p in parameters if p.grad is not None] if how == DDP else []
+    gradients = [p.grad for p in parameters if p.grad is not None] if mode == DDP else []
     values = torch.tensor(list(sums.values()), device=parameters[0].device)
     packed = torch.cat([gradient.flatten() for gradient in gradients] + [values])
     dist.all_reduce(packed)

@@ -175,7 +175,7 @@ def loaded(arguments):
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
 def test_an_exploding_step_stops_the_training_naming_prompts_or_is_left_out_and_counted(model, tmp_path, on_nan):
     found = loaded([*run_of(model, tmp_path), f"train.on_nan={on_nan}", "train.prompts=[a red star, a blue heart]"])
-    started = Training(found, watched=False)
+    started = Training(found, is_first=False)
     started.guard.explosions = Explosions(1000, 0, [(100.0 + i, 1e-9) for i in range(20)])
     before = [parameter.clone() for parameter in started.parameters]
     if on_nan == "stop":
@@ -204,7 +204,7 @@ class KilledError(Exception):
 def proceed(found, until=10**6, state=None):
     """What a worker does, without Ray; it goes on from a state where there is one, and is killed as it reports a step
     after `until`. Returns the training, and its last state that was reported by then."""
-    started = Training(found, watched=True)
+    started = Training(found, is_first=True)
     if state is not None:
         torch.save(state, found.directory / "state.pt")
         started.restore(found.directory / "state.pt")
@@ -354,7 +354,7 @@ def test_a_checkpoint_without_the_curves_beginning_is_not_gone_on_from(undisturb
     found = loaded(run_of(model, tmp_path, **GUARDED))
     _, state = proceed(found, 2)
     state["curve"] = json.dumps(json.loads(state["curve"])[1:])
-    again = Training(found, watched=False)
+    again = Training(found, is_first=False)
     torch.save(state, tmp_path / "state.pt")
     again.restore(tmp_path / "state.pt")
     assert again.step == 0
@@ -389,7 +389,7 @@ def test_a_checkpoint_has_what_was_usual(model, tmp_path):
     found = loaded(run_of(model, tmp_path))
     first, state = proceed(found, 2)
     assert state["guard"]["held"] is None and len(state["guard"]["usual"]) == 2
-    again = Training(found, watched=False)
+    again = Training(found, is_first=False)
     torch.save(state, tmp_path / "state.pt")
     again.restore(tmp_path / "state.pt")
     assert again.step == 2
