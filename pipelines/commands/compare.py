@@ -7,7 +7,8 @@ import argparse
 from pipelines.commands.command import Command, overridden
 from pipelines.commands.session import Session
 from pipelines.config import Config
-from pipelines.runs import identity, mirror
+from pipelines.runs import identity
+from pipelines.runs.directory import RunDir
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -28,11 +29,11 @@ def run(session: Session) -> None:
         from pipelines.study import resolved
 
         first = identity.of_run(session.arguments.run_a)
-        mirror.refresh(first.directory)
+        RunDir.of(first).refresh()
         session.claim_existing()
         studies = resolved.resolve(first), resolved.resolve(session.config)
         comparison = compare(*studies, shared=session.arguments.shared)
-        print(summary(comparison, mirror.shown(first.directory), mirror.shown(session.config.directory)))
+        print(summary(comparison, RunDir.of(first).shown(), session.run.shown()))
     print(f"Comparison: {comparison.path}")
 
 
