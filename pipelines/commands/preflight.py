@@ -24,7 +24,7 @@ from pipelines.study import trainings as planned
 from pipelines.study.prompts import EVALUATE, TRAIN, check_prompts, resolve_prompts
 from pipelines.study.trials import Trials
 from pipelines.train import parallel, records, tracking
-from pipelines.train.worker import draft_config
+from pipelines.train.objective import draft_config
 
 
 def check_training(config: Config, *, sweep: bool) -> Model:
@@ -74,7 +74,7 @@ def _check_parallel(config: Config) -> None:
         raise ConfigError(
             "train.parallel is fsdp, which shards what full fine-tuning trains; a LoRA is small: take auto or ddp"
         )
-    if most == 1 or parallel.of(train, most) != "fsdp":
+    if most == 1 or parallel.strategy(train, most) != "fsdp":
         return
     for key, bad, fix in (
         ("on_nan", "skip", "its workers have to make the same forwards: take stop"),
