@@ -277,7 +277,8 @@ def _is_whole(path: Path) -> bool:
 def _there(files: RunDir, path: Path) -> str:
     if not path.exists():
         return "missing"
-    return "there" if directory.other_format(files) is None else "there, made by another version"
+    other = directory.other_format(files) or (path == files.front and directory.other_front(files))
+    return "there, made by another version" if other else "there"
 
 
 def _results(files: RunDir) -> dict[str, Path]:
@@ -323,7 +324,7 @@ def _next(config: Config, folder: Path, states: Sequence[Training], draws: bool,
         command = "sweep"
     elif done < wanted or not files.metrics.exists() or directory.other_format(files) is not None:
         command = "evaluate"
-    elif not files.front.exists():
+    elif not files.front.exists() or directory.other_front(files) is not None:
         command = "front"
     elif not _results(files)["report"].exists():
         command = "report"

@@ -19,6 +19,7 @@ from pipelines.runs import mirror
 RECORD = "adapter.json"  # `aig.adapters.RECORD`, without its torch
 # What an earlier version has left is of an earlier format, is said to be, and is never read as if it were of this one.
 RECORD_FORMAT = 2  # of adapters' records; 1 had no such key, and a fingerprint of the ends of the model's files
+FRONT_FORMAT = 2  # of front.json; 1 had no such key, claims as sentences, the proxy's plane apart from the others
 IMAGES_FORMAT = 3  # of the units' files and what is measured of them; 2 had ids of (arm, prompt, seed index) alone
 
 
@@ -118,12 +119,22 @@ class RunDir:
 
 
 def other_format(files: RunDir) -> int | None:
-    """The format of the images that another version has measured; None where this one has, or nothing was."""
+    """The format of the images that another version has measured; None if this one has, or nothing was."""
+    return _other(files.arms, IMAGES_FORMAT, 2)
+
+
+def other_front(files: RunDir) -> int | None:
+    """The format of a front.json that another version wrote; None if this one did, or there is none."""
+    return _other(files.front, FRONT_FORMAT, 1)
+
+
+def _other(path: Path, current: int, first: int) -> int | None:
+    """A file's format if it is not the current one; `first` if it has no such key."""
     try:
-        found = json.loads(files.arms.read_text()).get("format", 2)
+        format = json.loads(path.read_text()).get("format", first)
     except (OSError, ValueError, AttributeError):
         return None
-    return None if found == IMAGES_FORMAT else found
+    return None if format == current else format
 
 
 def file_digest(path: Path) -> str:
