@@ -207,7 +207,7 @@ def test_what_was_found_is_judged_by_the_held_out_reward_too(tmp_path):
     assert elsewhere["hypervolume_difference"][0] == pytest.approx(box.volume(found) - box.volume(published))
     shown = interval(Estimate(*elsewhere["hypervolume_difference"]), plus=True)
     told = f"With the held-out reward robust in place of fragile: {shown} on the same prompts."
-    assert told in result["statement"] and " robust " in findings.summary(made.folder / RESULT).splitlines()[1]
+    assert told in result["statement"] and "robust" in findings.summary(made.folder / RESULT).splitlines()[1].split()
 
 
 def test_the_cost_of_a_search_stands_beside_that_of_separate_loops(tmp_path):
