@@ -60,27 +60,8 @@ def write_report(run: RunDir | str | Path, progress: Callable[[str], None] | Non
 
 def _section(run: Run, study: StudyResult, grid: images.Grid | None, folder: Path) -> dict[str, Any]:
     """Draws a study's figures into the folder and returns what the template shows of it."""
-    suffix = f"-{study.slug}" if len(run.studies) > 1 else ""
-    name = f"s{run.studies.index(study)}"
-
-    def png(stem: str) -> Path:
-        return folder / f"{stem}{suffix}.png"
-
-    tradeoff = planes.tradeoff(run.front, study)
-    tradeoff.png(png("tradeoff"))
-    panels = planes.panels(study)
-    planes.row(run.front, study).png(png("planes"))
-    figures.hypervolumes(run.front, study).png(png("hypervolume"))
-    lines = figures.curve_lines(run, study)
-    if lines:
-        figures.curves(study, lines).png(png("curves"))
-    against_kl = figures.reward_vs_kl(run, study)
-    if against_kl:
-        against_kl[0].png(png("reward_vs_kl"))
-    if grid:
-        images.write_png(grid, png("images"), f"{study.title}: same prompts, same noise")
     return {
-        "id": name,
+        "id": f"s{run.studies.index(study)}",
         "study": study,
         "sentences": words.study_sentences(study),
         "headline": words.headline(study),
@@ -91,38 +72,61 @@ def _section(run: Run, study: StudyResult, grid: images.Grid | None, folder: Pat
         "undrawn": [a.title for a in study.arms if not all(math.isfinite(e.value) for e in study.plane.points[a.name])],
         "broken": [arm.title for arm in study.arms if arm.broken],
         "warned": [arm.title for arm in study.arms if arm.warning],
-        "tradeoff": _svg(tradeoff, f"{name}-plane", f"Reward–diversity plane: {study.title}"),
-        "left_out": tradeoff.left_out,
-        "panels": [
-            _svg(panel, f"{name}-plane-{i}", f"{metric_name(metric)} against diversity: {study.title}")
-            for i, (metric, panel) in enumerate(panels.items())
-        ],
         "no_panel": [
-            what
-            for what, metric in (("held-out reward", study.held_out), ("gold", GOLD))
-            if metric not in panels and metric != study.reward
-        ],
-        "hypervolume": [
-            _svg(panel, f"{name}-hv-{i}", f"Hypervolumes and their differences: {study.title}")
-            for i, panel in enumerate(figures.hypervolume_panels(study))
+            role
+            for role, metric in (("held-out reward", study.held_out), ("gold", GOLD))
+            if metric not in study.planes and metric != study.reward
         ],
         "planes": [study.role_of(metric) for metric in study.planes],
         "volumes": _volumes(study),
         "differences": _differences(study),
         "reference": figures.reference(study),
-        "lines": lines,
-        "curves": [
-            _svg(panel, f"{name}-curve-{key}", f"{figures.CURVES[key]} during training: {study.title}")
-            for key, panel in (figures.curve_panels(study, lines) if lines else {}).items()
-        ],
-        "reward_vs_kl": [
-            _svg(panel, f"{name}-kl-{i}", f"Reward against {figures.distance_name(study)}: {study.title}")
-            for i, panel in enumerate(against_kl[1] if against_kl else ())
-        ],
-        "kl_left_out": sorted({label for panel in (against_kl[1] if against_kl else ()) for label in panel.left_out}),
         "grid": grid,
         "strips": [[grid.strip(arm, p) for p in range(len(grid.prompts))] for arm in grid.arms] if grid else [],
         "strip_width": grid.strip_width if grid else 0,
+        **_figures(run, study, grid, folder),
+    }
+
+
+def _figures(run: Run, study: StudyResult, grid: images.Grid | None, folder: Path) -> dict[str, Any]:
+    """Writes a study's figures as PNG into the folder, and returns them as SVG, with the names left out of them."""
+    name, suffix = f"s{run.studies.index(study)}", f"-{study.slug}" if len(run.studies) > 1 else ""
+
+    def svg(panel: drawing.Drawing, key: str, title: str) -> Markup:
+        return Markup(panel.svg(f"{name}-{key}", f"{title}: {study.title}"))
+
+    tradeoff, lines = planes.tradeoff(run.front, study), figures.curve_lines(run, study)
+    whole, against = figures.reward_vs_kl(run, study) or (None, [])
+    pngs = {
+        "tradeoff": tradeoff,
+        "planes": planes.row(run.front, study),
+        "hypervolume": figures.hypervolumes(run.front, study),
+        "curves": figures.curves(study, lines) if lines else None,
+        "reward_vs_kl": whole,
+    }
+    for stem, figure in pngs.items():
+        if figure is not None:
+            figure.png(folder / f"{stem}{suffix}.png")
+    if grid:
+        images.write_png(grid, folder / f"images{suffix}.png", f"{study.title}: same prompts, same noise")
+    distance, curves = figures.distance_name(study), figures.curve_panels(study, lines) if lines else {}
+    return {
+        "tradeoff": svg(tradeoff, "plane", "Reward–diversity plane"),
+        "left_out": tradeoff.left_out,
+        "panels": [
+            svg(panel, f"plane-{i}", f"{metric_name(metric)} against diversity")
+            for i, (metric, panel) in enumerate(planes.panels(study).items())
+        ],
+        "hypervolume": [
+            svg(panel, f"hv-{i}", "Hypervolumes and their differences")
+            for i, panel in enumerate(figures.hypervolume_panels(study))
+        ],
+        "lines": lines,
+        "curves": [
+            svg(panel, f"curve-{key}", f"{figures.CURVES[key]} during training") for key, panel in curves.items()
+        ],
+        "reward_vs_kl": [svg(panel, f"kl-{i}", f"Reward against {distance}") for i, panel in enumerate(against)],
+        "kl_left_out": sorted({label for panel in against for label in panel.left_out}),
     }
 
 
@@ -147,10 +151,6 @@ def _differences(study: StudyResult) -> list[tuple[str, list[Difference]]]:
         )
         for a, b in pairs
     ]
-
-
-def _svg(figure: drawing.Drawing, name: str, title: str) -> Markup:
-    return Markup(figure.svg(name, title))
 
 
 def _render(run: Run, sections: list[dict[str, Any]], overview: str | None) -> str:
