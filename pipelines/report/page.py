@@ -1,4 +1,4 @@
-"""Puts the report together and writes it whole: read, draw, say, render, move into place."""
+"""Makes the report: read, draw, put into words, render, move into place."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def write_report(run: RunDir | str | Path, progress: Callable[[str], None] | Non
     """Writes RUN/report/ from a run's config.yaml, arms.json, front.json, curves/ and images/.
 
     The report is index.html, which loads nothing from outside itself, and the main figures as PNGs: tradeoff, planes,
-    curves, reward_vs_kl, hypervolume and images, with "-STUDY" in their names where there are several studies, and
-    then an overview. An earlier report is replaced once the new one is complete.
+    curves, reward_vs_kl, hypervolume and images, with "-STUDY" in their names and an overview if there are several
+    studies. An earlier report is replaced once the new one is complete.
 
     run: the run's directory, its path or its URI. progress: called with a few words at each stage.
     Returns the path of index.html. Raises ConfigError naming the file, the reason and the fix if an input is missing or
@@ -142,12 +142,12 @@ def _volumes(study: StudyResult) -> list[tuple[str, int, Any, list[Estimate]]]:
 def _differences(study: StudyResult) -> list[tuple[str, list[Difference]]]:
     """The families of each difference in words, and the difference on each plane."""
     ordered = [figures.ordered_differences(plane.differences) for plane in study.planes.values()]
-    found = [{(d.a, d.b): d for d in differences} for differences in ordered]
-    pairs = dict.fromkeys(pair for plane in found for pair in plane)
+    by_pair = [{(d.a, d.b): d for d in differences} for differences in ordered]
+    pairs = dict.fromkeys(pair for plane in by_pair for pair in plane)
     return [
         (
             f"{study.family(a)} − {study.family(b)}",
-            [plane.get((a, b), Difference(a, b, UNKNOWN)) for plane in found],
+            [plane.get((a, b), Difference(a, b, UNKNOWN)) for plane in by_pair],
         )
         for a, b in pairs
     ]
@@ -162,7 +162,7 @@ def _render(run: Run, sections: list[dict[str, Any]], overview: str | None) -> s
         lstrip_blocks=True,
     )
     environment.filters["interval"] = estimates.interval
-    environment.filters["difference"] = lambda found: estimates.difference(found.estimate, found.by_seed)
+    environment.filters["difference"] = lambda d: estimates.difference(d.estimate, d.by_seed)
     environment.filters["metric"] = metric_name
     columns, rows = _table(run)
     leading = [study for study in run.studies if not run.front.mean_of(study)]
@@ -237,7 +237,7 @@ def _metric_order(run: Run) -> list[str]:
     first = [metric for study in run.studies for metric in (study.reward, study.held_out)]
     first += [GOLD, run.front.diversity, "pairwise", "accuracy", "accuracy_a", "accuracy_b", "kl_to_base", "path"]
     arms = run.front.by_name.values()
-    present = {metric for arm in arms for metric, found in arm.metrics.items() if math.isfinite(found.value)}
+    present = {metric for arm in arms for metric, estimate in arm.metrics.items() if math.isfinite(estimate.value)}
     return [m for m in dict.fromkeys(first) if m in present] + sorted(present.difference(first))
 
 
@@ -261,11 +261,11 @@ def _cost(cost: Mapping[str, Any]) -> dict[str, Any] | None:
     """Predictions per (prompt, seed), ours and those of loops that share nothing, and what else stands beside them."""
     if not cost:
         return None
-    told, known = cost_words(cost, " per (prompt, seed)"), ("predictions", "separate", "published")
-    shown = {name: f"{cost[name]:g}" for name in known} if told else {}
+    sentence, known = cost_words(cost, " per (prompt, seed)"), ("predictions", "separate", "published")
+    shown = {name: f"{cost[name]:g}" for name in known} if sentence else {}
     rest = {k: v for k, v in cost.items() if k not in shown}
     rest = {k.replace("_", " "): f"{v:,.4g}" if isinstance(v, float) else str(v) for k, v in rest.items()}
-    return {"told": told, **shown, "rest": rest}
+    return {"words": sentence, **shown, "rest": rest}
 
 
 def _check(check: Mapping[str, Any] | None) -> dict[str, Any] | None:
