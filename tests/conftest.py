@@ -14,21 +14,25 @@ def pytest_configure():
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")))
 
 
-# Processes take whole files, in this order first: one that came last would keep one of them busy alone.
-LONGEST = (
-    "jobs", "pipelines", "kills", "evaluation_kills", "sweep_ray", "cli", "search", "score", "phenomenon", "rewarding",
-    "benchmarks", "parallel", "remote", "measure",
-)  # fmt: skip
-
-
 def pytest_collection_modifyitems(items):
-    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+    """Processes take whole files: those that start Ray take longest, and one that came last would run alone."""
+    with_ray = {item.path for item in items if "ray_cluster" in item.fixturenames}
+    items.sort(key=lambda item: item.path not in with_ray)
 
 
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def listed_keys(monkeypatch):
+    """A command that a test runs in this process reads no configuration key but those that its help lists."""
+    from reads import watch
+
+    unlisted = watch(monkeypatch)
+    yield
+    assert not unlisted, f"not in the READS of pipelines/commands/*.py: {unlisted}"
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Connecting to Ray: a running cluster, or a local one of the machine's size that is stopped at the end."""
+"""Connect to Ray: to a running cluster, or to a local one of this machine's size that is stopped at the end."""
 
 from __future__ import annotations
 
@@ -25,48 +25,49 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from pipelines import config as configuration
 
+# Where the packages lie: a checkout of the repository, or the environment that they are installed in.
 ROOT = Path(__file__).resolve().parents[2]
-# Ray Data's resume and a pool beside a driver hang silently on 2 logical CPUs; the system shares the cores among these.
+IS_CHECKOUT = (ROOT / "pyproject.toml").is_file()
+# With 2 logical CPUs a resumed Ray Data job, or a pool beside a driver, hangs silently; these share the real cores.
 LEAST_CPUS = 4
-# A Train controller looks at its workers this often: a report waits for it, and so does a finished run.
+# How often a Train controller polls its workers: a report waits for that, and so does a finished run.
 POLL_SECONDS = "1"
 
-# For a local cluster only. A machine that is not rented is not taken away, and watching for it costs a process a
-# training. Train and Data start more processes at once than there are cores, and Data passes its actors arguments in a
-# way that Ray's core calls an error: without these the terminal fills with warnings. The environment goes before.
+# For a local cluster only. Nobody preempts this machine, and watching for it costs a process per training. Train and
+# Data start more processes at once than there are cores, and Data passes arguments to actors in a way that Ray's core
+# calls an error: without these settings the terminal fills with warnings. The environment takes precedence.
 LOCAL = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_worker_maximum_startup_concurrency": "16",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 
-
-# What an actor asks of a node's custom resource: next to nothing, so that it only says where the actor belongs.
+# An actor asks for next to nothing of a node's custom resource, which only says where the actor belongs.
 PLACE = 0.001
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a part of a run asks of Ray."""
+    """The resources that a part of a run asks of Ray."""
 
     what: str
-    """In words, as 'a generator'."""
+    """The part in words: 'a generator'."""
     one: Mapping[str, float]
-    """Ray resources of each of its actors, workers or tasks, which is on one node: see `needs`."""
+    """Ray resources of each of its actors, workers or tasks, which must fit on one node: see `needs`."""
     keys: Mapping[str, str]
-    """The key of the configuration that says how much, by resource, and by 'count' how many."""
+    """The configuration key behind each resource's amount, and under 'count' the one behind the number."""
     count: int = 1
-    """So many of them at once, or none can do its work."""
+    """How many must run at once for any to do its work."""
     cpus: float = 0.0
-    """CPUs beside them, on any node."""
+    """Further CPUs, on any node."""
 
     @property
     def _counted(self) -> tuple[str, ...]:
         return ("count",) * (self.count > 1)
 
     def by(self, name: str) -> str:
-        """The keys behind an amount, in brackets."""
+        """The keys behind an amount, in parentheses."""
         keys = [self.keys[key] for key in (name, *self._counted) if key in self.keys]
         return f" ({', '.join(keys)})" if keys else ""
 
@@ -76,16 +77,14 @@ class Need:
         return {name: amount * self.count + self.cpus * (name == "CPU") for name, amount in self.one.items()}
 
     def fix(self, short: Iterable[str]) -> str:
-        """What to do where these resources are short."""
+        """What to do if these resources are short."""
         amounts = [*(name for name in short if self.one[name] != PLACE), *self._counted]
         lower = [self.keys[name] for name in amounts if name in self.keys]
         fixes = [f"lower {', '.join(lower)}"] if lower else []
         nodes = [self.keys[name] for name, amount in self.one.items() if amount == PLACE and name in self.keys]
         fixes += [f"name another {key}" for key in nodes]
-        larger = (
-            "or take larger nodes or more of them (ray.num_cpus of a local cluster); where the cluster scales itself "
-        )
-        return f"{', '.join([*fixes, larger])}and does not say how far, set ray.grows_to"
+        fixes.append("or take larger nodes or more of them (ray.num_cpus of a local cluster)")
+        return f"{', '.join(fixes)}; if the cluster scales itself and does not say how far, set ray.grows_to"
 
 
 @dataclass(frozen=True)
@@ -93,26 +92,26 @@ class Cluster:
     """A connection to Ray."""
 
     resources: dict[str, float]
-    """Logical resources of the whole cluster: those that it has, or, where it scales itself, may come to have."""
+    """Logical resources of the whole cluster; if it scales itself, those that it may grow to."""
     started: bool
-    """Whether this process started it, and so stops it."""
+    """Whether this process started it and will stop it."""
     dashboard: str | None
     present: dict[str, float] | None = None
-    """Those that it has now, where that is less."""
+    """The resources that it has now, if they are fewer."""
     nodes: tuple[dict[str, float], ...] = ()
-    """Logical resources of each node; none where they may change, since the cluster scales itself."""
+    """Logical resources of each node; empty if the cluster scales itself, and they may change."""
 
     def room_now(self, need: Need, *beside: Need) -> int:
-        """How many of a need fit beside others on the nodes that are there now; perhaps not one."""
+        """How many of a need fit beside others on the present nodes; possibly 0."""
         have = self.resources if self.present is None else self.present
         taken = {name: sum(other.all.get(name, 0.0) for other in beside) for name in need.one}
         return _times({name: have.get(name, 0.0) - amount for name, amount in taken.items()}, need.one)
 
     def room(self, need: Need, *beside: Need) -> int:
-        """How often the cluster has room for a need, all `count` of it, beside others.
+        """How often a need, all `count` of it, fits on the cluster beside others.
 
-        ConfigError, naming the keys, what is short and the fix, where that is not even once: Ray would wait for ever.
-        Where the nodes are known, each of them is looked at; else, where the cluster scales itself, their sum.
+        If it does not fit even once, Ray would wait forever: a ConfigError then names the keys, the shortage and the
+        fix. Every node is checked if the nodes are known; for a cluster that scales itself only their sum is.
         """
         self._check_nodes(need)
         together = self._room_in_sum(need, beside)
@@ -123,8 +122,8 @@ class Cluster:
             _place(free, other)
         places = sum(_times(node, need.one) for node in free)
         if places < need.count:
-            wanted = ", ".join(_told(name, amount) for name, amount in need.one.items())
-            times = f"{need.count} times {wanted}, each on one node" if need.count > 1 else f"{wanted} on one node"
+            amounts = ", ".join(_amount(name, amount) for name, amount in need.one.items())
+            times = f"{need.count} times {amounts}, each on one node" if need.count > 1 else f"{amounts} on one node"
             raise configuration.ConfigError(
                 f"{need.what} needs {times}, and the nodes have room for {places or 'none'}{_beside(beside)}: "
                 f"{need.fix(need.one)}"
@@ -132,29 +131,29 @@ class Cluster:
         return min(together, places // need.count)
 
     def _check_nodes(self, need: Need) -> None:
-        """ConfigError where no single node could hold one of a need, though all of them together might."""
+        """Raise ConfigError if no single node can hold one of a need, though all of them together might."""
         if not self.nodes or any(_times(node, need.one) for node in self.nodes):
             return
         most = {name: max(node.get(name, 0.0) for node in self.nodes) for name in need.one}
         short = [name for name, amount in need.one.items() if amount > most[name] + 1e-6]
-        wanted = ", ".join(f"{_told(name, need.one[name])}{need.by(name)}" for name in short or need.one)
+        amounts = ", ".join(f"{_amount(name, need.one[name])}{need.by(name)}" for name in short or need.one)
         has = f"the largest node has {', '.join(_has(name, most[name], need) for name in short)}"
         if not short:
-            each = [", ".join(_told(name, node.get(name, 0.0)) for name in need.one) for node in self.nodes]
+            each = [", ".join(_amount(name, node.get(name, 0.0)) for name in need.one) for node in self.nodes]
             has = f"no node has all of that (they have {'; '.join(dict.fromkeys(each))})"
         raise configuration.ConfigError(
-            f"{need.what} needs {wanted} on one node, and {has}: {need.fix(short or need.one)}"
+            f"{need.what} needs {amounts} on one node, and {has}: {need.fix(short or need.one)}"
         )
 
     def _room_in_sum(self, need: Need, beside: Sequence[Need]) -> int:
-        """The same of the nodes' sum, which is all that is known of a cluster that scales itself."""
+        """`room` by the sum of the nodes, which is all that is known of a cluster that scales itself."""
         fits = math.inf
         for name, amount in need.all.items():
             have, other = self.resources.get(name, 0.0), sum(need.all.get(name, 0.0) for need in beside)
             if amount > have - other + 1e-6:
-                others = f"{_beside(beside)} with {_told(name, other)}" if other else ""
+                others = f"{_beside(beside)} with {_amount(name, other)}" if other else ""
                 raise configuration.ConfigError(
-                    f"{need.what} needs {_told(name, amount)}{need.by(name)}{others}, and the cluster has "
+                    f"{need.what} needs {_amount(name, amount)}{need.by(name)}{others}, and the cluster has "
                     f"{_has(name, have, need)}: {need.fix([name])}"
                 )
             fits = min(fits, (have - other + 1e-6) / amount)
@@ -162,17 +161,17 @@ class Cluster:
 
 
 def _has(name: str, amount: float, need: Need) -> str:
-    """What there is of a resource, in the words in which it was asked for."""
-    return f"no {name}" if need.one[name] == PLACE else _told(name, amount)
+    """The amount of a resource that exists, in the words of the need."""
+    return f"no {name}" if need.one[name] == PLACE else _amount(name, amount)
 
 
 def _times(node: Mapping[str, float], one: Mapping[str, float]) -> int:
-    """How often a node has room for one."""
+    """How many fit on a node."""
     return max(0, int(min((node.get(name, 0.0) + 1e-6) / amount for name, amount in one.items())))
 
 
 def _place(free: list[dict[str, float]], need: Need) -> None:
-    """Take a need from what the nodes have free, each from the fullest node that has room for it."""
+    """Subtract a need from the nodes' free resources, each of it from the fullest node with room."""
     for _ in range(need.count):
         fitting = [node for node in free if _times(node, need.one)]
         if not fitting:
@@ -186,32 +185,31 @@ def _beside(others: Sequence[Need]) -> str:
     return f" beside {' and '.join(other.what for other in others)}" if others else ""
 
 
-def _told(name: str, amount: float) -> str:
-    """An amount of a resource for people, who count memory in GiB; of a node's custom resource only its name."""
+def _amount(name: str, amount: float) -> str:
+    """An amount of a resource in words: memory in GiB, a node's custom resource by its name alone."""
     if amount == PLACE:
         return f"the resource {name}"
     return f"{amount / GIB:.4g} GiB of memory" if name == "memory" else f"{amount:.4g} {name}"
 
 
 def needs(cpus: float, gpus: float = 0.0, node: str | None = None, memory: float | None = None) -> dict[str, float]:
-    """Ray resources of one actor or worker, those of nothing left out; `node` is the custom resource of its nodes,
-    `memory` is in GiB."""
-    wanted = {"CPU": cpus, "GPU": gpus, **({node: PLACE} if node else {}), "memory": (memory or 0) * GIB}
-    return {name: amount for name, amount in wanted.items() if amount > 0}
+    """The nonzero Ray resources of one actor or worker; `node` is the custom resource of its nodes, `memory` in GiB."""
+    resources = {"CPU": cpus, "GPU": gpus, **({node: PLACE} if node else {}), "memory": (memory or 0) * GIB}
+    return {name: amount for name, amount in resources.items() if amount > 0}
 
 
-def actor(wanted: Mapping[str, float]) -> dict[str, Any]:
-    """Ray Data's arguments for an actor of so many resources."""
-    custom = {name: amount for name, amount in wanted.items() if name not in ("CPU", "GPU", "memory")}
-    memory = {"memory": wanted["memory"]} if "memory" in wanted else {}
-    return {"num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU") or None, "resources": custom, **memory}
+def actor(resources: Mapping[str, float]) -> dict[str, Any]:
+    """Ray Data's arguments for an actor with these resources."""
+    custom = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU", "memory")}
+    memory = {"memory": resources["memory"]} if "memory" in resources else {}
+    return {"num_cpus": resources["CPU"], "num_gpus": resources.get("GPU") or None, "resources": custom, **memory}
 
 
 def remove_orphans() -> int:
-    """Remove this job's placement groups whose creator has died; returns how many groups the job still has.
+    """Remove this job's placement groups whose creator has died; return how many groups the job still has.
 
-    A trial that a scheduler stops, or whose process dies, takes its Train controller with it, and Ray keeps a group as
-    long as the job lives. Train's own cleaner asks the dashboard, and gives up where several clusters are on the host.
+    A trial that a scheduler stops, or whose process dies, takes its Train controller with it, and Ray keeps the group
+    as long as the job lives. Train's own cleaner asks the dashboard, and gives up if the host has several clusters.
     """
     job, left = ray.get_runtime_context().get_job_id(), 0
     for raw in ray_state._connect_and_get_accessor().get_placement_group_table():
@@ -219,7 +217,7 @@ def remove_orphans() -> int:
         if group.creator_job_id.hex() != job or group.state == PlacementGroupTableData.REMOVED:
             continue
         left += 1
-        # Ray calls the creator dead, too, where it is no actor but the driver, as of Tune's own groups.
+        # Ray also calls the creator dead if it is the driver and no actor, as for Tune's own groups.
         if group.creator_actor_dead and not ray.ActorID(group.creator_actor_id).is_nil():
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
     return left
@@ -234,18 +232,18 @@ def _cluster(settings: configuration.Ray, started: bool, dashboard: str | None) 
 
 
 def _growing(settings: configuration.Ray) -> dict[str, float]:
-    """What the cluster may come to have, of every kind the most that anything knows of; nothing where none does."""
-    announced = ray_state.get_max_resources_from_cluster_config() or {}  # of some managed clusters only
+    """What the cluster may grow to: for each resource the most that any source knows; empty if none knows."""
+    announced = ray_state.get_max_resources_from_cluster_config() or {}  # by some managed clusters only
     known = [announced, largest(BOOTSTRAP.expanduser()), settings.grows_to or {}]
     return {name: max(single.get(name, 0.0) for single in known) for name in {name for k in known for name in k}}
 
 
-# `ray up` leaves its configuration there on the head, with every node type's resources; jobs start on the head.
+# `ray up` leaves its configuration here on the head, where jobs start, with every node type's resources.
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 
 
 def largest(path: Path) -> dict[str, float]:
-    """The resources of a cluster.yaml when every node that it allows is there; none where there is no such file."""
+    """The resources of a cluster.yaml with every node that it allows; empty if there is no such file."""
     if not path.is_file():
         return {}
     described = yaml.safe_load(path.read_text())
@@ -260,10 +258,10 @@ def largest(path: Path) -> dict[str, float]:
 
 @contextmanager
 def connected(settings: configuration.Ray) -> Iterator[Cluster]:
-    """Connect for the length of the context.
+    """Connect to Ray for the length of the context.
 
-    A cluster that was started here is stopped at the end, also on Ctrl-C; another is left alone.
-    Raises ConfigError for an address where no cluster answers.
+    A cluster that was started here is stopped at the end, on Ctrl-C too; any other is left alone.
+    Raises ConfigError for an address at which no cluster answers.
     """
     if ray.is_initialized():
         yield _cluster(settings, False, None)
@@ -276,7 +274,7 @@ def connected(settings: configuration.Ray) -> Iterator[Cluster]:
         dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else None
         yield _cluster(settings, address is None, dashboard)
     finally:
-        # For a cluster of someone else this ends our connection, and with it our actors, and nothing more.
+        # On somebody else's cluster this ends only our connection, and our actors with it.
         with _uninterrupted():
             ray.shutdown()
 
@@ -286,17 +284,17 @@ def quiet() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
-    # The first Ctrl-C is ours: Tune's own handler would wait for every trial to save itself.
+    # The first Ctrl-C is ours: Tune's own handler would wait until every trial has saved itself.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     for name in ("ray.tune", "ray.train", "ray.data"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # their errors reach us as exceptions, and are told then
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # their errors reach us as exceptions
 
 
 def _address(settings: configuration.Ray) -> str | None:
-    """Where a cluster runs; None where one has to be started."""
+    """The address of a running cluster; None if one has to be started."""
     if settings.address == "local":
         return None
-    # `ray.init("auto")` would take any private Ray of another program, too; this is what `ray start` left.
+    # `ray.init("auto")` would also take another program's private Ray; this address is what `ray start` left.
     address = settings.address or os.environ.get("RAY_ADDRESS") or read_ray_address(None)
     if address in (None, "auto"):
         return None
@@ -316,9 +314,9 @@ def _answers(address: str) -> bool:
 
 
 def _start(settings: configuration.Ray) -> Any:
-    # Workers inherit this environment: the repository is importable in them wherever the command was started.
-    paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    if IS_CHECKOUT:  # workers inherit this environment, and import the repository wherever the command was started
+        paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     for name, value in LOCAL.items():
         os.environ.setdefault(name, value)
     with _without_line("Set ray log level from environment variable"):
@@ -334,7 +332,7 @@ def _start(settings: configuration.Ray) -> Any:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Ray takes SIGTERM for itself and would end this process without letting it tell how to go on."""
+    """Keep SIGTERM ours: Ray takes it, and would end this process before it can say how to resume."""
     ours = signal.getsignal(signal.SIGTERM)
     yield
     if threading.current_thread() is threading.main_thread():
@@ -343,7 +341,7 @@ def _own_signals() -> Iterator[None]:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """A second Ctrl-C, or SIGTERM, would leave processes behind."""
+    """Ignore a second Ctrl-C or SIGTERM, which would leave processes behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -357,7 +355,7 @@ def _uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def _without_line(text: str) -> Iterator[None]:
-    """Hold back what is written to stderr, by Ray's core too; give it out at the end without lines with this text."""
+    """Hold back stderr, that of Ray's core too, and print it at the end without the lines that contain this text."""
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as held:
@@ -372,10 +370,14 @@ def _without_line(text: str) -> Iterator[None]:
             sys.stderr.write("".join(line for line in lines if text not in line))
 
 
+PACKAGES = ("aig", "pipelines", "tune")
+
+
 def _join(address: str) -> Any:
-    # Under `ray job submit` the working directory has been shipped already.
+    # `ray job submit` has shipped the working directory already.
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    runtime_env = None if submitted else {"working_dir": str(ROOT)}
+    code = {"working_dir": str(ROOT)} if IS_CHECKOUT else {"py_modules": [str(ROOT / name) for name in PACKAGES]}
+    runtime_env = None if submitted else code
     try:
         return ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:

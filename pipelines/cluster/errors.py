@@ -1,4 +1,4 @@
-"""Errors as Ray passes them on, traced back to what was raised first."""
+"""The first cause of the errors that Ray passes on."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from itertools import takewhile
 
 
 def root_cause(error: BaseException) -> str:
-    """The last error named in a message that tells of others, as Ray's do, tracebacks and all; on one line.
+    """The last error that a message names, on one line: Ray's messages hold others before it, tracebacks and all.
 
     Ray Data names one more after it, which only says that a function failed.
     """
     lines = str(error).strip().splitlines()
     named = [i for i, line in enumerate(lines) if re.match(r"\s*[\w.]+(Error|Exception|Interrupt|Exit)\b.*:", line)]
     first = next((i for i in reversed(named) if "UserCodeException: " not in lines[i]), named[-1] if named else 0)
-    told = takewhile(lambda line: "The above exception was the direct cause" not in line, lines[first:])
-    text = " ".join(" ".join(told).split()) or type(error).__name__
+    cause = takewhile(lambda line: "The above exception was the direct cause" not in line, lines[first:])
+    text = " ".join(" ".join(cause).split()) or type(error).__name__
     return text if len(text) <= 500 else f"{text[:250]} ... {text[-250:]}"

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import argparse
 
-from pipelines.commands import steps
+from pipelines.commands import keys, steps
 from pipelines.commands.command import Command, configured
 from pipelines.commands.session import Session
 
+READS = (
+    *keys.RUN, *keys.ARMS, *keys.ADAPTERS, *keys.PROMPTS, *keys.SCORES, "run.wandb", "run.mlflow", "model.*",
+    "rewards.*", *keys.of("train", "rollout_batch micro_batch checkpointing parallel num_workers keep_best"),
+    *keys.of("sweep", "scheduler proxy objectives lr_range kl_range"), "evaluate.block",
+)  # fmt: skip
+
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", action="store_true", help="load every reward wholly, one after another, and score")
+    parser.add_argument(
+        "--weights", action="store_true", help="also load every reward, one after another, and score an image"
+    )
     configured(parser)
 
 
@@ -28,9 +36,9 @@ def run(session: Session) -> None:
 
 
 COMMAND = Command(
-    run, "find what is wrong with a configuration, starting nothing",
-    "Check everything that sweep and evaluate check before they start: keys, prompts, schedules, the model, and "
-    "whether the rewards' weights are here or can be downloaded. With --weights they are downloaded and loaded "
-    "wholly, and score an image each.",
-    options,
+    run, "find what is wrong with a configuration, without starting anything",
+    "Check what sweep and evaluate check before they start: keys, prompts, schedules, the model, and whether the "
+    "rewards' weights are here or can be downloaded. --weights downloads and loads them, and scores an image with "
+    "each.",
+    READS, options,
 )  # fmt: skip

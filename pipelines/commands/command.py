@@ -15,14 +15,14 @@ def configured(parser: argparse.ArgumentParser, preset: str | None = None) -> No
     """Add the arguments that make a configuration: a preset, a file and single keys."""
     known = ", ".join(configuration.presets())
     parser.add_argument("--preset", metavar="NAME", default=preset, help=f"start from a preset: {known}")
-    parser.add_argument("--config", metavar="FILE", help="then take what a YAML file sets, {train: {steps: 50}}")
+    parser.add_argument("--config", metavar="FILE", help="then apply a YAML file such as {train: {steps: 50}}")
     overridden(parser)
 
 
 def overridden(parser: argparse.ArgumentParser) -> None:
     """Add single keys."""
     parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="section.key=value", help="then single keys, values as YAML"
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="then set single keys, values as YAML"
     )
 
 
@@ -39,6 +39,8 @@ class Command:
     """What it does, in a line for the list of commands."""
     long: str
     """The same in a paragraph, for its own help."""
+    reads: tuple[str, ...]
+    """Patterns of the keys that it reads, as its help lists them; none if it takes no keys."""
     options: Callable[[argparse.ArgumentParser], None] = configured
     """Adds its arguments."""
     resolve: Callable[[argparse.Namespace], Config] = load

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from pipelines.commands import steps
+from pipelines.commands import steps, sweep
 from pipelines.commands.command import Command, configured
 from pipelines.commands.session import Session
 
@@ -26,5 +26,5 @@ def run(session: Session) -> None:
 COMMAND = Command(
     run, "sweep, evaluate, front and report, in one go",
     "Everything from training to the report. The preset is demo unless you name another.",
-    partial(configured, preset="demo"),
+    sweep.READS, partial(configured, preset="demo"),
 )  # fmt: skip

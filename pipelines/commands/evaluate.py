@@ -6,17 +6,22 @@ import argparse
 import json
 
 from pipelines import config as configuration
-from pipelines.commands import steps
+from pipelines.commands import keys, steps
 from pipelines.commands.command import Command, configured
 from pipelines.commands.session import Session
 from pipelines.config import Config
+
+READS = (
+    *keys.RUN, *keys.TRAININGS, *keys.ADAPTERS, *keys.PROMPTS, "run.seed", "model.*", "rewards.*",
+    *keys.of("train", "*_per_worker node threads rollout_batch"), "evaluate.*", "measure.*", "front.*", "ray.*",
+)  # fmt: skip
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapter", metavar="[NAME=]PATH", action="append", default=[],
-        help="a LoRA file, or its folder, that was made elsewhere, in the place of the sweep's adapters; give it again "
-        "for another. Ends with the report",
+        help="evaluate this LoRA file or folder from elsewhere instead of the sweep's adapters, and write the report; "
+        "repeat it for more",
     )  # fmt: skip
     configured(parser)
 
@@ -44,9 +49,9 @@ def run(session: Session) -> None:
 COMMAND = Command(
     run, "draw and score every arm's images, and measure them",
     "Draw every arm (base, tuned, early stops, KL weights, LoRA scales, AIG schedules) on the same prompts and "
-    "noise, score the images, measure reward and diversity and find the Pareto fronts. Needs the sweep's adapters; "
-    "or, with --adapter, nothing but a LoRA file of anyone's for model.name: its LoRA scales and schedules are the "
-    "arms then. evaluate.adapters=[NAME=PATH] puts such a file beside the sweep's adapters. A sweep does the same "
-    "after its trainings, but for --train-only.",
-    options, resolve,
+    "noise, score the images, measure reward and diversity, and find the Pareto fronts. It needs the sweep's "
+    "adapters, or, with --adapter, only somebody's LoRA file for model.name, whose LoRA scales and schedules are "
+    "then the arms. evaluate.adapters=[NAME=PATH] adds such a file to the sweep's adapters. A sweep ends with the "
+    "same, unless --train-only.",
+    READS, options, resolve,
 )  # fmt: skip

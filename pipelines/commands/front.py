@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pipelines.commands import steps
+from pipelines.commands import keys, steps
 from pipelines.commands.command import Command
 from pipelines.commands.session import Session
+
+READS = (*keys.RUN, *keys.ARMS, *keys.PROMPTS, "rewards.define", "evaluate.rewards", "evaluate.seeds", "front.*")
 
 
 def run(session: Session) -> None:
@@ -18,4 +20,5 @@ def run(session: Session) -> None:
 COMMAND = Command(
     run, "find the Pareto fronts and their intervals",
     "Find the Pareto fronts of reward against diversity, with intervals, from what evaluate measured.",
+    READS,
 )  # fmt: skip

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 
-from pipelines.commands import steps
+from pipelines.commands import keys, steps
 from pipelines.commands.command import Command, overridden
 from pipelines.commands.session import Session
 from pipelines.config import Config, given
 from pipelines.runs import identity
+
+READS = (
+    *keys.RUN, *keys.ARMS, *keys.SCORES, "run.seed", "model.*",
+    *keys.of("evaluate", "prompts seeds group block max_rows path_prompts"), *keys.of("front", "level seed"),
+    "measure.*", "ray.*",
+)  # fmt: skip
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +34,7 @@ def run(session: Session) -> None:
         from pipelines.study.resolved import resolve_images
 
         check_prompts(session.config, EVALUATE)
-        # Its sampling is part of the names of the images' files; its weights are not needed.
+        # The names of the image files depend on its sampling; its weights are not needed.
         with given("model.name"):
             model, _ = empty(session.config.model.name, session.config.model.revision)
     session.claim_existing()
@@ -37,7 +43,7 @@ def run(session: Session) -> None:
 
 COMMAND = Command(
     run, "measure a run's images again, from its directory alone",
-    "Measure the images of a run that evaluate drew, by the configuration in its directory; keys of measure.* and "
-    "front.* may be changed. evaluate does the same at its end.",
-    options, resolve,
+    "Measure the images that evaluate drew, with the configuration in the run's directory; keys of measure.* and "
+    "front.* may be changed. evaluate ends with the same.",
+    READS, options, resolve,
 )  # fmt: skip

@@ -1,15 +1,13 @@
-"""What a run has and lacks, read from its folder alone: neither Ray nor torch is loaded, and nothing is written.
+"""What a run has and lacks, read from its folder alone, without loading Ray or torch and without writing anything.
 
-A run in a store is read from its mirror, which is brought up to date first.
+A remote run is read from its mirror, which is brought up to date first.
 """
 
 from __future__ import annotations
 
 import difflib
-import fcntl
 import json
 import os
-import shlex
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -23,19 +21,20 @@ import yaml
 
 from pipelines import config as configuration
 from pipelines.config import Config, ConfigError, uris
-from pipelines.runs import directory, identity, mirror
-from pipelines.runs.directory import IMAGES_FORMAT, RECORD, RECORD_FORMAT, RunDir
+from pipelines.runs import identity
+from pipelines.runs.directory import IMAGES_FORMAT, RECORD, RECORD_FORMAT, RunDir, other_format
 from pipelines.show import progress
+from pipelines.show.program import command_line
 from pipelines.study import limits, prompts, trainings, trials
 
 EARLIER = "earlier"
-QUIET = 120.0  # seconds without a word, and ten steps, after which it is said of a training that is under way
+QUIET = 120.0  # a running training that reports nothing for these seconds, and for ten steps, is called silent
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training of the sweep: `state` is done, running, interrupted, waiting, errored, stopped or earlier (its
-    adapter is there, made by an earlier version)."""
+    """A training of the sweep; `state` is done, running, interrupted, waiting, errored, stopped or earlier (an earlier
+    version made its adapter)."""
 
     train: configuration.Train
     state: str
@@ -48,22 +47,22 @@ class Training:
 
     @property
     def ended(self) -> bool:
-        """Whether the sweep leaves it as it is."""
+        """Whether the sweep leaves it alone."""
         return self.state in ("done", "errored", "stopped")
 
 
-def find(run: str) -> Path:
-    """A run's folder, by its path, its URI, or its name under the default storage; ConfigError names what is near."""
+def find(run: str) -> RunDir:
+    """The directory of a run, by path, URI or name in the default storage; ConfigError names the nearest run."""
     if uris.is_uri(run):
-        folder = identity.find_run(run)
-        if not (folder / configuration.CONFIG_FILE).is_file():
+        found = identity.find_run(run)
+        if not (found.root / configuration.CONFIG_FILE).is_file():
             raise ConfigError(f"there is no run {run!r}: give the URI of one, with a {configuration.CONFIG_FILE}")
-        mirror.refresh(folder)
-        return folder
+        found.refresh()
+        return found
     storage = Path(configuration.Run().storage).expanduser()
     for folder in (Path(run).expanduser(), storage / run):
         if (folder / configuration.CONFIG_FILE).is_file():
-            return folder.absolute()
+            return RunDir.at(folder)
     beside = [Path(run).expanduser().absolute().parent, storage]
     there = sorted({path.parent.name for folder in beside for path in folder.glob(f"*/{configuration.CONFIG_FILE}")})
     close = difflib.get_close_matches(Path(run).name, there, n=1)
@@ -74,16 +73,17 @@ def find(run: str) -> Path:
     )
 
 
-def report(folder: Path) -> str:
-    """Trainings, images, results and searches of the run in a folder, and the next command, as text."""
-    made = _config(folder)
-    # Where it lies now; its own configuration may know it elsewhere.
-    config = replace(made, run=replace(made.run, name=folder.name, storage=mirror.storage_of(folder)))
-    files, record = RunDir(folder), trials.read(config)
-    working = _is_locked(folder) or (mirror.is_mirror(folder) and _tells(files))
+def report(place: RunDir | str | Path) -> str:
+    """Describe the trainings, images, results and searches of the run in a folder, and the next command."""
+    files = RunDir.at(place)
+    made, name = _config(files.root), files.root.name
+    # The run may have been moved since its configuration was written.
+    config = replace(made, run=replace(made.run, name=name, storage=files.storage))
+    record = trials.read(config)
+    working = files.is_locked or (files.mirror is not None and _tells(files))
     states = [_training(config, record, train, working) for train in trainings.trainings(config)]
     done, wanted = _units(files, states), expected_units(config)
-    lines = [f"{mirror.shown(folder)}{', a process is working in it' if working else ''}", ""]
+    lines = [f"{files.shown()}{', a process is working in it' if working else ''}", ""]
     lines += [*_training_lines(config, record, states), "", *_arm_lines(config, states)]
     arms = arm_count(config)
     lines += [f"images     {done} of {wanted} units ({arms} arms, {_images(config) * arms} images)"]
@@ -91,7 +91,7 @@ def report(folder: Path) -> str:
     lines += [f"{name:<11}{_there(files, path)}" for name, path in _results(files).items()]
     lines += _searches(files)
     lines += _more_adapters(config, files, states)
-    return "\n".join([*lines, "", f"next: {_next(made, folder, states, trials.draws(config, record), (done, wanted))}"])
+    return "\n".join([*lines, "", f"next: {_next(made, files, states, trials.draws(config, record), (done, wanted))}"])
 
 
 def _config(folder: Path) -> Config:
@@ -102,21 +102,8 @@ def _config(folder: Path) -> Config:
         raise ConfigError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
 
 
-def _is_locked(folder: Path) -> bool:
-    """Whether a process holds the run, on this machine."""
-    path = folder / identity.LOCK_FILE
-    if not path.exists():
-        return False
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
 def _tells(files: RunDir) -> bool:
-    """Whether a training has told of itself lately, wherever it runs."""
+    """Whether a training, wherever it runs, has reported lately."""
     return any(time.time() - path.stat().st_mtime < QUIET for path in files.progress.glob("*.json"))
 
 
@@ -143,7 +130,7 @@ def _training(config: Config, record: trials.Record, train: configuration.Train,
 
 
 def _silence(path: Path, status: dict[str, Any]) -> str:
-    """What is to be said of a training under way that may have lost its worker; empty where all is well."""
+    """A warning if a running training may have lost its worker; empty otherwise."""
     pid, quiet = status.get("pid"), time.time() - path.stat().st_mtime
     if pid and status.get("host") == socket.gethostname() and not _is_alive(pid):
         return f"its worker (process {pid}) is gone, and will be replaced"
@@ -168,7 +155,7 @@ def _saved(folder: Path, step: int) -> bool:
 
 
 def _is_earlier(folder: Path) -> bool:
-    """Whether an adapter is there that an earlier version made."""
+    """Whether an earlier version made the adapter in a folder."""
     record = _read_json(folder / RECORD)
     return record is not None and record.get("format", 1) < RECORD_FORMAT
 
@@ -205,7 +192,7 @@ def _varies(states: Sequence[Training], name: str) -> bool:
 
 
 def _arm_lines(config: Config, states: Sequence[Training]) -> Iterator[str]:
-    """Of every study how many arms it has, and how many of them have their adapters."""
+    """How many arms each study has, and how many of them have their adapters."""
     done = {state.key for state in states if state.state == "done"}
     for group in trials.Trials.of(config).groups():
         counts = {trainings.adapter_key(train): count for train, count in _adapter_arms(config, group)}
@@ -216,7 +203,7 @@ def _arm_lines(config: Config, states: Sequence[Training]) -> Iterator[str]:
 
 
 def _adapter_arms(config: Config, group: trials.Group) -> Iterator[tuple[configuration.Train, int]]:
-    """How many arms hang on each adapter of a study."""
+    """How many arms need each adapter of a study."""
     evaluate = config.evaluate
     stops = trainings.snapshot_steps(config) if evaluate.early_stops is None else evaluate.early_stops
     last = trainings.last_step(replace(config, train=group.tuned))
@@ -227,14 +214,14 @@ def _adapter_arms(config: Config, group: trials.Group) -> Iterator[tuple[configu
 
 
 def arm_count(config: Config) -> int:
-    """Arms that have images: those of all studies, the base once."""
+    """How many arms have images: those of all studies, counting the base once."""
     external = (1 + len(config.evaluate.schedules) + len(config.evaluate.lora_scales)) * len(config.evaluate.adapters)
     groups = trials.Trials.of(config).groups()
     return 1 + external + sum(count for group in groups for _, count in _adapter_arms(config, group))
 
 
 def expected_units(config: Config) -> int:
-    """Files of the images dataset."""
+    """How many files the images dataset will have."""
     return _prompts(config) * -(-config.evaluate.seeds // config.evaluate.group)
 
 
@@ -250,19 +237,19 @@ def _prompts(config: Config) -> int:
 
 
 def _units(files: RunDir, states: list[Training]) -> int:
-    """Whole files of images of this version; while trainings are missing, what is there belongs to other adapters."""
+    """How many files of images are whole and of this version; while trainings are missing, they are other adapters'."""
     if not all(state.ended for state in states):
         return 0
-    if mirror.is_mirror(files.images):  # where files are whole or not there
-        return sum(fnmatch(name, "part-*.parquet") for name in mirror.names(files.images))
+    if files.mirror is not None:  # where no file is there in part
+        return sum(fnmatch(name, "part-*.parquet") for name in files.names(files.images))
     return sum(1 for path in files.images.glob("part-*.parquet") if _is_whole(path))
 
 
 def _failures(files: RunDir) -> Iterator[str]:
-    """Units that failed, and why the first did."""
+    """How many units failed, and why the first did."""
     failed = []
     if files.failures.exists():
-        failed = directory.read_parquet(files.failures, "delete it", ["prompt", "error"]).to_pylist()
+        failed = files.read_parquet(files.failures, "delete it", ["prompt", "error"]).to_pylist()
     if failed:
         yield f"failures   {len(failed)} units, as of {failed[0]['prompt']!r}: {failed[0]['error']}"
 
@@ -278,7 +265,7 @@ def _is_whole(path: Path) -> bool:
 def _there(files: RunDir, path: Path) -> str:
     if not path.exists():
         return "missing"
-    return "there" if directory.other_format(files) is None else "there, made by another version"
+    return "there" if other_format(files) is None else "there, made by another version"
 
 
 def _results(files: RunDir) -> dict[str, Path]:
@@ -295,34 +282,32 @@ def _searches(files: RunDir) -> Iterator[str]:
 
 
 def _more_adapters(config: Config, files: RunDir, states: list[Training]) -> Iterator[str]:
-    """Adapters that `train` made beside the sweep's."""
+    """The adapters that `train` made beside the sweep's."""
     ours = {state.key for state in states} | set(trainings.external(config))
     others = [name for name in trainings.saved_adapters(files) if name.partition("@")[0] not in ours]
     if others:
         yield f"adapters   besides: {', '.join(others)}"
 
 
-def _next(config: Config, folder: Path, states: Sequence[Training], draws: bool, units: tuple[int, int]) -> str:
-    """What to type to go on; `config` as the run keeps it, `draws` where a search has trials left to draw."""
+def _next(config: Config, files: RunDir, states: Sequence[Training], draws: bool, units: tuple[int, int]) -> str:
+    """What to type next. `config` is as the run keeps it; `draws` says that a search has trials left to draw."""
+    folder = files.root
     if folder.name != config.run.name:
         return f"name the folder {config.run.name!r} again: by that name its configuration knows it"
     given = ["--config", str(folder / configuration.CONFIG_FILE)]
     if config.directory != folder:
-        given.append(f"run.storage={mirror.storage_of(folder)}")
-    files, (done, wanted) = RunDir(folder), units
-    retry = ""
+        given.append(f"run.storage={files.storage}")
+    (done, wanted), retry = units, ""
     if any(state.state == EARLIER for state in states):
         return (
             "an earlier version made this run's adapters, whose records do not say enough to go on: choose another "
             "run.name and keep them (--adapter NAME=FOLDER evaluates one there), or delete them to train them again"
         )
     if any(state.state == "errored" for state in states):
-        retry = (
-            f"; trainings that failed: {shlex.join(['python', '-m', 'pipelines', 'sweep', '--retry-errored', *given])}"
-        )
+        retry = f"; trainings that failed: {command_line('sweep', '--retry-errored', *given)}"
     if not all(state.ended for state in states) or draws:
         command = "sweep"
-    elif done < wanted or not files.metrics.exists() or directory.other_format(files) is not None:
+    elif done < wanted or not files.metrics.exists() or other_format(files) is not None:
         command = "evaluate"
     elif not files.front.exists():
         command = "front"
@@ -330,4 +315,4 @@ def _next(config: Config, folder: Path, states: Sequence[Training], draws: bool,
         command = "report"
     else:
         return f"nothing is missing; open {_results(files)['report']}{retry}"
-    return shlex.join(["python", "-m", "pipelines", command, *given]) + retry
+    return command_line(command, *given) + retry

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a configuration beyond its ranges, found before any Ray process starts."""
+"""Check before any Ray process starts what may be wrong with a configuration beyond its ranges."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ from pipelines.config import Config, ConfigError, Train
 from pipelines.config import given as _named
 from pipelines.evaluate import external
 from pipelines.rewards import names as reward_names
-from pipelines.runs import mirror
 from pipelines.runs.directory import RunDir
 from pipelines.study import arms, limits, models, statistics
 from pipelines.study import trainings as planned
 from pipelines.study.prompts import EVALUATE, TRAIN, check_prompts, resolve_prompts
 from pipelines.study.trials import Trials
 from pipelines.train import parallel, records, tracking
-from pipelines.train.worker import draft_config
+from pipelines.train.objective import draft_config
 
 
 def check_training(config: Config, *, sweep: bool) -> Model:
-    """Load and try out what `config.train`, or every training of the sweep, needs; returns the model.
+    """Load and try out what `config.train`, or every training of the sweep, needs; return the model.
 
     ConfigError names what is wrong and the fix.
     """
@@ -61,7 +60,7 @@ def check_training(config: Config, *, sweep: bool) -> Model:
 
 
 def _check_parallel(config: Config) -> None:
-    """What goes together of train.parallel, train.num_workers and the rest."""
+    """Refuse values that do not go together with train.parallel and train.num_workers."""
     train = config.train
     most = train.workers[1]
     if most > train.batch:
@@ -75,7 +74,7 @@ def _check_parallel(config: Config) -> None:
         raise ConfigError(
             "train.parallel is fsdp, which shards what full fine-tuning trains; a LoRA is small: take auto or ddp"
         )
-    if most == 1 or parallel.of(train, most) != "fsdp":
+    if most == 1 or parallel.strategy(train, most) != "fsdp":
         return
     for key, bad, fix in (
         ("on_nan", "skip", "its workers have to make the same forwards: take stop"),
@@ -90,7 +89,7 @@ def _check_parallel(config: Config) -> None:
 
 
 def check_evaluation(config: Config, model: Model | None = None, *, trained: bool) -> Model:
-    """Load and try out what the evaluation needs, with `trained` the adapters too; returns the model.
+    """Load and try out what the evaluation needs, with `trained` the adapters too; return the model.
 
     ConfigError names what is wrong and the fix.
     """
@@ -123,23 +122,22 @@ def check_evaluation(config: Config, model: Model | None = None, *, trained: boo
 
 
 def prompt_keys(config: Config) -> tuple[str, ...]:
-    """The keys of prompts that an evaluation needs: what adapters from elsewhere were trained on is no matter of ours,
-    unless sums are z-scored by images of training prompts."""
+    """The keys of the prompts that an evaluation needs. Adapters from elsewhere need no training prompts, unless sums
+    are z-scored by images of them."""
     with _named("evaluate.rewards"):
         trained = bool(planned.trainings(config)) or bool(statistics.columns(config).sums)
     return (TRAIN, EVALUATE) if trained else (EVALUATE,)
 
 
 def check_study(config: Config) -> Model:
-    """Both, of a run whose adapters are still to be trained; returns the model."""
+    """Check both, for a run whose adapters are not trained yet; return the model."""
     return check_evaluation(config, check_training(config, sweep=True), trained=False)
 
 
 def check_weights(config: Config, model: Model) -> Iterator[str]:
-    """Load each reward of the run, downloading what is not here, and score an image of the model's size; a line each.
+    """Load each reward of the run, one at a time, and score an image of the model's size; yields a line for each.
 
-    One is in memory at a time. ConfigError where weights are not to be had or do not fit, or where a score is not
-    finite.
+    Missing weights are downloaded. ConfigError if weights cannot be had or do not fit, or if a score is not finite.
     """
     columns = statistics.columns(config)
     gold = reward_names.gold(config)
@@ -156,17 +154,14 @@ def check_weights(config: Config, model: Model) -> Iterator[str]:
 
 
 def _model(config: Config) -> Model:
-    # Their bars and notes on loading would stand between ours.
+    # Their progress bars and notes would come between our lines.
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
     with _named("model.name"):
         try:
             model = models.load_model(config)
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # what diffusers and torch raise for files that are cut off or do not fit
+        except (OSError, RuntimeError) as error:  # diffusers and torch, for files that are cut off or do not fit
             raise ConfigError(
                 f"model.name: {config.model.name} cannot be loaded ({error}): its weights are corrupt or do not fit; "
                 "save the pipeline again, or give another model"
@@ -191,7 +186,7 @@ def _check_scores(config: Config) -> None:
 
 
 def _check_compared(config: Config) -> None:
-    """What a search or ASHA compares trials by has to be one and the same measure for all of them."""
+    """A search and ASHA must compare all trials by one and the same measure."""
     sweep = config.sweep
     asked = {"sweep.objectives": sweep.objectives if sweep.search == "optuna" else ()}
     asked["sweep.proxy"] = (sweep.proxy,) if sweep.scheduler != "none" else ()
@@ -212,7 +207,7 @@ def _check_compared(config: Config) -> None:
 
 
 def _check_adapters(config: Config, trainings: Sequence[Train]) -> None:
-    """Adapters that are there have to be this configuration's own."""
+    """Adapters that exist must be those of this configuration."""
     files = RunDir.of(config)
     for train in trainings:
         single = replace(config, train=train)
@@ -224,6 +219,6 @@ def _check_adapters(config: Config, trainings: Sequence[Train]) -> None:
             if not records.same_record(found, wanted):
                 difference = records.difference(found, wanted)
                 raise ConfigError(
-                    f"{mirror.shown(folder)}: this adapter was made {difference}: choose another run.name and "
+                    f"{files.shown(folder)}: this adapter was made {difference}: choose another run.name and "
                     "keep it (--adapter NAME=FOLDER evaluates it there), or delete the folder to train it again"
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.commands import steps
+from pipelines.commands import keys, steps
 from pipelines.commands.command import Command
 from pipelines.commands.session import Session
 
@@ -16,4 +16,5 @@ def run(session: Session) -> None:
 COMMAND = Command(
     run, "write the report",
     "Write report/index.html, one page that works offline, and PNGs of its figures.",
+    keys.RUN,
 )  # fmt: skip

@@ -5,22 +5,36 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pipelines.commands import keys
 from pipelines.commands.command import Command, configured
 from pipelines.commands.session import Session
 
+READS = (
+    "run.storage", "rewards.define", *keys.of("evaluate", "scorers scorer_cpus scorer_gpus node score_batch threads"),
+    *keys.of("front", "bootstrap level seed interval"), "ray.*",
+)  # fmt: skip
+
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="FOLDER", type=Path, help="of images, or a metadata or parquet file")
+    parser.add_argument("source", metavar="FOLDER", type=Path, help="a folder of images, or a metadata or parquet file")
     parser.add_argument(
         "--reward", metavar="NAME", action="append", required=True,
-        help="pickscore, hpsv2.1, ..., package.module:callable, a name of rewards.define, or a sum as "
-        "'0.5*pickscore + 0.5*hpsv2.1'; give it again for another",
+        help="pickscore, hpsv2.1, ..., package.module:callable, a name of rewards.define, or a sum such as "
+        "'0.5*pickscore + 0.5*hpsv2.1'; repeat it for more",
     )  # fmt: skip
     parser.add_argument("--prompts", metavar="FILE", type=Path, help="a .jsonl, .csv or .parquet with file_name, text")
-    parser.add_argument("--prompt-column", metavar="NAME", help="its column of prompts: prompt, text or caption")
-    parser.add_argument("--file-column", metavar="NAME", help="its column of paths: file_name, file, path or image")
-    parser.add_argument("--group-column", metavar="NAME", help="its column of groups, as HPSv2's styles: group")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="the scores' parquet file: under run.storage/scores")
+    parser.add_argument(
+        "--prompt-column", metavar="NAME", help="column of the prompts; default: prompt, text or caption"
+    )
+    parser.add_argument(
+        "--file-column", metavar="NAME", help="column of the paths; default: file_name, file, path or image"
+    )
+    parser.add_argument(
+        "--group-column", metavar="NAME", help="column of groups, such as HPSv2's styles; default: group"
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="parquet file for the scores; default: under run.storage/scores"
+    )
     configured(parser)
 
 
@@ -57,10 +71,10 @@ def run(session: Session) -> None:
 
 COMMAND = Command(
     run, "score any folder of images",
-    "Score the images of FOLDER by one or more rewards. Their prompts stand in its metadata.jsonl, .csv or "
-    ".parquet (columns file_name and text, as Hugging Face's imagefolder has them), or beside the images in "
-    "parquet files, as in a run's images/; a reward that reads no prompt, as aesthetic, needs none. Writes a "
-    "parquet file with a row an image, and prints each reward's mean over the prompts with its interval. The same "
-    "command goes on after an interruption.",
-    options,
+    "Score the images of FOLDER with one or more rewards. It finds their prompts in metadata.jsonl, .csv or "
+    ".parquet there (columns file_name and text, as in Hugging Face's imagefolder), or beside the images in "
+    "parquet files, as in a run's images/; a reward that reads no prompt, such as aesthetic, needs none. Writes a "
+    "parquet file with one row per image, and prints each reward's mean over the prompts with its interval. The "
+    "same command resumes after an interruption.",
+    READS, options,
 )  # fmt: skip

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from pipelines.commands import keys
 from pipelines.commands.command import Command
 from pipelines.commands.session import Session
+
+READS = (
+    *keys.RUN, *keys.ARMS, *keys.PROMPTS, *keys.SCORES, "run.seed", "model.*",
+    *keys.of("evaluate", "block max_rows threads"), *keys.of("front", "diversity bootstrap level seed interval"),
+    "search.*", "ray.*",
+)  # fmt: skip
 
 
 def run(session: Session) -> None:
@@ -27,7 +34,8 @@ def run(session: Session) -> None:
 
 COMMAND = Command(
     run, "search schedules for an adapter, and validate them",
-    "Search the schedules of one trained adapter (search.adapter) for reward and diversity, at the cost of "
+    "Search schedules for one trained adapter (search.adapter) that trade reward against diversity, at the cost of "
     "inference, and validate the best on prompts that the search has not seen. They are kept as "
     "schedules/NAME.json, for evaluate.schedules=['file:PATH'] and aig.annealed(pipe, 'file:PATH').",
+    READS,
 )  # fmt: skip

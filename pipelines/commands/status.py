@@ -25,4 +25,4 @@ def run(session: Session) -> None:
     print(overview.report(overview.find(session.arguments.run)))
 
 
-COMMAND = Command(run, "what a run has and lacks", f"Print {SHORT}.", options, resolve)
+COMMAND = Command(run, "what a run has and lacks", f"Print {SHORT}.", (), options, resolve)

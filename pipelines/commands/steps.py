@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pipelines.commands.session import Session
-from pipelines.runs import mirror
 
 if TYPE_CHECKING:
     from aig.models import Model
@@ -35,7 +34,8 @@ def sweep(session: Session, model: Model | None, retry_errored: bool = False) ->
         from tune.sweep.run import sweep as train_all
 
         def connect() -> Cluster:
-            cluster = session.connect()
+            # Ray's dashboard helps to clean up after a trial that a scheduler stops.
+            cluster = session.connect(dashboard=session.config.sweep.scheduler != "none")
             concurrency(session.config, cluster)
             if model is not None:
                 evaluation_connect(session, model)()
@@ -109,8 +109,8 @@ def report(session: Session) -> None:
     with session.stage("report"):
         from pipelines.report import write_report
 
-        mirror.pull(session.config.directory / "images")
-        path = write_report(session.config.directory)
+        session.run.pull(session.run.images)
+        path = write_report(session.run)
     print(f"Report: {path}")
 
 

@@ -7,11 +7,14 @@ import argparse
 from pipelines.commands import steps
 from pipelines.commands.command import Command, configured
 from pipelines.commands.session import Session
+from pipelines.config import SECTIONS
+
+READS = tuple(f"{section}.*" for section in SECTIONS if section != "search")
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--retry-errored", action="store_true", help="train those alone that failed before")
-    parser.add_argument("--train-only", action="store_true", help="end with the trainings; evaluate does the rest")
+    parser.add_argument("--retry-errored", action="store_true", help="train only those that failed before")
+    parser.add_argument("--train-only", action="store_true", help="stop after the trainings; evaluate does the rest")
     configured(parser)
 
 
@@ -33,8 +36,8 @@ def run(session: Session) -> None:
 COMMAND = Command(
     run, "train an adapter for every setting of sweep.*, and evaluate each as evaluate.* says",
     "Train an adapter for every reward, K, KL weight, learning rate, LoRA rank and training seed of sweep.*, or "
-    "for those that a search draws (sweep.search); then evaluate each under every LoRA scale and AIG schedule of "
-    "evaluate.*, all in one table. What is finished is left alone, what was interrupted goes on. Trials that fail "
-    "are listed and stop no other, but the evaluation waits for them: --retry-errored runs them again.",
-    options,
+    "for the settings that a search draws (sweep.search); then evaluate each under every LoRA scale and AIG "
+    "schedule of evaluate.*, all in one table. Finished trainings are kept, interrupted ones resumed. A failed "
+    "trial is reported and the others continue, but the evaluation waits: --retry-errored runs it again.",
+    READS, options,
 )  # fmt: skip

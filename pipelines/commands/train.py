@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from pipelines.commands import steps
+from pipelines.commands import keys, steps
 from pipelines.commands.command import Command, configured
 from pipelines.commands.session import Session
 from pipelines.config import Config
-from pipelines.runs import mirror
+
+READS = (
+    *keys.TRAININGS, *keys.PROMPTS, *keys.SCORES, "run.*", "model.*", "rewards.*", "train.*", "ray.*",
+    "evaluate.adapters", "evaluate.block",
+)  # fmt: skip
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="print the plan: sizes, work, memory, downloads")
+    parser.add_argument("--dry-run", action="store_true", help="only print the plan: sizes, work, memory, downloads")
     configured(parser)
 
 
@@ -36,16 +40,16 @@ def run(session: Session) -> None:
     session.claim()
     files, key = RunDir.of(config), adapter_key(config.train)
     if records.is_finished(config):
-        checkpoints.discard(files.checkpoints(key))  # a kill just after the end leaves them
-        print(f"Finished already: {mirror.shown(files.adapters / key)}{stop(config)}")
+        checkpoints.discard(files, files.checkpoints(key))  # a kill just after the end leaves them
+        print(f"Finished already: {files.shown(files.adapters / key)}{stop(config)}")
         return
     cluster = session.connect()
     room_for(config, cluster)
     steps.normalize(session, lambda: cluster)
-    with session.stage("train"), trainings(files.progress, [key], partial(mirror.glance, files.progress)):
+    with session.stage("train"), trainings(files.progress, [key], partial(files.glance, files.progress)):
         folder = train(config)
-    mirror.pull(files.adapters, key, f"{key}@*")
-    print(f"Adapter: {mirror.shown(folder)}{stop(config)}")
+    files.pull(files.adapters, key, f"{key}@*")
+    print(f"Adapter: {files.shown(folder)}{stop(config)}")
 
 
 def print_plan(config: Config) -> None:
@@ -64,6 +68,6 @@ def stop(config: Config) -> str:
 
 COMMAND = Command(
     run, "train one adapter (train.*)",
-    "Tune the model to train.reward with DRaFT and keep the adapter, snapshots along the way and a training curve.",
-    options,
+    "Tune the model to train.reward with DRaFT. Keeps the adapter, snapshots along the way and the training curve.",
+    READS, options,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is told to the user in one line: bad input, and what a run may come to. Every other error is a bug of ours."""
+"""Errors that a user sees as one line: bad input and failed runs. Any other error is a bug of ours."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from contextlib import contextmanager
 
 
 class ConfigError(ValueError):
-    """The configuration, or the run directory that it names, is wrong; the message is one line that names the fix."""
+    """The configuration or the run directory that it names is wrong; the message is one line that names the fix."""
 
 
 class RunError(RuntimeError):
-    """A run, or a part of it, has failed, and neither its configuration nor the program is at fault; one line."""
+    """A run or a part of it failed, through no fault of its configuration or of the program; one line."""
 
 
 @contextmanager
 def given(key: str = "") -> Iterator[None]:
-    """For where what the user gave is tried out: what a library says of it is a ConfigError, after the key if any.
+    """Raise a library's ValueError as a ConfigError, with the key before its message if there is one.
 
-    A library raises ValueError for bad input, and a bug does, too. So this stands around no more than the trying.
+    Put it around no more than the call that tries out the user's input: a bug of ours may raise ValueError too.
     """
     try:
         yield

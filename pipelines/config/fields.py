@@ -1,4 +1,4 @@
-"""The fields of a configuration section: what they may hold, and what a change of them means for a run."""
+"""Fields of a configuration section: the values that they allow, and what changing one means for a run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Any
 
-from pipelines.config.errors import ConfigError as ConfigError
+from pipelines.config.errors import ConfigError
 
 
 def number(
     default: Any, low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf, **mark: bool
 ) -> Any:
-    """A field whose value (each value, for a list) is in [low, high] and greater than `above`; None is let through."""
+    """A field whose value (each value of a list) is in [low, high] and greater than `above`; None passes too."""
     return field(default=default, metadata={"low": low, "high": high, "above": above, **mark})
 
 
@@ -22,16 +22,16 @@ def choice(default: Any, *options: Any, **mark: bool) -> Any:
     return field(default=default, metadata={"options": options, **mark})
 
 
-# How a run is carried out, or what is computed anew each time: these may change between a run and its resumption.
+# Says how a run is carried out, or is computed anew each time: it may change between a run and its resumption.
 EXECUTION = {"execution": True}
-# Lists of NAME=VALUE of which a run's identity holds the names alone: it keeps copies of what they stand for.
+# A list of NAME=VALUE: only the NAMEs count towards a run's identity; the run keeps copies of the values.
 NAMED = {"named": True}
-# What the key of an adapter says: runs of `train` that differ in these alone live side by side in one run directory.
+# Part of an adapter's name: trainings that differ in these alone share a run directory.
 IN_KEY = {"in_key": True}
 
 
 class Section:
-    """Checks every field of a configuration section against its metadata."""
+    """A section of the configuration, which checks every field against its metadata."""
 
     def __post_init__(self) -> None:
         section = type(self).__name__.lower()
@@ -55,14 +55,14 @@ def _check_value(key: str, value: Any, rule: Mapping[str, Any]) -> None:
     raise ConfigError(f"{key} is {value}: give a number {' and '.join(bounds) or 'that is finite'}")
 
 
-def bounds(wanted: int | tuple[int, ...]) -> tuple[int, int]:
-    """Least and most of a number, or of both."""
-    return (wanted, wanted) if isinstance(wanted, int) else (wanted[0], wanted[1])
+def bounds(value: int | tuple[int, ...]) -> tuple[int, int]:
+    """The least and the most that a number or a pair [least, most] allows."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def check_bounds(key: str, wanted: int | tuple[int, ...] | None) -> None:
-    if isinstance(wanted, tuple) and (len(wanted) != 2 or wanted[0] > wanted[1]):
-        raise ConfigError(f"{key} is {list(wanted)}: give a number, or [least, most] as in [1, 4]")
+def check_bounds(key: str, value: int | tuple[int, ...] | None) -> None:
+    if isinstance(value, tuple) and (len(value) != 2 or value[0] > value[1]):
+        raise ConfigError(f"{key} is {list(value)}: give a number, or [least, most] as in [1, 4]")
 
 
 def distinct(section: str, values: Any, keys: Sequence[str]) -> None:

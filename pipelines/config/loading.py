@@ -13,8 +13,7 @@ from typing import Any
 import yaml
 
 from pipelines.config import schema
-from pipelines.config.errors import ConfigError as ConfigError
-from pipelines.config.errors import given
+from pipelines.config.errors import ConfigError, given
 from pipelines.config.schema import SECTIONS, Config
 from pipelines.config.values import coerce, nearest, one_line, plain
 
@@ -23,7 +22,7 @@ CONFIG_FILE = "config.yaml"
 
 
 def load(preset: str | None = None, file: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """A preset, with what a YAML file sets over it, and `section.key=value` overrides over both.
+    """Merge a preset, a YAML file over it, and `section.key=value` overrides over both.
 
     ConfigError names what is wrong and the fix.
     """
@@ -39,25 +38,31 @@ def load(preset: str | None = None, file: str | Path | None = None, overrides: S
             values["evaluate"][key] = tuple(_without_file(key, text) for text in values["evaluate"][key])
     if "adapters" in values["evaluate"]:
         values["evaluate"]["adapters"] = tuple(map(_named_path, values["evaluate"]["adapters"]))
-    return Config(**{name: SECTIONS[name](**given) for name, given in values.items()})  # type: ignore[arg-type]
+    return build(values)
+
+
+def build(values: Mapping[str, Mapping[str, Any]]) -> Config:
+    """The configuration of checked values, by section."""
+    return Config(**{name: SECTIONS[name](**values[name]) for name in SECTIONS})  # type: ignore[arg-type]
 
 
 SCHEDULES = ("schedules", "kl_schedules")  # of `evaluate`
 
 
 def _without_file(key: str, text: str) -> str:
-    """A schedule from a file as its content, LABEL=CURVE: workers elsewhere and a later day need no file."""
+    """The content of a schedule file, LABEL=CURVE: neither workers elsewhere nor a later rerun need the file."""
     if not text.startswith("file:"):
         return text
     from aig import schedules  # with torch, which most configurations need not wait for
 
     with given(f"evaluate.{key}"):
-        found = schedules.parse(text)
-    return f"{found.label}={schedules.format_name(found)}" if found.label else schedules.format_name(found)
+        schedule = schedules.parse(text)
+    name = schedules.format_name(schedule)
+    return f"{schedule.label}={name}" if schedule.label else name
 
 
 def _named_path(text: str) -> str:
-    """NAME=PATH, whole: the path absolute, the name that of the file, or of its folder, where none is given."""
+    """Complete NAME=PATH: the path absolute, a missing name taken from the file or its folder."""
     name, equals, given = text.partition("=")
     if not equals or "/" in name:
         name, given = "", text
@@ -68,16 +73,16 @@ def _named_path(text: str) -> str:
     return f"{name}={path}" if given else text
 
 
-ANONYMOUS = ("pytorch_lora_weights", "diffusion_pytorch_model", "adapter_model")  # names that say nothing
+ANONYMOUS = ("pytorch_lora_weights", "diffusion_pytorch_model", "adapter_model")  # say nothing
 
 
 def presets() -> list[str]:
-    """The names of the presets that come with the program."""
+    """Names of the presets that come with the program."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
-    """Plain lists, dicts and scalars, as they stand in a YAML file."""
+    """The configuration as plain lists, dicts and scalars, for a YAML file."""
     return {
         name: {key: list(v) if isinstance(v, tuple) else v for key, v in section.items()}
         for name, section in dataclasses.asdict(config).items()
@@ -85,28 +90,28 @@ def to_dict(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """The configuration that `to_dict` gave."""
+    """The inverse of `to_dict`."""
     merged: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     merge(merged, values, CONFIG_FILE)
-    return Config(**{name: SECTIONS[name](**given) for name, given in merged.items()})  # type: ignore[arg-type]
+    return build(merged)
 
 
 def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, width=120)
 
 
-def describe() -> dict[str, tuple[str, str]]:
-    """Every key with its default, as YAML on one line, and its meaning: the docstring under its field."""
+def describe(config: Config) -> dict[str, tuple[str, str]]:
+    """Every key with its value, as YAML on one line, and its meaning: the docstring under its field."""
     described = {}
     for node in ast.parse(Path(schema.__file__).read_text()).body:
         if not isinstance(node, ast.ClassDef) or node.name.lower() not in SECTIONS:
             continue
-        section = SECTIONS[node.name.lower()]()
+        name = node.name.lower()
         for item, doc in zip(node.body, node.body[1:], strict=False):
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and isinstance(doc, ast.Expr):
-                value = yaml.safe_dump(plain(getattr(section, item.target.id)), default_flow_style=True, width=1000)
-                meaning = " ".join(ast.literal_eval(doc.value).split())
-                described[f"{node.name.lower()}.{item.target.id}"] = (value.removesuffix("...\n").strip(), meaning)
+                value = plain(getattr(getattr(config, name), item.target.id))
+                line = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+                described[f"{name}.{item.target.id}"] = (line, " ".join(ast.literal_eval(doc.value).split()))
     return described
 
 
@@ -141,6 +146,7 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def merge(into: dict[str, dict[str, Any]], given: Any, source: str) -> None:
+    """Set the values of `given` in `into`; ConfigError names `source` and the nearest known key."""
     if not isinstance(given, dict):
         raise ConfigError(f"{source}: give a mapping of sections, as in 'train: {{steps: 50}}'")
     for name, values in given.items():

@@ -16,8 +16,13 @@ def is_uri(storage: str) -> bool:
     return "://" in storage
 
 
+def is_remote(storage: str) -> bool:
+    """Whether runs there have a local mirror: file:// is the local disk."""
+    return is_uri(storage) and not storage.startswith("file://")
+
+
 def wrong_with(uri: str) -> str | None:
-    """What is wrong with a storage URI by itself, and the fix; None where nothing is."""
+    """What is wrong with a storage URI in itself, with the fix; None if nothing is."""
     scheme, parts = uri.partition("://")[0], urlsplit(uri)
     if scheme not in SCHEMES:
         return f"scheme {scheme!r} is unknown: give a folder, or a URI that begins with {', '.join(SCHEMES)}"
@@ -29,12 +34,12 @@ def wrong_with(uri: str) -> str | None:
 
 
 def censored(uri: str) -> str:
-    """The URI without a user's name and password."""
+    """The URI without user name and password."""
     return re.sub("//[^@/]*@", "//...@", uri)
 
 
 def joined(uri: str, *names: str) -> str:
-    """The URI of what lies beneath; the query stays at the end."""
+    """The URI of something beneath; a query stays at the end."""
     head, mark, query = uri.partition("?")
     scheme, _, place = head.partition("://")
     return f"{scheme}://{'/'.join([place.rstrip('/'), *map(quote, names)])}{mark}{query}"
@@ -48,7 +53,7 @@ def parted(uri: str) -> tuple[str, str]:
 
 
 def local_folder(storage: str, name: str) -> Path:
-    """The local folder of a run: its own, or the mirror of one in an object store; the same folder for file://."""
+    """The local folder of a run: its own (for file:// too), or the mirror of one in an object store."""
     if not is_uri(storage):
         return Path(storage).expanduser().absolute() / name
     if storage.startswith("file://"):

@@ -1,4 +1,4 @@
-"""Values as they are written, in YAML or on the command line, as the types of the fields."""
+"""Conversion of written values, from YAML or the command line, to the types of the fields."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.config.errors import ConfigError as ConfigError
+from pipelines.config.errors import ConfigError
 
 
 def plain(value: Any) -> Any:
@@ -18,6 +18,7 @@ def plain(value: Any) -> Any:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
+    """A hint at the known name most like this one; empty if none is."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if not close:
         # A key without its section: the section is what is missing.
@@ -26,7 +27,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def coerce(key: str, value: Any, hint: Any) -> Any:
-    """The value as the field's type, without loss; ConfigError says which type is wanted."""
+    """Convert a value to the field's type without loss; ConfigError names the types that fit."""
     options = (
         typing.get_args(hint)
         if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
@@ -40,21 +41,21 @@ def coerce(key: str, value: Any, hint: Any) -> Any:
     raise ConfigError(f"{key} is {value!r}: give {' or '.join(_type_name(option) for option in options)}")
 
 
-def _as_type(value: Any, wanted: Any) -> Any:
-    if typing.get_origin(wanted) is tuple:
+def _as_type(value: Any, kind: Any) -> Any:
+    if typing.get_origin(kind) is tuple:
         if not isinstance(value, (list, tuple)):
             raise TypeError
-        return tuple(_as_type(single, typing.get_args(wanted)[0]) for single in value)
-    if typing.get_origin(wanted) is dict:
-        wanted = dict
-    if wanted is float or wanted is int:
-        return _as_number(value, wanted)
-    if not isinstance(value, wanted):
+        return tuple(_as_type(single, typing.get_args(kind)[0]) for single in value)
+    if typing.get_origin(kind) is dict:
+        kind = dict
+    if kind is float or kind is int:
+        return _as_number(value, kind)
+    if not isinstance(value, kind):
         raise TypeError
     return value
 
 
-def _as_number(value: Any, wanted: type) -> Any:
+def _as_number(value: Any, kind: type) -> Any:
     if isinstance(value, str):  # YAML 1.1 reads 1e-3, without a dot, as text
         try:
             value = float(value)
@@ -62,18 +63,18 @@ def _as_number(value: Any, wanted: type) -> Any:
             raise TypeError from None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError
-    if wanted is int and value != int(value if math.isfinite(value) else 0):
+    if kind is int and value != int(value if math.isfinite(value) else 0):
         raise TypeError
-    return wanted(value)
+    return kind(value)
 
 
-def _type_name(wanted: Any) -> str:
-    if typing.get_origin(wanted) is tuple:
-        inner = {int: "whole numbers", float: "numbers", str: "texts"}[typing.get_args(wanted)[0]]
+def _type_name(kind: Any) -> str:
+    if typing.get_origin(kind) is tuple:
+        inner = {int: "whole numbers", float: "numbers", str: "texts"}[typing.get_args(kind)[0]]
         return f"a list of {inner}, as in [a, b]" if inner == "texts" else f"a list of {inner}, as in [1, 2]"
-    if typing.get_origin(wanted) is dict:
+    if typing.get_origin(kind) is dict:
         return "a mapping, as in {name: ...}"
-    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}[wanted]
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}[kind]
 
 
 def one_line(error: Exception) -> str:

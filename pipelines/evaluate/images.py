@@ -15,7 +15,7 @@ from pipelines.config import ConfigError
 from pipelines.evaluate import failures
 from pipelines.evaluate.scorers import PART
 from pipelines.evaluate.units import units
-from pipelines.runs import directory, mirror
+from pipelines.runs.directory import RunDir
 from pipelines.study.resolved import Drawable
 
 
@@ -61,16 +61,16 @@ def read(study: Drawable, without: Sequence[str] = ()) -> Images:
     Prompts of failed units are left out, so all arms have the same ones. Leave out columns that are not needed, the
     images above all: the others are kept in memory.
     """
-    folder = study.directory.images
-    mirror.pull(folder)
+    run, folder = study.directory, study.directory.images
+    run.pull(folder)
     asked = {unit.name: unit for unit in units(study)}
-    failed = {row["unit"] for row in failures.of_run(study.directory)}
+    failed = {row["unit"] for row in failures.of_run(run)}
     left_out = {unit.prompt_id for unit in asked.values() if unit.name in failed}
     kept = [unit for unit in asked.values() if unit.prompt_id not in left_out]
     paths = {unit.name: path for unit in kept if (path := folder / PART.format(unit=unit.name)).exists()}
     rows, tables = 0, [pa.table({"id": pa.array([], pa.string())})] if not paths else []
     for name, path in paths.items():
-        count, table = _read_unit(path, set(asked[name].ids), without)
+        count, table = _read_unit(run, path, set(asked[name].ids), without)
         rows += count
         tables.append(table)
     table = pa.concat_tables(tables)
@@ -83,9 +83,9 @@ def read(study: Drawable, without: Sequence[str] = ()) -> Images:
     )  # fmt: skip
 
 
-def _read_unit(path: Path, ids: set[str], without: Sequence[str]) -> tuple[int, pa.Table]:
+def _read_unit(run: RunDir, path: Path, ids: set[str], without: Sequence[str]) -> tuple[int, pa.Table]:
     """The number of rows of a unit's file, and the first row of each of these ids."""
-    table = directory.read_parquet(path, REMAKE, without=[name for name in without if name != "id"])
+    table = run.read_parquet(path, REMAKE, without=[name for name in without if name != "id"])
     first: dict[str, int] = {}
     for row, name in enumerate(table["id"].to_pylist()):
         if name in ids:

@@ -23,14 +23,12 @@ from pipelines.config.values import slug
 from pipelines.evaluate import failures
 from pipelines.evaluate import images as dataset
 from pipelines.evaluate.pixels import PIXEL_STD
-from pipelines.evaluate.scorers import commit
 from pipelines.measure.feature_file import gathered
 from pipelines.measure.per_arm import BY_PROMPT, Measured, measure_arms
 from pipelines.measure.sets import SetMeasures
 from pipelines.measure.table import PER_PROMPT, PER_SUBSET, SCHEMA, Table, again, notes, read_rows, read_written
 from pipelines.rewards import names as reward_names
 from pipelines.rewards.scores import ACCURACIES, GOLD
-from pipelines.runs import directory
 from pipelines.runs.directory import IMAGES_FORMAT
 from pipelines.show import tables
 from pipelines.show.estimates import Estimate
@@ -61,8 +59,8 @@ def measure(study: Resolved, images: dataset.Images, command: str, connect: Call
     table = _per_prompt(study, [study.prompts[i] for i in kept], scores, measured)
     whole = _set_measures(study, measured)
     _write_rows(study, [*_mean_rows(config.front, table), *_set_rows(whole), floor], table)
-    commit(_subsets_to_long(whole), files.root / PER_SUBSET)
-    commit(_to_long(table, kept), files.root / PER_PROMPT)
+    files.write_parquet(files.root / PER_SUBSET, _subsets_to_long(whole))
+    files.write_parquet(files.root / PER_PROMPT, _to_long(table, kept))
     listed = [
         {**arm.to_dict(), "broken": table.broken.get(arm.arm.name), "warning": table.warned.get(arm.arm.name)}
         for arm in [*study.arms, *study.mean_arms]
@@ -72,7 +70,7 @@ def measure(study: Resolved, images: dataset.Images, command: str, connect: Call
         check["prompts_left_out"] = [study.prompts[i] for i in images.left_out]
     versions = {package: version(package) for package in ("torch", "diffusers", "peft", "ray")}
     content = {"format": IMAGES_FORMAT, "arms": listed, "cost": images.cost, "check": check}
-    directory.write_json(files.arms, {**content, "command": command, "versions": versions})
+    files.write_json(files.arms, {**content, "command": command, "versions": versions})
     return table
 
 
@@ -240,7 +238,7 @@ def _write_rows(study: Resolved, rows: list[dict[str, Any]], table: Table) -> No
     for row in whole:
         row |= {"broken": table.broken.get(row["arm"]), "warning": table.warned.get(row["arm"])}
         row["n"] = row["prompts"] * row["seeds"] * members.get(row["arm"], 1)
-    commit(pa.Table.from_pylist(whole, SCHEMA), study.directory.metrics)
+    study.directory.write_parquet(study.directory.metrics, pa.Table.from_pylist(whole, SCHEMA))
 
 
 def _to_long(table: Table, places: list[int]) -> pa.Table:

@@ -20,7 +20,6 @@ from pipelines.config import Config, ConfigError
 from pipelines.rewards import names as reward_names
 from pipelines.rewards.names import Columns, Statistics
 from pipelines.rewards.scores import Scores
-from pipelines.runs import directory
 from pipelines.runs.directory import RunDir
 from pipelines.study import models
 from pipelines.study.prompts import validation_prompts, validation_seeds
@@ -77,7 +76,8 @@ def ensure(config: Config, connect: Callable[[], Cluster]) -> None:
     for name, row in rows.items():
         print(f"  {name}: mean {row['mean']:.4g}, standard deviation {row['std']:.4g}")
         current[name] = {**row, "digest": digests[name]}
-    directory.write_json(RunDir.of(config).reward_statistics, {**measured_on, "components": current})
+    run = RunDir.of(config)
+    run.write_json(run.reward_statistics, {**measured_on, "components": current})
 
 
 def _task(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -129,8 +129,8 @@ def _moments(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def _file(config: Config) -> dict[str, Any]:
-    path = RunDir.of(config).reward_statistics
-    return directory.read_json(path) if path.exists() else {}
+    run = RunDir.of(config)
+    return run.read_json(run.reward_statistics) if run.reward_statistics.exists() else {}
 
 
 def _measured_on(config: Config) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pipelines.config import ConfigError, RunError
 from pipelines.evaluate import external
 from pipelines.front import front
 from pipelines.measure import measure, per_arm, sets
-from pipelines.runs import directory, identity
+from pipelines.runs import identity
 from pipelines.runs.directory import RunDir
 from pipelines.runs.mirror import StorageError
 
@@ -70,6 +70,9 @@ def test_errors_of_a_kind_are_told_in_its_words(capsys):
         RunError("3 of 4 failed"): (1, "failed: 3 of 4 failed (--debug shows where)\n"),
         PermissionError(13, "Permission denied", "x"): (
             1, "failed: [Errno 13] Permission denied: 'x' (--debug shows where)\n",
+        ),
+        ModuleNotFoundError("No module named 'ray'", name="ray"): (
+            1, "failed: the package ray is not installed: pip install 'aig[ray]' brings it\n",
         ),
         ValueError("two\nlines"): (1, "internal error: ValueError: two lines (--debug shows the traceback)\n"),
         RuntimeError("?"): (1, "internal error: RuntimeError: ? (--debug shows the traceback)\n"),
@@ -179,4 +182,4 @@ def test_statistics_that_cannot_be_read_are_named(tmp_path, capsys):
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"a": 1})[:-1])
     with pytest.raises(ConfigError, match=r"x\.json cannot be read .*: restore it, or delete it"):
-        directory.read_json(path)
+        RunDir(path.parent).read_json(path)

@@ -29,6 +29,7 @@ from pipelines.rewards import names
 from pipelines.rewards import scores as rewards_scores
 from pipelines.runs import identity
 from pipelines.runs.directory import RunDir
+from pipelines.runs.files import write_parquet
 from pipelines.study import models, trainings
 from pipelines.study import statistics as reward_statistics
 from pipelines.study.prompts import validation_prompts
@@ -253,7 +254,7 @@ def spoiled(model, storage, on_nan, *more):
     """A training in which images of a heart have no score."""
     prompts = "train.prompts=[a red star, a blue heart]"
     found = smoke(model, storage, f"train.reward={SPOILED}", prompts, f"train.on_nan={on_nan}", *more)
-    return worker.Training(found, watched=False)
+    return worker.Training(found, is_first=False)
 
 
 def test_a_training_stops_at_a_nan_score_and_names_the_image(model, tmp_path):
@@ -292,7 +293,7 @@ def test_a_validation_never_averages_nan_in_silence(model, tmp_path, on_nan):
     started = spoiled(model, tmp_path, on_nan)
     columns = reward_statistics.columns(started.config)
     scores = rewards_scores.Scores(columns, extractor=started.config.evaluate.features)
-    arguments = (started.config, started.model, scores, started.sampling, 0)
+    arguments = (started.config, started.model, scores, started.draft.sampling, 0)
     if on_nan == "stop":
         with pytest.raises(FloatingPointError, match="2 images without a finite score, first that of 'a blue heart'"):
             validation.validate(*arguments)
@@ -310,6 +311,9 @@ class WarningJob:
 
     def __init__(self, folder):
         self.folder = folder
+
+    def save(self, unit, table):
+        write_parquet(self.folder / scorers.PART.format(unit=unit), table)
 
     def scores(self):
         return rewards_scores.Scores(names.columns(configuration.load(), [SPOILED]))

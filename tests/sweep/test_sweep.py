@@ -17,7 +17,6 @@ from pipeline_toys import HERE
 from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.tune.schedulers import TrialScheduler
-from ray.tune.search.optuna import OptunaSearch
 
 from pipelines import config as configuration
 from pipelines.commands import preflight
@@ -26,6 +25,7 @@ from pipelines.front import front
 from pipelines.report import write_report
 from pipelines.runs import directory, identity
 from pipelines.runs.directory import RunDir
+from pipelines.runs.files import write_json
 from pipelines.study import trainings, trials
 from pipelines.study.resolved import resolve
 from pipelines.study.trainings import adapter_key
@@ -220,26 +220,30 @@ def guarded(found, train, kept=4):
     files.curves.mkdir(parents=True, exist_ok=True)
     (files.curves / f"{key}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in values))
     stopped = {"step": 6, "why": "held_out", "value": 2.0, "limit": 3.0}
-    directory.write_json(files.adapters / key / directory.RECORD, {"step": kept, "stopped": stopped})
+    write_json(files.adapters / key / directory.RECORD, {"step": kept, "stopped": stopped})
     return single
 
 
-def test_optuna_is_told_what_the_adapter_that_a_guard_kept_was_worth(tmp_path, monkeypatch):
+def test_optuna_learns_from_the_values_of_the_adapter_that_a_guard_kept(tmp_path):
     found = sweep(tmp_path, "sweep.search=optuna", "sweep.trials=6", *GUARDED, *SEARCH)
-    record, told = Record(), []
+    record = Record()
     first = sweep_generations.draw(found, record)
     for train in first[1:]:
         curve(found, adapter_key(train), reward=100.0, diversity=1.0)
     guarded(found, first[0])
-    complete = OptunaSearch.on_trial_complete
+    assert [trial.values for trial in sweep_generations.study(found, record).trials] == [[4, 16], [100, 1], [100, 1]]
 
-    def watched(self, trial_id, result=None, error=False):
-        told.append(result)
-        complete(self, trial_id, result, error)
 
-    monkeypatch.setattr(OptunaSearch, "on_trial_complete", watched)
-    sweep_generations.draw(found, record)
-    assert told == [{"reward": 4, "diversity": 16}, *[{"reward": 100, "diversity": 1}] * 2]
+def test_a_failed_trial_and_one_without_finite_values_count_as_failed(tmp_path):
+    found = sweep(tmp_path, "sweep.search=optuna", "sweep.trials=6", *SEARCH)
+    record = Record()
+    first, second, third = sweep_generations.draw(found, record)
+    curve(found, adapter_key(first), reward=1.0, diversity=2.0)
+    curve(found, adapter_key(second), reward=1.0, diversity=math.nan)
+    curve(found, adapter_key(third), reward=1.0, diversity=2.0)
+    record.errored[adapter_key(third)] = "ValueError: no"
+    states = [trial.state.name for trial in sweep_generations.study(found, record).trials]
+    assert states == ["COMPLETE", "FAIL", "FAIL"]
 
 
 def test_a_trial_that_a_scheduler_stopped_is_told_by_where_it_stood(tmp_path):
@@ -247,7 +251,7 @@ def test_a_trial_that_a_scheduler_stopped_is_told_by_where_it_stood(tmp_path):
     (train, *_) = sweep_generations.draw(found, Record())
     single = guarded(found, train)
     shutil.rmtree(RunDir.of(single).adapters)
-    assert sweep_generations.objectives(single) == {"reward": 6, "diversity": 14}
+    assert sweep_generations.objectives(single) == [6, 14]
 
 
 def test_asha_compares_with_what_a_guard_kept(tmp_path):
