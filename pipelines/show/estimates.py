@@ -34,6 +34,7 @@ class Estimate(NamedTuple):
 
 
 UNKNOWN = Estimate(math.nan)
+LEAST = 5e-7  # six decimals, the most that are shown, show less as 0: it is rounding
 
 
 def number(value: float, digits: int = 2, plus: bool = False) -> str:
@@ -49,9 +50,8 @@ def number(value: float, digits: int = 2, plus: bool = False) -> str:
 def decimals(estimate: Estimate) -> int:
     """Decimals that show two figures of the interval's half-width; of a value alone, three figures."""
     half = (estimate.high - estimate.low) / 2
-    known = math.isfinite(half) and half > 1e-9 * abs(estimate.value)  # else no width but that of rounding
-    size, figures = (half, 2) if known else (abs(estimate.value), 3)
-    if not math.isfinite(size) or size == 0:
+    size, figures = (half, 2) if half > LEAST else (abs(estimate.value), 3)
+    if not LEAST < size < math.inf:
         return 2
     return min(6, max(0, figures - 1 - math.floor(math.log10(size))))
 
