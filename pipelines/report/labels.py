@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -66,25 +67,8 @@ def place(
         cost = cost + 5.0 * (_overlap(boxes, thin) > 0).sum(1) + 60.0 * _crosses(leaders, foreign).sum(1)
         fixed.append(cost)
 
-    # Crowded points choose first.
     near = (np.abs(anchors[:, None] - markers[None]) < 60 * scale).all(-1).sum(1)
-    chosen: dict[int, int] = {}
-    for _ in range(8):
-        moved = False
-        for i in np.argsort(-near, kind="stable"):
-            boxes, away = candidates[i]
-            placed = [j for j in chosen if j != i]
-            taken = np.array([candidates[j][0][chosen[j]] for j in placed]).reshape(-1, 4)
-            lines = [_leaders(anchors[j], *_one(candidates[j], chosen[j], scale))[0] for j in placed]
-            own = _leaders(anchors[i], boxes, away > _LEADER_FROM * scale)
-            cost = fixed[i] + _COLLISION * (_overlap(boxes, taken) > 0).sum(1) + 60.0 * _crosses(own, taken).sum(1)
-            cost = cost + 60.0 * _covers(boxes, lines)
-            best = int(cost.argmin())
-            moved |= chosen.get(i) != best
-            chosen[i] = best
-        if not moved:
-            break
-
+    chosen = _choose(anchors, candidates, fixed, np.argsort(-near, kind="stable"), scale)  # crowded points first
     kept = _without_collisions(labels, candidates, chosen, fixed)
     for i in kept:
         box, away = candidates[i][0][chosen[i]], candidates[i][1][chosen[i]]
@@ -96,6 +80,28 @@ def place(
         text = ax.text(x, y, labels[i].text, fontsize=fontsize, color=labels[i].color, zorder=6, parse_math=False)
         text.set(ha="center", va="center", path_effects=[withStroke(linewidth=2.2, foreground=halo)])
     return [label.text for i, label in enumerate(labels) if i not in kept]
+
+
+def _choose(
+    anchors: np.ndarray, candidates: Sequence[Any], fixed: Sequence[np.ndarray], order: np.ndarray, scale: float
+) -> dict[int, int]:
+    """Each label's cheapest candidate given the others', in rounds until none moves."""
+    chosen: dict[int, int] = {}
+    for _ in range(8):
+        moved = False
+        for i in order:
+            boxes, away = candidates[i]
+            placed = [j for j in chosen if j != i]
+            taken = np.array([candidates[j][0][chosen[j]] for j in placed]).reshape(-1, 4)
+            lines = [_leaders(anchors[j], *_one(candidates[j], chosen[j], scale))[0] for j in placed]
+            own = _leaders(anchors[i], boxes, away > _LEADER_FROM * scale)
+            cost = fixed[i] + _COLLISION * (_overlap(boxes, taken) > 0).sum(1) + 60.0 * _crosses(own, taken).sum(1)
+            best = int((cost + 60.0 * _covers(boxes, lines)).argmin())
+            moved |= chosen.get(i) != best
+            chosen[i] = best
+        if not moved:
+            break
+    return chosen
 
 
 def _frame(ax: Axes) -> np.ndarray:

@@ -6,7 +6,7 @@ import importlib.metadata
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,27 +60,54 @@ def write_report(run: RunDir | str | Path, progress: Callable[[str], None] | Non
 
 def _section(run: Run, study: StudyResult, grid: images.Grid | None, folder: Path) -> dict[str, Any]:
     """Draws a study's figures into the folder and returns what the template shows of it."""
-    suffix = f"-{study.slug}" if len(run.studies) > 1 else ""
-    name = f"s{run.studies.index(study)}"
+    suffix, name = f"-{study.slug}" if len(run.studies) > 1 else "", f"s{run.studies.index(study)}"
 
     def png(stem: str) -> Path:
         return folder / f"{stem}{suffix}.png"
 
-    tradeoff = planes.tradeoff(run.front, study)
+    tradeoff, panels = planes.tradeoff(run.front, study), planes.panels(study)
     tradeoff.png(png("tradeoff"))
-    panels = planes.panels(study)
     planes.row(run.front, study).png(png("planes"))
     figures.hypervolumes(run.front, study).png(png("hypervolume"))
-    lines = figures.curve_lines(run, study)
+    lines, against_kl = figures.curve_lines(run, study), figures.reward_vs_kl(run, study)
     if lines:
         figures.curves(study, lines).png(png("curves"))
-    against_kl = figures.reward_vs_kl(run, study)
     if against_kl:
         against_kl[0].png(png("reward_vs_kl"))
     if grid:
         images.write_png(grid, png("images"), f"{study.title}: same prompts, same noise")
-    return {
+    kl_panels = against_kl[1] if against_kl else ()
+    others = (("held-out reward", study.held_out), ("gold", GOLD))
+
+    def svgs(kind: str, title: str, drawn: Iterable[tuple[int, Any]]) -> list[Any]:
+        return [_svg(panel, f"{name}-{kind}-{key}", f"{title}: {study.title}") for key, panel in drawn]
+
+    return _text(run, study) | {
         "id": name,
+        "tradeoff": _svg(tradeoff, f"{name}-plane", f"Reward–diversity plane: {study.title}"),
+        "left_out": tradeoff.left_out,
+        "panels": [
+            _svg(panel, f"{name}-plane-{i}", f"{metric_name(metric)} against diversity: {study.title}")
+            for i, (metric, panel) in enumerate(panels.items())
+        ],
+        "no_panel": [what for what, metric in others if metric not in panels and metric != study.reward],
+        "hypervolume": svgs("hv", "Hypervolumes and their differences", enumerate(figures.hypervolume_panels(study))),
+        "lines": lines,
+        "curves": [
+            _svg(panel, f"{name}-curve-{key}", f"{figures.CURVES[key]} during training: {study.title}")
+            for key, panel in (figures.curve_panels(study, lines) if lines else {}).items()
+        ],
+        "reward_vs_kl": svgs("kl", f"Reward against {figures.distance_name(study)}", enumerate(kl_panels)),
+        "kl_left_out": sorted({label for panel in kl_panels for label in panel.left_out}),
+        "grid": grid,
+        "strips": [[grid.strip(arm, p) for p in range(len(grid.prompts))] for arm in grid.arms] if grid else [],
+        "strip_width": grid.strip_width if grid else 0,
+    }
+
+
+def _text(run: Run, study: StudyResult) -> dict[str, Any]:
+    """A study's sentences and tables."""
+    return {
         "study": study,
         "sentences": words.study_sentences(study),
         "headline": words.headline(study),
@@ -91,38 +118,10 @@ def _section(run: Run, study: StudyResult, grid: images.Grid | None, folder: Pat
         "undrawn": [a.title for a in study.arms if not all(math.isfinite(e.value) for e in study.plane.points[a.name])],
         "broken": [arm.title for arm in study.arms if arm.broken],
         "warned": [arm.title for arm in study.arms if arm.warning],
-        "tradeoff": _svg(tradeoff, f"{name}-plane", f"Reward–diversity plane: {study.title}"),
-        "left_out": tradeoff.left_out,
-        "panels": [
-            _svg(panel, f"{name}-plane-{i}", f"{metric_name(metric)} against diversity: {study.title}")
-            for i, (metric, panel) in enumerate(panels.items())
-        ],
-        "no_panel": [
-            what
-            for what, metric in (("held-out reward", study.held_out), ("gold", GOLD))
-            if metric not in panels and metric != study.reward
-        ],
-        "hypervolume": [
-            _svg(panel, f"{name}-hv-{i}", f"Hypervolumes and their differences: {study.title}")
-            for i, panel in enumerate(figures.hypervolume_panels(study))
-        ],
         "planes": [study.role_of(metric) for metric in study.planes],
         "volumes": _volumes(study),
         "differences": _differences(study),
         "reference": figures.reference(study),
-        "lines": lines,
-        "curves": [
-            _svg(panel, f"{name}-curve-{key}", f"{figures.CURVES[key]} during training: {study.title}")
-            for key, panel in (figures.curve_panels(study, lines) if lines else {}).items()
-        ],
-        "reward_vs_kl": [
-            _svg(panel, f"{name}-kl-{i}", f"Reward against {figures.distance_name(study)}: {study.title}")
-            for i, panel in enumerate(against_kl[1] if against_kl else ())
-        ],
-        "kl_left_out": sorted({label for panel in (against_kl[1] if against_kl else ()) for label in panel.left_out}),
-        "grid": grid,
-        "strips": [[grid.strip(arm, p) for p in range(len(grid.prompts))] for arm in grid.arms] if grid else [],
-        "strip_width": grid.strip_width if grid else 0,
     }
 
 
