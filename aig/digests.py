@@ -73,13 +73,19 @@ def of_texts(texts: Iterable[str]) -> str:
     return hashlib.blake2b("\0\0".join(texts).encode(), digest_size=16).hexdigest()
 
 
+def imported(name: str) -> Any:
+    """The object of `package.module:attribute`; ImportError or AttributeError if there is none."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
+
+
 def of_callable(name: str) -> str:
     """A hash of a `package.module:callable`: its name, and the sources of its module and of the one that defines it.
 
     Modules that these import, and files that they read, are not part of it.
     """
     module, _, attribute = name.partition(":")
-    function = getattr(import_module(module), attribute)
+    function = imported(name)
     defined = getattr(function, "__module__", None)
     texts = [attribute, getattr(function, "__qualname__", None) or type(function).__qualname__]
     for each in dict.fromkeys([module, defined or module]):

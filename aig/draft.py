@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -201,18 +201,16 @@ def train_step(
     path = Transitions(grid) if config.by_path and config.lv == 1 else None
     with _autocast(model, config):
         x = rollout(model, condition, noise, arm, config, grid, path)
+    batch = _Batch(model, reward, config, prompts, seeds, total * config.lv, padding)
     if config.lv > 1:
-        return _train_lv(model, reward, arm, prompts, seeds, condition, noise, x, config, grid, total, padding)
-    sums = dict.fromkeys(SUMS, 0.0)
+        return _train_lv(batch, arm, condition, noise, x, grid)
     step_noise = {i: noise.at_step(i) for i in range(len(grid) - config.k, len(grid))} if grid.stochastic else {}
 
     def last(rows: Rows) -> tuple[Tensor, Tensor]:
         before = None if path is None else path[rows]
         return last_steps(model, condition[rows], x[rows], arm, config, grid, lambda i: step_noise[i][rows], before)
 
-    for rows in _micro_batches(len(prompts), config.micro_batch):
-        _accumulate(model, reward, last, rows, prompts, seeds, config, total, padding, sums)
-    return sums
+    return batch.add(last)
 
 
 SUMS: tuple[str, ...] = ("loss", "reward", "kl", "skipped")
@@ -267,26 +265,62 @@ def last_steps(
     return final, torch.stack(terms).sum(dim=0) if terms else torch.zeros(len(final), device=final.device)
 
 
-def _train_lv(
-    model: Model,
-    reward: Reward,
-    arm: Arm,
-    prompts: list[str],
-    seeds: list[int],
-    condition: Condition,
-    noise: Noise,
-    x: State,
-    config: DraftConfig,
-    grid: Grid,
-    total: int,
-    padding: int,
-) -> dict[str, float]:
+@dataclass
+class _Batch:
+    """A worker's share of a batch, whose gradients and sums it accumulates."""
+
+    model: Model
+    reward: Reward
+    config: DraftConfig
+    prompts: list[str]
+    seeds: list[int]
+    total: int
+    padding: int
+    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
+
+    def add(self, last: Callable[[Rows], tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """Add all micro-batches; `last` computes the final latents and KL terms of some rows."""
+        for begin in range(0, len(self.prompts), self.config.micro_batch):
+            self._accumulate(last, slice(begin, begin + self.config.micro_batch))
+        return self.sums
+
+    def _accumulate(self, last: Callable[[Rows], tuple[Tensor, Tensor]], rows: slice) -> None:
+        images, counted = list(range(len(self.prompts)))[rows], len(self.prompts) - self.padding
+        kept: Rows = rows
+        while images:
+            with _autocast(self.model, self.config):
+                final, kl = last(kept)
+                pictures = self.model.decode(final)
+            scores = _scores(self.reward, pictures, [self.prompts[i] for i in images])  # (B,)
+            sound = (scores.isfinite() & kl.isfinite()).tolist()
+            if all(sound):
+                if images[-1] >= counted:
+                    weights = scores.new_tensor([float(image < counted) for image in images])  # (B,)
+                    scores, kl = scores * weights, kl * weights
+                loss = (self.config.kl_weight * kl - scores).sum() / self.total
+                loss.backward()
+                self.sums["loss"] += loss.item()
+                self.sums["reward"] += scores.sum().item() / self.total
+                self.sums["kl"] += kl.sum().item() / self.total
+                return
+            bad = sound.index(False)
+            if self.config.on_nan == "stop":
+                raise FloatingPointError(
+                    f"the reward is {scores[bad].item()} and the KL term {kl[bad].item()} for the image of "
+                    f"{self.prompts[images[bad]]!r} with noise seed {self.seeds[images[bad]]}; lower the learning rate "
+                    "or raise the KL weight, or leave such images out with on_nan = 'skip'"
+                )
+            # Repeat without them: in the graph of the whole batch, 0 times their NaN would be NaN in every gradient.
+            self.sums["skipped"] += sum(image < counted for image, ok in zip(images, sound, strict=True) if not ok)
+            images = kept = [image for image, ok in zip(images, sound, strict=True) if ok]
+
+
+def _train_lv(batch: _Batch, arm: Arm, condition: Condition, noise: Noise, x: State, grid: Grid) -> dict[str, float]:
     """DRaFT-LV: noise each finished x_0 to the last step's time n times, and average the n one-step gradients."""
-    last = len(grid) - 1
+    model, config, last = batch.model, batch.config, len(grid) - 1
     with torch.no_grad(), _autocast(model, config):
         variance_noise = noise.at_step if grid.stochastic else None
         x_0 = advance(model, condition, x, [arm], config.sampling, grid=grid, first=last, noise=variance_noise)[0].x
-    sums = dict.fromkeys(SUMS, 0.0)
     for n in range(config.lv):
         fresh = noise.draw(f"lv {n}").to(x_0)
         noisy = grid.add_noise(last, x_0, fresh)
@@ -296,53 +330,8 @@ def _train_lv(
             at = (lambda i: z[rows]) if z is not None else None
             return last_steps(model, condition[rows], noisy[rows], arm, config, grid, at)
 
-        for rows in _micro_batches(len(prompts), config.micro_batch):
-            _accumulate(model, reward, one_step, rows, prompts, seeds, config, total * config.lv, padding, sums)
-    return {**sums, "skipped": sums["skipped"] / config.lv}
-
-
-def _accumulate(
-    model: Model,
-    reward: Reward,
-    last: Callable[[Rows], tuple[Tensor, Tensor]],
-    rows: slice,
-    prompts: list[str],
-    seeds: list[int],
-    config: DraftConfig,
-    total: int,
-    padding: int,
-    sums: dict[str, float],
-) -> None:
-    """Add one micro-batch's gradient and sums; `last` computes the final latents and KL terms of some rows."""
-    images, counted = list(range(len(prompts)))[rows], len(prompts) - padding
-    kept: Rows = rows
-    while images:
-        texts = [prompts[i] for i in images]
-        with _autocast(model, config):
-            final, kl = last(kept)
-            pictures = model.decode(final)
-        scores = _scores(reward, pictures, texts)  # (B,)
-        sound = (scores.isfinite() & kl.isfinite()).tolist()
-        if all(sound):
-            if images[-1] >= counted:
-                weights = scores.new_tensor([float(image < counted) for image in images])  # (B,)
-                scores, kl = scores * weights, kl * weights
-            loss = (config.kl_weight * kl - scores).sum() / total
-            loss.backward()
-            sums["loss"] += loss.item()
-            sums["reward"] += scores.sum().item() / total
-            sums["kl"] += kl.sum().item() / total
-            return
-        bad = sound.index(False)
-        if config.on_nan == "stop":
-            raise FloatingPointError(
-                f"the reward is {scores[bad].item()} and the KL term {kl[bad].item()} for the image of "
-                f"{texts[bad]!r} with noise seed {seeds[images[bad]]}; lower the learning rate or raise the KL "
-                "weight, or leave such images out with on_nan = 'skip'"
-            )
-        # Repeat without them: in the graph of the whole batch, 0 times their NaN would be NaN in every gradient.
-        sums["skipped"] += sum(image < counted for image, ok in zip(images, sound, strict=True) if not ok)
-        images = kept = [image for image, ok in zip(images, sound, strict=True) if ok]
+        batch.add(one_step)
+    return {**batch.sums, "skipped": batch.sums["skipped"] / config.lv}
 
 
 def _scores(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
@@ -360,7 +349,3 @@ def _scores(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
 def _autocast(model: Model, config: DraftConfig) -> torch.autocast:
     # One context per phase: autocast caches its casts of parameters, and a cast made without gradient carries none.
     return torch.autocast(model.device.type, torch.bfloat16, enabled=config.autocast is not None)
-
-
-def _micro_batches(count: int, size: int) -> list[slice]:
-    return [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]

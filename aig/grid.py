@@ -1,7 +1,7 @@
 """A diffusers scheduler as the sampler steps it: its own formula, with a memory that belongs to the trajectory."""
 
-# diffusers exports its classes lazily, which pyright cannot follow, and annotates its tensors too narrowly.
-# pyright: reportPrivateImportUsage=false, reportArgumentType=false
+# diffusers annotates its tensors too narrowly.
+# pyright: reportArgumentType=false
 from __future__ import annotations
 
 import copy

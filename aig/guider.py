@@ -3,8 +3,8 @@
 pipe.update_components(guider=AnnealedImportanceGuidance("power:2", guidance_scale=5.0, scheduler=pipe))
 """
 
-# diffusers exports its classes lazily, which pyright cannot follow.
-# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+# diffusers registers its components lazily, which pyright cannot follow.
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 from contextlib import ExitStack

@@ -24,19 +24,9 @@ from aig.models.protocol import Condition, Model, Sampling
 from aig.path import Observer, PathMeter
 
 __all__ = [
-    "Arm",
-    "Cost",
-    "Grid",
-    "Noise",
-    "Samples",
-    "Sampling",
-    "State",
-    "advance",
-    "encode",
-    "sample",
-    "sample_arms",
+    "Arm", "Cost", "Grid", "Noise", "Samples", "Sampling", "State", "advance", "encode", "sample", "sample_arms",
     "to_uint8",
-]
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -285,8 +275,8 @@ def sample_arms(
         >>> model = aig.load("tiny")
         >>> arms = [aig.Arm("base", schedule="base")]
         >>> samples = aig.sample_arms(model, ["a red star"] * 2, [0, 1], arms)
-        >>> samples.latents["base"].shape, samples.cost.counts()["predictions"]
-        (torch.Size([2, 12, 16, 16]), 10)
+        >>> samples.latents["base"].shape, samples.cost
+        (torch.Size([2, 12, 16, 16]), Cost(predictions=10, separate=10, published=20, forwards=10))
     """
     if len({arm.name for arm in arms}) != len(arms) or not arms:
         raise ValueError("arms must be at least one and have distinct names: " + ", ".join(arm.name for arm in arms))

@@ -18,7 +18,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -208,7 +207,7 @@ WITH_TEXT = {
     "file": "file:PATH",
 }
 _LABEL = re.compile(r"([\w.+-]+)=(.*)", re.S)
-_IMPORTED = re.compile(r"([^\W\d][\w.]*):([^\W\d]\w*)")
+_IMPORTED = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")
 
 
 def parse(text: str) -> Schedule:
@@ -243,9 +242,8 @@ def parse(text: str) -> Schedule:
         return join([parse(part) for part in parts[::2]], [_number(text, part) for part in parts[1::2]])
     if name in WITH_NUMBER:
         return WITH_NUMBER[name](_number(text, argument))
-    own = _IMPORTED.fullmatch(text)
-    if own and name not in PLAIN:
-        return from_callable(_imported(text, own[1], own[2]), text)
+    if name not in PLAIN and _IMPORTED.fullmatch(text):
+        return from_callable(_imported(text), text)
     close = difflib.get_close_matches(name, [*PLAIN, *WITH_NUMBER, *WITH_TEXT], n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise ValueError(f"schedule {text!r} is not known{hint} (known: {_known()})")
@@ -256,9 +254,9 @@ def _known() -> str:
     return ", ".join([*PLAIN, *numbers, *WITH_TEXT.values(), "package.module:callable"])
 
 
-def _imported(text: str, module: str, attribute: str) -> Callable[[float], float]:
+def _imported(text: str) -> Callable[[float], float]:
     try:
-        function = getattr(import_module(module), attribute)
+        function = digests.imported(text)
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"schedule {text!r} cannot be imported ({error}): give the package.module:callable of a function from "
@@ -269,7 +267,7 @@ def _imported(text: str, module: str, attribute: str) -> Callable[[float], float
             f"schedule {text!r} is a {type(function).__name__}: give the package.module:callable of a function from "
             "progress to weight"
         )
-    return function
+    return function  # type: ignore[return-value]
 
 
 def read(path: str | Path) -> Schedule:
@@ -332,13 +330,13 @@ def _from_content(content: Any) -> Schedule:
     return replace(schedule, label=label or schedule.label)
 
 
-def _knots(given: Any) -> list[tuple[float, float]]:
+def _knots(knots: Any) -> list[tuple[float, float]]:
     def is_knot(knot: Any) -> bool:
         return isinstance(knot, list) and len(knot) == 2 and all(type(x) in (int, float) for x in knot)
 
-    if not isinstance(given, list) or not all(map(is_knot, given)):
-        raise ValueError(f"knots is {given!r}: give a list of pairs of numbers, as in [[0, 0], [0.5, 1], [1, 0.4]]")
-    return [(u, w) for u, w in given]
+    if not isinstance(knots, list) or not all(map(is_knot, knots)):
+        raise ValueError(f"knots is {knots!r}: give a list of pairs of numbers, as in [[0, 0], [0.5, 1], [1, 0.4]]")
+    return [(u, w) for u, w in knots]
 
 
 def level(schedule: Schedule) -> float | None:

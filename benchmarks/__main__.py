@@ -96,7 +96,7 @@ def arms(device: str) -> None:
 def draft_step(device: str) -> None:
     """A DRaFT step of 12 images by K, and the peak memory that its gradient adds, by micro-batch."""
     model, reward = tuned_model(device), rewards.load("fragile", device)
-    draft.trainable(model, "a")
+    adapters.parameters(model.denoiser, "a")
     prompts, seeds = draft.draw(PROMPTS, 0, 0, 12)
 
     def run(sampling: Sampling = model.defaults, **change) -> Callable[[], object]:

@@ -10,8 +10,6 @@ known, the share of it that the floating-point operations of a run use. What doe
 skipped, with a line that says so.
 """
 
-# diffusers exports its classes lazily, which pyright cannot follow.
-# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import argparse

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from aig import adapters, draft, memory
+from aig import adapters, draft, memory, rewards
 from aig.models import Sampling, load
 from benchmarks.common import compare, saved_for_backward
 from benchmarks.trl import GUIDANCE, RANK, build
@@ -56,8 +56,9 @@ def one(
     memory.prepare(model, recomputed, vae_tiling, compiled)
     if vae_tiling:
         model.pipe.vae.tile_latent_min_size, model.pipe.vae.tile_sample_min_size = 16, 32
-    tower = Tower().to(device).requires_grad_(False)
-    reward = memory.checkpointed(tower) if "reward" in recomputed else tower
+    reward = rewards.FunctionReward(Tower().to(device).requires_grad_(False), "tower")
+    if "reward" in recomputed:
+        reward.checkpoint()
     chosen = memory.make_optimizer(optimizer, parameters, 1e-4, (0.9, 0.999), 0.0)
     sampling = Sampling(STEPS, GUIDANCE, passes=2, fuse=True, block=1)
     config = draft.DraftConfig(sampling, k=K, micro_batch=micro_batch, autocast=autocast)

@@ -68,7 +68,7 @@ def build(found: configuration.Config, dimension: int) -> int:
             "features": pa.FixedSizeListArray.from_arrays(pa.array(features.ravel(), pa.float32()), dimension),
         })  # fmt: skip
         about = {"cost": json.dumps({"predictions": 1, "separate": 2, "published": 2}), "format": str(IMAGES_FORMAT)}
-        generate.commit(table.replace_schema_metadata(about), files.images / generate.PART.format(unit=unit.name))
+        files.write_parquet(files.images / generate.PART.format(unit=unit.name), table.replace_schema_metadata(about))
         images += len(table)
     return images
 

@@ -66,7 +66,7 @@ def bare_loop(found: configuration.Config) -> None:
     )  # fmt: skip
     prompts = resolve_prompts(found, "train.prompts")
     adapters.attach(model.denoiser, "tuned", train.rank, train.alpha, train.targets, train.seed)
-    parameters = draft.trainable(model, "tuned")
+    parameters = adapters.parameters(model.denoiser, "tuned")
     optimizer = torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay)
     for step in range(train.steps):
         optimizer.zero_grad()

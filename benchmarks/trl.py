@@ -8,8 +8,6 @@ thread. The two take turns, each time in a new process; figures are medians over
 gradient samples of a step: DRaFT-LV draws several an image.
 """
 
-# diffusers exports its classes lazily, which pyright cannot follow.
-# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import argparse

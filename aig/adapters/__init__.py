@@ -11,24 +11,6 @@ from aig.adapters.lora import TARGETS, attach, parameters, scaled
 from aig.adapters.routing import BASE, Fuser, fusing, key, names, routed
 
 __all__ = [
-    "BASE",
-    "FULL_WEIGHTS",
-    "RECORD",
-    "TARGETS",
-    "WEIGHTS",
-    "Fuser",
-    "OtherBase",
-    "attach",
-    "digest",
-    "full",
-    "fusing",
-    "key",
-    "load",
-    "names",
-    "parameters",
-    "read_record",
-    "routed",
-    "save",
-    "scaled",
-    "weights_file",
-]
+    "BASE", "FULL_WEIGHTS", "RECORD", "TARGETS", "WEIGHTS", "Fuser", "OtherBase", "attach", "digest", "full", "fusing",
+    "key", "load", "names", "parameters", "read_record", "routed", "save", "scaled", "weights_file",
+]  # fmt: skip

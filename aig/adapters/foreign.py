@@ -1,7 +1,5 @@
 """LoRA files of any origin: read, converted by diffusers, and checked against the denoiser before PEFT builds them."""
 
-# diffusers exports its classes lazily, which pyright cannot follow.
-# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import json

@@ -229,7 +229,7 @@ def _radii_tile(
 
 
 def _nearest(squared: Tensor, error: float, x: Block, y: Block, k: int, bound: Tensor | None) -> Tensor | None:
-    """The k smallest exact distances (n, k) of each row of x to rows of y; None where too many pairs are open."""
+    """The k smallest exact distances (n, k) of each row of x to rows of y; None if too many pairs are open."""
     n, m = squared.shape
     if error == 0:
         nearest = x.rows.new_full((n, k), torch.inf, dtype=torch.float64)
@@ -247,7 +247,7 @@ def _nearest(squared: Tensor, error: float, x: Block, y: Block, k: int, bound: T
 
 
 def _smallest(open_: Tensor, x: Block, y: Block, k: int) -> Tensor:
-    """The k smallest exact distances (n, k) among each row's open pairs (n, m), inf where there are fewer."""
+    """The k smallest exact distances (n, k) among each row's open pairs (n, m), padded by inf."""
     pairs = open_.nonzero()
     squared, order = differences(x, y, pairs).sort()
     row, again = pairs[order, 0].sort(stable=True)
@@ -276,7 +276,7 @@ def _hits_tile(ref: Block, gen: Block, radii_ref: Tensor, radii_gen: Tensor | No
 
 
 def _below(squared: Tensor, error: float, x: Block, y: Block, limit: Tensor) -> Tensor | None:
-    """Whether each exact distance is under the limit, (n, 1) or (1, m); None where too many pairs are open."""
+    """Whether each exact distance is below the limit, (n, 1) or (1, m); None if too many pairs are open."""
     surely = squared < (limit - error).to(squared.dtype)
     open_ = (squared < (limit + error).to(squared.dtype)) ^ surely
     n, m = squared.shape

@@ -1,7 +1,5 @@
 """Text-to-image models behind one protocol; `load` reads the family from a diffusers folder."""
 
-# diffusers exports its classes lazily, which pyright cannot follow.
-# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import json
@@ -25,23 +23,11 @@ from aig.models.tiny import TinyModel
 from aig.world import weights
 
 __all__ = [
-    "SCHEDULERS",
-    "Condition",
-    "FluxModel",
-    "LatentModel",
-    "Model",
-    "Sampling",
-    "StableDiffusion3Model",
-    "StableDiffusionModel",
-    "StableDiffusionXLModel",
-    "TinyModel",
-    "around",
-    "fingerprint",
-    "load",
-    "resolve",
-]
+    "SCHEDULERS", "Condition", "FluxModel", "LatentModel", "Model", "Sampling", "StableDiffusion3Model",
+    "StableDiffusionModel", "StableDiffusionXLModel", "TinyModel", "around", "fingerprint", "load", "resolve",
+]  # fmt: skip
 
-# What tells the families apart is the pipeline's class and its autoencoder's.
+# A family is recognized by the classes of its pipeline and its autoencoder.
 FAMILIES: dict[tuple[Any, Any], type[LatentModel]] = {
     ("StableDiffusionPipeline", "SpaceToDepth"): TinyModel,
     ("StableDiffusionPipeline", "AutoencoderKL"): StableDiffusionModel,
@@ -59,25 +45,35 @@ def load(
     revision: str | None = None,
     variant: str | None = None,
 ) -> LatentModel:
-    """Load a frozen model: `tiny`, the embedded one, a hub id or the path of a diffusers folder of a known family.
+    """Load a frozen model: `tiny` (the embedded one), a hub id or the path of a diffusers folder of a known family.
 
     Only safetensors are read. `revision` is a hub model's branch, tag or commit, `variant` as in diffusers (`fp16`).
-    Raises ValueError that names the model, what was found and the families that are known.
+    Raises ValueError that names the model, its classes and the known families.
+
+    Examples:
+        >>> model = aig.load("tiny")
+        >>> condition = model.encode(["a red star", "a blue heart"])
+        >>> isinstance(model, aig.models.TinyModel), isinstance(condition, aig.Condition), len(condition)
+        (True, True, 2)
     """
     folder = resolve(name, revision, variant)
     family = FAMILIES.get(_family(folder))
     if family is None:
         known = "; ".join(f"{pipeline} with {vae}" for pipeline, vae in FAMILIES)
-        found = " with ".join(str(part) for part in _family(folder))
-        raise ValueError(f"{folder / INDEX}: {found} is not a family that can be loaded (known: {known})")
+        classes = " with ".join(str(part) for part in _family(folder))
+        raise ValueError(f"{folder / INDEX}: {classes} is not a family that can be loaded (known: {known})")
     _check_safetensors(folder, variant)
     return family(folder, str(name), torch.device(device), dtype, variant)
 
 
 def around(pipe: Any, name: str, device: str | torch.device, dtype: torch.dtype) -> LatentModel:
-    """The model of a pipeline that is here already, and is where and in what precision it says.
+    """The model of a loaded pipeline, which is on this device and in this precision.
 
     Raises ValueError for a pipeline of no known family.
+
+    Examples:
+        >>> aig.models.around(aig.load("tiny").pipe, "mine", "cpu", torch.float32).latent_shape
+        (12, 16, 16)
     """
     family = FAMILIES.get((type(pipe).__name__, type(pipe.vae).__name__))
     if family is None:
@@ -91,10 +87,13 @@ def around(pipe: Any, name: str, device: str | torch.device, dtype: torch.dtype)
 
 
 def fingerprint(name: str | Path, revision: str | None = None, variant: str | None = None) -> str:
-    """A hash, 32 hex digits, of the content of the files that `load` reads, and of no others.
+    """A hash, 32 hex digits, of the content of exactly the files that `load` reads.
 
-    Any byte of them changes it; where the folder lies does not, nor do other variants, formats or notes beside them.
-    Raises ValueError as `load` does.
+    The folder's path and other files in it do not change it. Raises ValueError as `load` does.
+
+    Examples:
+        >>> len(aig.models.fingerprint("tiny")), aig.models.resolve("tiny").name
+        (32, 'tiny')
     """
     folder = resolve(name, revision, variant)
     family = FAMILIES.get(_family(folder), LatentModel)
@@ -102,10 +101,9 @@ def fingerprint(name: str | Path, revision: str | None = None, variant: str | No
 
 
 def resolve(name: str | Path, revision: str | None = None, variant: str | None = None) -> Path:
-    """The diffusers folder of a model: the embedded one's, a local one, or a hub model's in the local cache, where it
-    is downloaded to (safetensors alone) if it is not there.
+    """The diffusers folder of a model: the embedded one's, a local one, or a hub model's in the local cache.
 
-    Raises ValueError that names the model and the fix.
+    A missing hub model is downloaded (safetensors only). Raises ValueError that names the model and the fix.
     """
     if name == "tiny":
         return weights.folder("tiny")
@@ -127,7 +125,7 @@ def _download(name: str, revision: str | None, variant: str | None) -> Path:
     except (OSError, ValueError, HfHubHTTPError) as error:  # not cached and no network, or no such model
         raise ValueError(
             f"model {name!r}: no such folder, and as a hub id it is neither in the local cache nor can it be "
-            f"downloaded: where there is network, run `hf download {name}`, or give the path of a diffusers folder "
+            f"downloaded: on a machine with a network run `hf download {name}`, or give the path of a diffusers folder "
             f"({type(error).__name__}: {str(error).splitlines()[0]})"
         ) from error
     return Path(folder)
@@ -136,10 +134,10 @@ def _download(name: str, revision: str | None, variant: str | None) -> Path:
 def _family(folder: Path) -> tuple[Any, Any]:
     index = folder / INDEX
     try:
-        found = json.loads(index.read_text())
+        parts = json.loads(index.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{index}: not readable as JSON ({error}); save the pipeline again") from None
-    return found.get("_class_name"), (found.get("vae") or [None, None])[1]
+    return parts.get("_class_name"), (parts.get("vae") or [None, None])[1]
 
 
 def _check_safetensors(folder: Path, variant: str | None) -> None:

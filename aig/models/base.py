@@ -1,7 +1,5 @@
-"""What the families share: a frozen diffusers pipeline, its latents and its size."""
+"""The base class of the families: a frozen diffusers pipeline, its latents and its size."""
 
-# diffusers exports its classes lazily, which pyright cannot follow.
-# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import copy
@@ -24,7 +22,7 @@ from aig.models.protocol import Condition, Sampling
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without diffusers' warnings."""
+    """Silence diffusers' warnings within the context."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -34,21 +32,21 @@ def quiet() -> Iterator[None]:
 
 
 class LatentModel:
-    """A diffusers pipeline, frozen and in eval mode; a family says how it reads prompts and calls its denoiser.
+    """A diffusers pipeline (`pipe`), frozen and in eval mode; a subclass reads prompts and calls its denoiser.
 
-    `pipe` is the pipeline itself. The latents of every family are images (B, C, H, W), Flux's too.
+    The latents of every family are images (B, C, H, W), even Flux's. Raises ValueError for a latent consistency model.
     """
 
     prefix: str
     """The denoiser's name in the pipeline."""
     defaults: Sampling
-    """The family's own, until `own_defaults` has looked at the pipeline."""
+    """The family's, then this pipeline's (`own_defaults`)."""
     patch: ClassVar[int] = 1
-    """Latent pixels a side that the denoiser reads as one."""
+    """Latent pixels per side of a patch that the denoiser reads as one."""
     without: ClassVar[dict[str, None]] = {}
     """Parts of the pipeline that are not loaded."""
     upcast: ClassVar[bool] = False
-    """Whether the autoencoder overflows in float16 where its configuration says `force_upcast`."""
+    """Whether the autoencoder overflows in float16 if its configuration has `force_upcast`."""
 
     def __init__(
         self, folder: Path, name: str, device: torch.device, dtype: torch.dtype, variant: str | None = None
@@ -73,8 +71,8 @@ class LatentModel:
         self.resize(*(side * self.pipe.vae_scale_factor for side in self.own_latent_size()))
 
     def open(self, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
-        # A part that the folder names as absent (Stable Diffusion 3 without T5) has to be said to be None, or diffusers
-        # misses it.
+        # Parts that the folder names as absent (Stable Diffusion 3 without T5) must be passed as None, or diffusers
+        # misses them.
         listed = json.loads((folder / "model_index.json").read_text())
         absent = {name: None for name, part in listed.items() if isinstance(part, list) and part[0] is None}
         return DiffusionPipeline.from_pretrained(
@@ -83,11 +81,11 @@ class LatentModel:
         )  # fmt: skip
 
     def own_defaults(self) -> Sampling:
-        """The family's sampling, as this pipeline needs it."""
+        """The family's sampling, adapted to this pipeline."""
         return self.defaults
 
     def own_latent_size(self) -> tuple[int, int]:
-        """Height and width of the latents that the denoiser was made for."""
+        """Height and width of the latents that the denoiser was trained on."""
         side = self.denoiser.config.sample_size
         return (side, side) if isinstance(side, int) else tuple(side)
 
@@ -95,13 +93,13 @@ class LatentModel:
         return self.denoiser.config.in_channels
 
     def largest(self) -> int | None:
-        """The longest side in pixels that the denoiser has places for; None where there is no such bound."""
+        """The longest side in pixels that the denoiser has positions for; None if unbounded."""
         return None
 
     def sized(self, height: int, width: int) -> Self:
-        """The same model, sharing all weights, for images of another size in pixels.
+        """The same model, with shared weights, for images of another size in pixels.
 
-        Raises ValueError, with sizes that do, for one that the autoencoder or the denoiser cannot take.
+        Raises ValueError, with the nearest valid sizes, for one that the autoencoder or the denoiser cannot take.
         """
         other = copy.copy(self)
         other.resize(height, width)
@@ -119,24 +117,24 @@ class LatentModel:
                 )
             if largest is not None and pixels > largest:
                 raise ValueError(f"{side} = {pixels} is more than {self.name} has places for: use at most {largest}")
-        self._unconditional: dict[str, dict[str, Tensor]] = {}  # of the latest negative prompt
+        self._unconditional: dict[str, dict[str, Tensor]] = {}  # for the latest negative prompt
         self.image_size = (height, width)
         self.latent_shape = (self.latent_channels(), height // factor, width // factor)
 
     def readers(self) -> list[tuple[Any, int]]:
-        """Each tokenizer and how many tokens its text encoder is given."""
+        """Each tokenizer with the number of tokens that its text encoder takes."""
         raise NotImplementedError
 
     def read(self, prompt: str) -> dict[str, Tensor]:
-        """One prompt's inputs of the denoiser, by argument, each (1, ...)."""
+        """The denoiser's inputs for one prompt, by argument, each (1, ...)."""
         raise NotImplementedError
 
     def read_negative(self, negative: str) -> dict[str, Tensor]:
-        """The unconditional half's inputs, as the pipeline makes them of a negative prompt or of none."""
+        """The unconditional half's inputs, as the pipeline makes them for a negative prompt or an empty one."""
         raise NotImplementedError
 
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of what `read` gives, without the row, known before any text encoder is loaded."""
+        """The shapes of `read`'s values without the batch dimension, known before any text encoder is loaded."""
         raise NotImplementedError
 
     def denoise(self, x_t: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
@@ -149,8 +147,7 @@ class LatentModel:
             raise ValueError(f"sampling.distilled = {distilled}: {self.name} reads no guidance scale; leave it unset")
         self._warn_of_cuts([*prompts, negative])
         with quiet():  # the pipeline would warn of each cut again, for each encoder
-            # One by one: a batched encoding of other shape differs in its last bits, and an image may depend on its
-            # prompt alone.
+            # One by one: a batched encoding differs in its last bits, and an image may depend on its prompt alone.
             rows = {prompt: self.read(prompt) for prompt in dict.fromkeys(prompts)}
             if negative not in self._unconditional:
                 self._unconditional = {negative: self.read_negative(negative)}
@@ -173,7 +170,7 @@ class LatentModel:
         return (images / 2 + 0.5).clamp(0, 1)
 
     def unscaled(self, latents: Tensor) -> Tensor:
-        """Latents as the autoencoder made them, of latents as the denoiser sees them."""
+        """Convert the denoiser's latents to the autoencoder's."""
         config = self.pipe.vae.config
         mean, std = config.get("latents_mean"), config.get("latents_std")
         if mean is not None and std is not None:
@@ -192,7 +189,7 @@ class LatentModel:
                 tokens = len(tokenizer(prompt, verbose=False).input_ids)
                 if tokens > length:
                     warnings.warn(
-                        f"a prompt has {tokens} tokens where {self.name} reads {length}, and is cut there: {prompt!r}",
+                        f"a prompt has {tokens} tokens but {self.name} reads {length}, and is cut there: {prompt!r}",
                         stacklevel=3,
                     )
                     return

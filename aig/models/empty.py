@@ -1,7 +1,5 @@
 """A model without weights: its real classes and shapes on torch's meta device, to count before it is downloaded."""
 
-# diffusers exports its classes lazily, which pyright cannot follow.
-# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import json
@@ -26,7 +24,7 @@ def empty(name: str, revision: str | None = None, dtype: torch.dtype = torch.flo
     """The model with its parameters on the meta device, and whether its weights are on this machine.
 
     The configuration comes from the folder or the local cache, else from `PUBLISHED`, else from the hub, a few kB.
-    Raises ValueError where none of them has it.
+    Raises ValueError if none of them has it.
     """
     folder = _local(name, revision)
     here = folder is not None
@@ -38,7 +36,7 @@ def empty(name: str, revision: str | None = None, dtype: torch.dtype = torch.flo
     settings = {"requires_safety_checker": False} if "requires_safety_checker" in expected else {}
     missing = {part: None for part in expected if part.startswith(WITHOUT) and part not in parts}
     pipe = getattr(diffusers, kind)(**parts, **missing, **settings)
-    with quiet():  # diffusers warns of a cast that loses bits, where there are none yet
+    with quiet():  # diffusers warns of a cast that loses bits, though there are none yet
         pipe.to(dtype)
     return around(pipe, name, "meta", dtype), here
 

@@ -1,7 +1,5 @@
-"""What the flow-matching families share."""
+"""The resolution-dependent shift of the flow-matching families."""
 
-# diffusers exports its classes lazily, which pyright cannot follow.
-# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 from typing import Any
@@ -17,7 +15,7 @@ SHIFT_KEYS = {
 
 
 def dynamic_shift(scheduler: Any, sequence: int) -> dict[str, float]:
-    """The scheduler's shift `mu` for an image of so many tokens, where its configuration asks for one."""
+    """The scheduler's shift `mu` for an image of `sequence` tokens, if its configuration has one."""
     config = scheduler.config
     if not config.get("use_dynamic_shifting"):
         return {}

@@ -1,7 +1,5 @@
 """Flux.1: a flow-matching transformer over packed latents, with guidance distilled into an input of its own."""
 
-# diffusers exports its classes lazily, which pyright cannot follow.
-# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -21,8 +19,8 @@ from aig.models.protocol import Condition, Sampling
 class FluxModel(LatentModel):
     """`FluxPipeline`'s models; the prediction is a velocity, the defaults are those of FLUX.1-dev or -schnell.
 
-    `Sampling.guidance` is true classifier-free guidance, off by default, and `Sampling.distilled` the scale that
-    FLUX.1-dev was distilled to read. The latents are images here as everywhere; the 2x2 packing is the denoiser's.
+    `Sampling.guidance` is true classifier-free guidance, off by default; `Sampling.distilled` is the scale that
+    FLUX.1-dev was distilled to read. The latents are images as everywhere; the 2x2 packing is internal to the denoiser.
     """
 
     prefix = "transformer"
@@ -41,7 +39,7 @@ class FluxModel(LatentModel):
 
     @property
     def text_length(self) -> int:
-        """Tokens that T5 is given; schnell was trained on 256."""
+        """T5's number of tokens; schnell was trained on 256."""
         return 512 if self.reads_guidance else 256
 
     def own_latent_size(self) -> tuple[int, int]:

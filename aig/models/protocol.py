@@ -1,4 +1,4 @@
-"""What the sampler and DRaFT ask of a text-to-image model."""
+"""The protocol of text-to-image models for the sampler and DRaFT."""
 
 from __future__ import annotations
 
@@ -14,33 +14,32 @@ SCHEDULERS = ("ddim", "euler", "dpm", "sde-dpm", "flow")
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are sampled; a model's `defaults` are its own."""
+    """How images are sampled; a model's are its `defaults`. Raises ValueError for a value out of range."""
 
     steps: int
     """Denoising steps T, at least 1."""
     guidance: float
-    """Classifier-free guidance scale; 1 leaves the unconditional half out. For Flux this is true guidance, which its
-    pipeline calls true_cfg_scale."""
+    """Classifier-free guidance scale; 1 omits the unconditional half. For Flux true guidance (`true_cfg_scale`)."""
     eta: float = 0.0
     """DDIM's noise, 0 (deterministic) to 1 (ancestral)."""
     passes: int = 1
-    """1: all predictions of a step in one forward, rows routed to adapters; 2: one forward an adapter."""
+    """1: all predictions of a step in one forward, rows routed to adapters; 2: one forward per adapter."""
     fuse: bool = False
     """Without gradient, fold an adapter into float32 weights for the forward of its rows (needs passes = 2): faster for
-    large batches of a small model, at the price of one copy of the tuned layers. Others are too coarse for it."""
+    large batches of a small model, at the price of one copy of the tuned layers. Narrower weights are too coarse."""
     block: int = 8
-    """Rows are padded to a multiple of this, so that every kernel sees the same shapes and an image has the same bits
-    in any batch."""
+    """Rows are padded to a multiple of this: every kernel sees the same shapes, so an image has the same bits in any
+    batch."""
     max_rows: int = 128
-    """Rows (before the unconditional half is added) of one forward at most."""
+    """The most rows of one forward, before the unconditional half is added."""
     scheduler: str | None = None
     """ddim, euler, dpm (DPM-Solver++ multistep), sde-dpm (its stochastic form) or flow (flow matching's Euler), made
     from the model's own scheduler's configuration; None is the model's own."""
     negative: str = ""
-    """The negative prompt of the unconditional half; an empty one is what the model's pipeline does without one."""
+    """The negative prompt of the unconditional half; an empty one is the pipeline's default."""
     distilled: float | None = None
-    """The guidance scale that a guidance-distilled model (FLUX.1-dev) reads as an input, which its pipeline calls
-    guidance_scale; None for its own, and for models that read none."""
+    """The guidance scale that a guidance-distilled model (FLUX.1-dev) reads as an input (`guidance_scale` of its
+    pipeline); None for its own, and for models that read none."""
 
     def __post_init__(self) -> None:
         checks = {
@@ -61,11 +60,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Condition:
-    """What a denoiser is told of B prompts, by the names of its arguments, rows first: (B, ...) for the prompts, and
-    (1, ...) for the unconditional half that they share."""
+    """A denoiser's inputs for B prompts, by argument; rows can be indexed."""
 
     conditional: Mapping[str, Tensor]
+    """(B, ...)"""
     unconditional: Mapping[str, Tensor]
+    """(1, ...), shared by all rows"""
 
     @property
     def embeddings(self) -> Tensor:
@@ -87,12 +87,12 @@ class Condition:
 
 
 class Model(Protocol):
-    """A frozen text-to-image model and its tunable denoiser."""
+    """The protocol of a frozen text-to-image model with a tunable denoiser."""
 
     name: str
     denoiser: nn.Module
     prefix: str
-    """The denoiser's name in its pipeline, `unet` or `transformer`: the keys of its adapters' files begin with it."""
+    """The denoiser's name in its pipeline, `unet` or `transformer`, which starts the keys of its adapters' files."""
     scheduler: Any
     latent_shape: tuple[int, int, int]
     image_size: tuple[int, int]
@@ -102,7 +102,8 @@ class Model(Protocol):
     defaults: Sampling
 
     def encode(self, prompts: Sequence[str], negative: str = "", distilled: float | None = None) -> Condition:
-        """Encode prompts, each distinct one once, and the negative prompt; ValueError for what the model cannot read.
+        """Encode prompts, each distinct one once, and the negative prompt; ValueError for one that the model cannot
+        read.
 
         `distilled` is the guidance scale that a guidance-distilled model reads as an input.
         """

@@ -1,7 +1,7 @@
-"""What the published models of each family are made of: their own configuration files' values, without weights.
+"""The configurations of the published models of each family, without weights.
 
-Only what differs from the defaults of diffusers' and transformers' classes. They serve where a model is counted before
-it is downloaded (`aig.models.empty`) and where one is built at its real size with random weights (`benchmarks.gpu`).
+Only values that differ from the defaults of diffusers' and transformers' classes. They serve to count a model before it
+is downloaded (`aig.models.empty`) and to build one at its real size with random weights (`benchmarks.gpu`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Part = tuple[str, dict[str, Any]]  # a class and its configuration
 
 @dataclass(frozen=True)
 class Published:
-    """One model of the hub; `stored` is how many bytes a parameter takes in its files."""
+    """One model of the hub; `stored` is the number of bytes per parameter in its files."""
 
     pipeline: str
     denoiser: Part

@@ -21,7 +21,7 @@ class StableDiffusionModel(LatentModel):
     without: ClassVar[dict[str, None]] = {"safety_checker": None, "feature_extractor": None}
 
     def own_defaults(self) -> Sampling:
-        # Stable Diffusion 1.x comes with PNDM, which the sampler does not do and the paper did not use.
+        # Stable Diffusion 1.x comes with PNDM, which the sampler does not support and the paper did not use.
         own = type(self.scheduler).__name__
         return replace(self.defaults, scheduler="ddim") if own == "PNDMScheduler" else self.defaults
 

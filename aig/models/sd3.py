@@ -1,4 +1,4 @@
-"""Stable Diffusion 3: a flow-matching transformer that reads two CLIP encoders and, where it is there, T5."""
+"""Stable Diffusion 3: a flow-matching transformer that reads two CLIP encoders and optionally T5."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StableDiffusion3Model(LatentModel):
     defaults = Sampling(steps=28, guidance=7.0, block=1, max_rows=8)
     patch = 2
     text_length = 256
-    """Tokens that T5 is given."""
+    """T5's number of tokens."""
 
     def largest(self) -> int | None:
         places = self.denoiser.config.pos_embed_max_size
@@ -38,12 +38,12 @@ class StableDiffusion3Model(LatentModel):
         return {"encoder_hidden_states": tokens, "pooled_projections": pooled}
 
     def read_negative(self, negative: str) -> dict[str, Tensor]:
-        # An empty negative prompt is what this pipeline reads where there is none.
+        # This pipeline reads a missing negative prompt as an empty one.
         return self.read(negative)
 
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
         config, clip = self.denoiser.config, self.pipe.tokenizer_max_length
-        # Without T5 the pipeline puts as many zeros in its place as CLIP has tokens.
+        # Without T5 the pipeline appends as many zeros as CLIP has tokens.
         length = clip + (clip if self.pipe.text_encoder_3 is None else self.text_length)
         tokens = (length, config.joint_attention_dim)
         return {"encoder_hidden_states": tokens, "pooled_projections": (config.pooled_projection_dim,)}

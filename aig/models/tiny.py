@@ -1,8 +1,5 @@
-"""The embedded world's family: Stable Diffusion's classes at 32x32, with a fixed invertible codec for the
-autoencoder."""
+"""The embedded world's family: Stable Diffusion's classes at 32x32, with a fixed invertible codec as autoencoder."""
 
-# diffusers exports its classes lazily, which pyright cannot follow.
-# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -20,12 +17,12 @@ from aig.world.scenes import parse_caption
 
 
 class TinyModel(StableDiffusionModel):
-    """The tiny model of a diffusers folder; it reads the captions of the embedded world and nothing else."""
+    """The embedded model; it reads only the captions of its world and raises ValueError for other prompts."""
 
-    defaults = Sampling(steps=10, guidance=3.0, passes=2, fuse=True)  # so small that a copy of its weights is nothing
+    defaults = Sampling(steps=10, guidance=3.0, passes=2, fuse=True)  # a copy of its small weights costs nothing
 
     def open(self, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
-        # No progress bars for a second's loading, and no warning that the codec is no AutoencoderKL: it need not be.
+        # No progress bars for a second's loading, and no warning that the codec is no AutoencoderKL.
         logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
         try:

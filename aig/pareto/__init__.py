@@ -11,19 +11,6 @@ from aig.pareto.peak import below_peak
 from aig.pareto.subsampling import Subsample, subsample
 
 __all__ = [
-    "LEAST_PROMPTS",
-    "LEAST_SEEDS",
-    "Bootstrap",
-    "Contrast",
-    "Subsample",
-    "attainment",
-    "below_peak",
-    "bootstrap",
-    "contrast",
-    "holm",
-    "hypervolume",
-    "mean_hypervolume",
-    "no_interval",
-    "optimal_mask",
-    "subsample",
-]
+    "LEAST_PROMPTS", "LEAST_SEEDS", "Bootstrap", "Contrast", "Subsample", "attainment", "below_peak", "bootstrap",
+    "contrast", "holm", "hypervolume", "mean_hypervolume", "no_interval", "optimal_mask", "subsample",
+]  # fmt: skip

@@ -178,13 +178,16 @@ def bootstrap(
     families: name -> indices of its arms, for hypervolumes.
     ends: indices of arms that every family reaches, such as the base: they do not count in a family's size.
     reference, scale: fixed (2,) values in x's and y's units for hypervolumes of (value − reference) / scale; the
-    default, also for a None in them, is the least of the sound arms' means, and their range (1 if all tie). broken:
-    indices of arms that have intervals and no place on the front. method: of intervals of means and their differences.
-    At 95 %, `studentized` (bootstrap-t) covers the truth in 93 to 97 of 100 samples of 8 prompts or more, even for data
-    as skewed as exponential. `percentile` (expanded, Hesterberg 2015) does so for symmetric data, is narrower, and
-    covers 90 % of exponential data with 8 prompts; plain percentiles would cover 89 % of normal data there. Below
-    LEAST_PROMPTS prompts intervals are NaN. level: in (0, 1). Raises ValueError for a table without metrics, different
-    arms or prompts, fewer than two prompts, an unknown axis or arm.
+    default, also for a None in them, is the least of the sound arms' means, and their range (1 if all tie).
+    broken: indices of arms that have intervals and no place on the front.
+    method: of intervals of means and their differences, which are NaN below LEAST_PROMPTS prompts. `studentized`
+    (bootstrap-t) at 95 % covers the truth in 93 to 97 of 100 samples of 8 prompts or more, even for data as skewed as
+    exponential. `percentile` (expanded, Hesterberg 2015) does so for symmetric data, is narrower, and covers 90 % of
+    exponential data with 8 prompts; plain percentiles would cover 89 % of normal data there.
+    level: in (0, 1).
+
+    Raises ValueError for a table without metrics, different arms or prompts, fewer than two prompts, an unknown axis or
+    arm.
 
     Examples:
         >>> x = np.random.default_rng(0).normal(size=16)  # 16 prompts, common to both arms
@@ -194,14 +197,7 @@ def bootstrap(
     """
     values = {name: finite_or_nan(array) for name, array in table.items()}
     arms, prompts, seeds = _check_table(values)
-    names = list(values)
-    x, y = x or names[0], y or names[:2][-1]
-    if x not in values or y not in values or (x == y and len(names) > 1):
-        raise ValueError(f"x is {x!r} and y {y!r}: give two different metrics out of {names}")
-    if n < 1 or not 0 < level < 1:
-        raise ValueError(f"n is {n} and level {level}: give n >= 1 and a level in (0, 1)")
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}: give one of {', '.join(METHODS)}")
+    x, y = _check_options(list(values), x, y, n, level, method)
     members = {name: tuple(family) for name, family in (families or {}).items()}
     _check_arms(members, {"broken": broken, "ends": ends}, arms)
     mean = {name: array.reshape(arms, -1).mean(1) for name, array in values.items()}
@@ -212,6 +208,20 @@ def bootstrap(
         x, y, mean, intervals, replicates, members, tuple(ends), reference, scale, tuple(broken), values, counts,
         prompts, method, level, seed,
     )  # fmt: skip
+
+
+def _check_options(
+    names: list[str], x: str | None, y: str | None, n: int, level: float, method: str
+) -> tuple[str, str]:
+    """The axes; ValueError for options out of range."""
+    x, y = x or names[0], y or names[:2][-1]
+    if x not in names or y not in names or (x == y and len(names) > 1):
+        raise ValueError(f"x is {x!r} and y {y!r}: give two different metrics out of {names}")
+    if n < 1 or not 0 < level < 1:
+        raise ValueError(f"n is {n} and level {level}: give n >= 1 and a level in (0, 1)")
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}: give one of {', '.join(METHODS)}")
+    return x, y
 
 
 def _check_arms(families: Mapping[str, Sequence[int]], lists: Mapping[str, Sequence[int]], arms: int) -> None:

@@ -1,4 +1,4 @@
-"""LAION's aesthetic predictor (improved-aesthetic-predictor, Schuhmann 2022): 1 to 10, of the image alone."""
+"""LAION's aesthetic predictor (improved-aesthetic-predictor, Schuhmann 2022): 1 to 10, from the image alone."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ BACKBONE = "openai/clip-vit-large-patch14"
 class AestheticReward(LibraryReward):
     """A linear head on the unit embedding of a CLIP's image tower; it reads no prompt.
 
-    Images are preprocessed as OpenAI's package does, which the head was trained with: transformers' processor of the
-    same CLIP begins the crop a pixel earlier where it has 3, 7, 11, ... pixels to lose.
+    Images are preprocessed as in OpenAI's package, with which the head was trained: transformers' processor of the same
+    CLIP starts the crop a pixel earlier if it has 3, 7, 11, ... pixels to lose.
     """
 
     range = (1.0, 10.0)
@@ -35,7 +35,7 @@ class AestheticReward(LibraryReward):
         self.preprocess = replace(clip.preprocess, floor_centre=False, own=None)
 
     def score(self, views: Views, prompts: list[str]) -> Tensor:
-        own = self.clip.preprocess  # where it sees the same pixels, other rewards of this CLIP share its embedding
+        own = self.clip.preprocess  # if it sees the same pixels, other rewards of this CLIP share its embedding
         same = own.crops_as(self.preprocess, *views.images.shape[-2:])
         embedding = self.clip.embed_images(views, own if same else self.preprocess)  # (B, d)
         return self.head(embedding).squeeze(-1)
@@ -51,7 +51,7 @@ def sources(spec: RewardSpec) -> list[Source]:
 
 
 def load(spec: RewardSpec, device: torch.device, dtype: torch.dtype) -> AestheticReward:
-    """The head in float32 at least, on OpenAI's ViT-L/14 unless another CLIP is named."""
+    """The head in float32 at least, on OpenAI's ViT-L/14 or another CLIP."""
     head_source, *clip_places = sources(spec)
     state = read_state(head_source.file(fetch(head_source)), spec.user)
     clip = load_clip(None, clip_places, device, dtype)

@@ -1,6 +1,6 @@
 """CLIP score (Hessel et al. 2021): 100 cosines of image and prompt, preprocessed as transformers or open_clip does.
 
-Not clipped at 0, as torchmetrics' CLIPScore is; the paper's own scale is 2.5 and its prompts begin "A photo depicts".
+Unlike torchmetrics' CLIPScore it is not clipped at 0; the paper's scale is 2.5, its prompts begin "A photo depicts".
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class ClipReward(LibraryReward):
 
 
 def sources(spec: RewardSpec) -> list[Source]:
-    """What is read: a folder of `CLIPModel` with its processor, or, with an architecture, an open_clip checkpoint."""
+    """A folder of `CLIPModel` with its processor, or, with an architecture, an open_clip checkpoint."""
     return clip_sources(spec.weights or WEIGHTS, spec.architecture, spec.processor, spec.user)
 
 
 def load(spec: RewardSpec, device: torch.device, dtype: torch.dtype) -> ClipReward:
-    """CLIP ViT-L/14 of OpenAI unless other weights are named."""
+    """OpenAI's CLIP ViT-L/14, or other weights."""
     clip = load_clip(spec.architecture, sources(spec), device, dtype)
     return ClipReward(spec.column, clip)

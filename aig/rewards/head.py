@@ -1,4 +1,4 @@
-"""The linear head that the aesthetic predictor and ImageReward have in common."""
+"""The linear head of the aesthetic predictor and of ImageReward."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor, nn
 
-LAYERS = (0, 2, 4, 6, 7)  # in the published modules; dropouts stand between
+LAYERS = (0, 2, 4, 6, 7)  # in the published modules, with dropouts between them
 
 
 def linear_head(state: Mapping[str, Tensor], width: int, user: str, prefix: str = "layers.") -> nn.Sequential:
-    """Linear layers from embeddings (B, width) to (B, 1), of `<prefix>N.weight` and `.bias` with N in `LAYERS`; in
-    float32, eval mode and frozen. There are no activations between them in either publication.
+    """Linear layers from embeddings (B, width) to (B, 1), from `<prefix>N.weight` and `.bias` with N in `LAYERS`.
 
-    Raises ValueError for other keys, and for layers that do not follow one another from `width` to 1.
+    In float32, eval mode and frozen; neither publication has activations between them. Raises ValueError for other
+    keys, and for layers whose widths do not chain from `width` to 1.
     """
-    found = {key for key in state if key.startswith(prefix)}
+    keys = {key for key in state if key.startswith(prefix)}
     expected = {f"{prefix}{layer}.{part}" for layer in LAYERS for part in ("weight", "bias")}
-    if found != expected:
+    if keys != expected:
         raise ValueError(
             f"{user}: the head's weights do not have the keys of a published linear head ({', '.join(sorted(expected))}"
-            f"); different: {', '.join(sorted(found ^ expected)[:4])}"
+            f"); different: {', '.join(sorted(keys ^ expected)[:4])}"
         )
     layers = []
     for layer in LAYERS:
@@ -37,14 +37,12 @@ def linear_head(state: Mapping[str, Tensor], width: int, user: str, prefix: str 
         layers.append(linear)
         width = len(weight)
     if width != 1:
-        raise ValueError(
-            f"{user}: the head gives {width} numbers an image instead of one; give a published linear head"
-        )
+        raise ValueError(f"{user}: the head gives {width} numbers per image, not one; give a published linear head")
     return nn.Sequential(*layers).eval().requires_grad_(False)
 
 
 def read_state(path: object, user: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file; ValueError where it holds anything else (nothing is unpickled but tensors)."""
+    """The tensors of a checkpoint file; ValueError if it holds anything else (only tensors are unpickled)."""
     try:
         state = torch.load(str(path), map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, UnpicklingError, KeyError, EOFError) as error:

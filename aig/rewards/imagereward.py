@@ -22,7 +22,7 @@ MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of its scores on the trai
 
 
 class Rater(nn.Module):
-    """`forward(pixels (B, 3, h, w), ids (B, L), mask (B, L)) -> (B,)`, the score before it is standardized."""
+    """`forward(pixels (B, 3, h, w), ids (B, L), mask (B, L)) -> (B,)`, the score before standardization."""
 
     def __init__(self, blip: Any, head: nn.Module) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class ImageReward(LibraryReward):
         lengths = [len(ids) for ids in self.tokenizer(prompts, verbose=False)["input_ids"]]
         warn_of_truncation(lengths, LENGTH)
         batch = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
-        return list(torch.stack([batch["input_ids"], batch["attention_mask"]], dim=1))  # (2, L) a prompt
+        return list(torch.stack([batch["input_ids"], batch["attention_mask"]], dim=1))  # (2, L) per prompt
 
     def checkpoint(self) -> None:
         self.rater.blip.checkpoint()
@@ -71,7 +71,7 @@ def sources(spec: RewardSpec) -> list[Source]:
 
 
 def load(spec: RewardSpec, device: torch.device, dtype: torch.dtype) -> ImageReward:
-    """The towers in `dtype`, the head in float32 at least; sizes are read from the weights' shapes."""
+    """The towers in `dtype`, the head in float32 at least; the weights' shapes give the sizes."""
     weights, tokenizer = sources(spec)
     file, folder = weights.file(fetch(weights)), fetch(tokenizer)
     rater = shared(("imagereward", file, device, dtype), lambda: _read(file, spec.user, device, dtype))
@@ -79,7 +79,7 @@ def load(spec: RewardSpec, device: torch.device, dtype: torch.dtype) -> ImageRew
 
 
 def _read(file: Path, user: str, device: torch.device, dtype: torch.dtype) -> Rater:
-    from_published = import_module("aig.vision.blip").from_published  # when first used: transformers takes seconds
+    from_published = import_module("aig.vision.blip").from_published  # on first use: transformers takes seconds
     state = read_state(file, user)
     try:
         blip = from_published({key.removeprefix("blip."): v for key, v in state.items() if key.startswith("blip.")})

@@ -1,7 +1,7 @@
-"""PickScore: which image people pick for a prompt (Kirstain et al. 2023, arXiv 2305.01569).
+"""PickScore: people's choice of image for a prompt (Kirstain et al. 2023, arXiv 2305.01569).
 
-As its authors compute it, with transformers 4.27.3: images are resized by PIL. transformers 5 resizes with torchvision
-unless told otherwise, whose 8-bit kernels round differently, by a level here and there.
+As its authors compute it, with transformers 4.27.3: PIL resizes the images. By default transformers 5 resizes with
+torchvision, whose 8-bit kernels round a few pixels by a level differently.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a reward is asked for with: a name, a mapping, a list of them, or a weighted sum in words."""
+"""Specifications of rewards: a name, a mapping, a list of them, or a weighted sum as text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NAMES = tuple(FAMILIES)
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """One reward, or one term of a weighted sum."""
+    """One reward, or one term of a weighted sum. Raises ValueError for unknown names and values of another type."""
 
     name: str
     """One of `NAMES`, or `package.module:callable`."""
@@ -40,11 +40,11 @@ class RewardSpec:
     """An open_clip model name or the path of its config JSON (HPSv2: `ViT-H-14`); for `aesthetic` the hub id or folder
     of the CLIP under its head."""
     processor: str | None = None
-    """Hub id or folder of the processor, for what goes through transformers."""
+    """Hub id or folder of the processor, for rewards through transformers."""
     weight: float = 1.0
     """In a weighted sum."""
     label: str | None = None
-    """What the reward is called in columns and messages; None: its name."""
+    """The reward's name in columns and messages; None: `name`."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.weight, (int, float)) or isinstance(self.weight, bool) or not math.isfinite(self.weight):
@@ -53,7 +53,7 @@ class RewardSpec:
         check_name("reward {} is", self.name, NAMES)
         if self.family in ("world", "function") and (self.weights or self.architecture or self.processor):
             raise ValueError(
-                f"reward {self.name!r}: weights, architecture and processor are of the pretrained rewards; the "
+                f"reward {self.name!r}: weights, architecture and processor are for the pretrained rewards; the "
                 "embedded ones and your own take name, weight and label"
             )
 
@@ -68,7 +68,7 @@ class RewardSpec:
 
     @property
     def user(self) -> str:
-        """How messages call it."""
+        """Its name in messages."""
         return f"reward {self.column!r}"
 
 
@@ -78,8 +78,14 @@ Spec = str | Mapping[str, Any] | RewardSpec | Sequence[Any]
 def parse(spec: Spec) -> list[RewardSpec]:
     """The terms of a specification, in order: one, or those of a weighted sum.
 
-    Raises ValueError for an unknown name or key (with the nearest known one), a weight that is no number, and for a
+    Raises ValueError for an unknown name or key (with the nearest known one), a weight that is not a number, and a
     column that occurs twice.
+
+    Examples:
+        >>> [(term.name, term.weight) for term in aig.rewards.parse("fragile + 0.5*gold")]
+        [('fragile', 1.0), ('gold', 0.5)]
+        >>> aig.rewards.parse({"name": "clip", "label": "mine"}) == [aig.rewards.RewardSpec("clip", label="mine")]
+        True
     """
     if isinstance(spec, RewardSpec):
         return [spec]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from aig.rewards.base import LibraryReward, Reward, check_images
+from aig.rewards.base import LibraryReward, Reward
 from aig.vision import Views
 
 Statistics = Mapping[str, Sequence[float]]  # component: (mean, standard deviation)
@@ -17,8 +17,14 @@ Statistics = Mapping[str, Sequence[float]]  # component: (mean, standard deviati
 class WeightedSum(LibraryReward):
     """`sum of w_i * (r_i - mean_i) / std_i` with the base model's `statistics`; without them, `sum of w_i * r_i`.
 
-    Rewards differ in scale by orders of magnitude, so the weights of a raw sum say little: PickScore's 0.5 outweighs
-    that of an ImageReward. A component of which less is better enters with the opposite sign.
+    Scales of rewards differ by orders of magnitude, so the weights of a raw sum mean little: PickScore's 0.5 outweighs
+    ImageReward's. A component with `higher_is_better` False has the opposite sign. Raises ValueError for statistics
+    that lack a component or have a deviation that is not positive.
+
+    Examples:
+        >>> parts = {name: aig.rewards.load(name) for name in ("fragile", "robust")}
+        >>> aig.rewards.WeightedSum(parts, {"fragile": 1.0, "robust": 0.5}).name
+        '1*fragile + 0.5*robust'
     """
 
     def __init__(
@@ -37,11 +43,11 @@ class WeightedSum(LibraryReward):
         return self._statistics
 
     @statistics.setter
-    def statistics(self, given: Statistics | None) -> None:
-        self._statistics = None if given is None else _checked(self.name, given, self.components)
-        # Where sums usually lie: three standard deviations of each term, or the terms' own ranges.
+    def statistics(self, statistics: Statistics | None) -> None:
+        self._statistics = None if statistics is None else _checked(self.name, statistics, self.components)
+        # The usual range of sums: three standard deviations of each term, or the terms' own ranges.
         ends = [
-            sorted(weight * value for value in (self.components[name].range if given is None else (-3.0, 3.0)))
+            sorted(weight * value for value in (self.components[name].range if statistics is None else (-3.0, 3.0)))
             for name, weight in self._signed().items()
         ]
         self.range = sum(low for low, _ in ends), sum(high for _, high in ends)
@@ -50,9 +56,9 @@ class WeightedSum(LibraryReward):
         return self.combine(self._columns(views, prompts))
 
     def columns(self, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
-        """The components' own scores (B,) by name; images as for a call (float) or for `report` (uint8)."""
+        """The components' own scores (B,) by name, of images for a call (floats) or for `report` (uint8)."""
         if images.dtype != torch.uint8:
-            check_images(self.name, images)
+            self.check(images)
         return self._columns(Views(images, self._rounding), prompts)
 
     def _columns(self, views: Views, prompts: list[str]) -> dict[str, Tensor]:
@@ -62,7 +68,7 @@ class WeightedSum(LibraryReward):
         }
 
     def combine(self, columns: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum (B,) of the components' scores, as `columns` gives them."""
+        """The weighted sum (B,) of the components' scores, as `columns` returns them."""
         total: Tensor | None = None
         for name, weight in self._signed().items():
             mean, std = self.statistics[name] if self.statistics else (0.0, 1.0)
@@ -82,13 +88,13 @@ class WeightedSum(LibraryReward):
         }
 
 
-def _checked(name: str, given: Statistics, components: Mapping[str, Reward]) -> dict[str, tuple[float, float]]:
-    lacking = [component for component in components if component not in given]
+def _checked(name: str, statistics: Statistics, components: Mapping[str, Reward]) -> dict[str, tuple[float, float]]:
+    lacking = [component for component in components if component not in statistics]
     if lacking:
         raise ValueError(
             f"reward {name!r}: statistics lack {', '.join(lacking)}; give (mean, standard deviation) of every component"
         )
-    result = {component: (float(given[component][0]), float(given[component][1])) for component in components}
+    result = {component: (float(statistics[component][0]), float(statistics[component][1])) for component in components}
     for component, (mean, std) in result.items():
         if not math.isfinite(mean) or not math.isfinite(std) or std <= 0:
             raise ValueError(

@@ -24,8 +24,14 @@ WORLD = {
 
 
 class WorldReward(LibraryReward):
-    """A frozen reward of the embedded world; images are (B, 3, 32, 32) in [0, 1], prompts follow its caption
-    grammar. Its networks are small, so float32 stands in for a `dtype` that is narrower."""
+    """A frozen reward of the embedded world, for images (B, 3, 32, 32) in [0, 1] and prompts of its caption grammar.
+
+    Its small networks compute in float32 at least. Raises ValueError for a prompt outside the grammar.
+
+    Examples:
+        >>> aig.rewards.WorldReward("gold")(torch.zeros(1, 3, 32, 32), ["a red star"]).shape
+        torch.Size([1])
+    """
 
     def __init__(
         self,
@@ -45,21 +51,26 @@ class WorldReward(LibraryReward):
 
 
 def sources(spec: RewardSpec) -> list[Source]:
-    """Nothing: the weights are in the package."""
+    """None: the weights are in the package."""
     return []
 
 
 def load(spec: RewardSpec, device: torch.device, dtype: torch.dtype) -> WorldReward:
-    """One of `WORLD`."""
+    """Load one of `WORLD`."""
     return WorldReward(spec.name, device, dtype, spec.column)
 
 
 @torch.no_grad()
 def accuracies(judges: dict[str, WorldReward], images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
-    """Whether the asked colour and shape are found, by each of the judges gold_a and gold_b and on average.
+    """Whether the judges gold_a and gold_b see the colour and shape that each prompt names.
 
-    Returns float columns (B,): accuracy_a, accuracy_b (both right), and colour_ok, shape_ok (the share of judges that
-    agree).
+    images (B, 3, 32, 32) in [0, 1]. Returns float columns (B,): accuracy_a, accuracy_b (1 if both are right), and
+    colour_ok, shape_ok (the share of judges that agree).
+
+    Examples:
+        >>> judges = {name: aig.rewards.load(name) for name in ("gold_a", "gold_b")}
+        >>> list(aig.rewards.accuracies(judges, torch.zeros(1, 3, 32, 32), ["a red star"]))
+        ['accuracy_a', 'accuracy_b', 'colour_ok', 'shape_ok']
     """
     hits = torch.stack(
         [judges[name].network.hits(images, prompts) for name in ("gold_a", "gold_b")]

@@ -10,8 +10,8 @@ from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVi
 
 from aig.vision.clip_transformers import checkpoint_layers
 
-HEAD_WIDTH = 64  # of each attention head, in every published size
-# (BLIP's name, transformers' name) of the image tower's parameters; the text encoder has the same names in both
+HEAD_WIDTH = 64  # per attention head, in every published size
+# (BLIP's name, transformers' name) of the image tower's parameters; those of the text encoder are the same in both
 VISION = (
     (r"cls_token", r"embeddings.class_embedding"),
     (r"pos_embed", r"embeddings.position_embedding"),
@@ -26,8 +26,7 @@ VISION = (
 
 
 class Blip(nn.Module):
-    """`forward(pixels (B, 3, h, w), ids (B, L), mask (B, L)) -> (B, d)`: the first text token after attending to the
-    image in every layer."""
+    """`forward(pixels (B, 3, h, w), ids (B, L), mask (B, L)) -> (B, d)`: the text's first token after attention."""
 
     def __init__(self, vision: BlipVisionConfig, text: BlipTextConfig) -> None:
         super().__init__()
@@ -41,12 +40,12 @@ class Blip(nn.Module):
 
     @property
     def size(self) -> int:
-        """Side of the square image that the tower takes, px."""
+        """Side of the tower's square input, px."""
         side = self.vision.config.image_size
         return side if isinstance(side, int) else side[0]
 
     def checkpoint(self) -> None:
-        """Recompute the blocks of both in the backward pass: the image's gradient runs through the text encoder too."""
+        """Recompute the blocks of both towers in the backward pass: the image's gradient runs through both."""
         checkpoint_layers(self.vision.encoder.layers)
         checkpoint_layers(self.text.encoder.layer)
 
@@ -54,7 +53,7 @@ class Blip(nn.Module):
 def from_published(state: Mapping[str, Tensor]) -> Blip:
     """The model of weights under `visual_encoder.` and `text_encoder.`, sized by their shapes; fp32, eval mode, frozen.
 
-    Raises KeyError or RuntimeError where parameters are missing or of other shapes.
+    Raises KeyError or RuntimeError for parameters that are missing or have other shapes.
     """
     vision = {
         key.removeprefix("visual_encoder."): value for key, value in state.items() if key.startswith("visual_encoder.")
@@ -67,16 +66,9 @@ def from_published(state: Mapping[str, Tensor]) -> Blip:
     return model.eval().requires_grad_(False)
 
 
-def to_published(model: Blip) -> dict[str, Tensor]:
-    """The weights of a model in BLIP's own naming: the inverse of `from_published`."""
-    vision = {f"visual_encoder.{renamed(key, back=True)}": value for key, value in model.vision.state_dict().items()}
-    return vision | {f"text_encoder.{key}": value for key, value in model.text.state_dict().items()}
-
-
-def renamed(key: str, back: bool = False) -> str:
-    """A parameter of the image tower in transformers' naming, or back in BLIP's. KeyError for an unknown one."""
-    for pair in VISION:
-        source, target = reversed(pair) if back else pair
+def renamed(key: str) -> str:
+    """The transformers name of a parameter of the image tower. KeyError for an unknown one."""
+    for source, target in VISION:
         pattern = re.escape(source).replace(r"\{n\}", r"(\d+)")
         match = re.fullmatch(rf"{pattern}((?:\..+)?)", key)
         if match:
@@ -108,9 +100,9 @@ def _text_config(state: Mapping[str, Tensor], width: int) -> BlipTextConfig:
         num_attention_heads=words.shape[1] // HEAD_WIDTH,
         max_position_embeddings=len(state["embeddings.position_embeddings.weight"]),
         layer_norm_eps=1e-12,
-        is_decoder=True,  # what makes transformers build cross-attention
+        is_decoder=True,  # so that transformers builds cross-attention
     )
-    config._attn_implementation = "eager"  # the only one that BLIP's text layers have
+    config._attn_implementation = "eager"  # the only one of BLIP's text layers
     return config
 
 

@@ -1,4 +1,4 @@
-"""CLIP's two towers behind one interface, through transformers or open_clip; a checkpoint is loaded once a process."""
+"""CLIP's two towers behind one interface, through transformers or open_clip; loaded once per process."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ OPEN_CLIP_FILES = ("open_clip_model.safetensors|open_clip_pytorch_model.bin",)
 
 
 class Clip:
-    """A frozen CLIP. Embeddings are unit vectors (B, d), in float32 (float64 where the towers are).
-
-    Text embeddings are cached by prompt, a bounded number of them.
-    """
+    """A frozen CLIP. Embeddings are unit vectors (B, d) in float32 at least; some prompts' are cached."""
 
     def __init__(
         self,
@@ -35,8 +32,8 @@ class Clip:
         tokenize: Callable[[list[str]], tuple[Tensor, list[int]]],
         checkpoint: Callable[[], None],
     ) -> None:
-        """`tokenize` gives token ids (B, context length) and the number of tokens that each prompt would have
-        untruncated; `checkpoint` makes the image tower recompute its blocks in the backward pass."""
+        """`tokenize` returns token ids (B, context length) and each prompt's number of tokens before truncation;
+        `checkpoint` makes the image tower recompute its blocks in the backward pass."""
         self.model, self.preprocess, self.checkpoint = model, preprocess, checkpoint
         self._image_features, self._text_features, self._tokenize = image_features, text_features, tokenize
         parameter = next(p for name, p in model.named_parameters() if name != "logit_scale")
@@ -69,15 +66,17 @@ class Clip:
     def _embed_new(self, prompts: list[str]) -> list[Tensor]:
         tokens, lengths = self._tokenize(prompts)
         warn_of_truncation(lengths, tokens.shape[1])
-        # Whoever calls first may be in inference mode, whose tensors a later backward pass could not use.
+        # The first caller may be in inference mode, whose tensors a later backward pass could not use.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             features = wide(self._text_features(tokens.to(self.device)))
             return [row.clone() for row in F.normalize(features, dim=-1)]
 
 
 def cast(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Move a CLIP in float32 to a device and a dtype, but for its temperature, which stays in float32 at least: in
-    bfloat16 exp(ln 100) is 98.86, and every score 1.1 % low."""
+    """Move a CLIP to a device and a dtype, except its temperature, which stays in float32 at least.
+
+    In bfloat16 exp(ln 100) is 98.86, and every score 1.1 % low.
+    """
     scale = model.logit_scale.detach().clone()  # type: ignore[operator]
     model.to(device, dtype)
     model.logit_scale.data = wide(scale).to(device)
@@ -89,7 +88,7 @@ def wide(values: Tensor) -> Tensor:
 
 
 def warn_of_truncation(lengths: Sequence[int], limit: int) -> None:
-    """One warning that counts the prompts of more than `limit` tokens, if there are any."""
+    """Warn once, with their number, of prompts of more than `limit` tokens."""
     over = [length for length in lengths if length > limit]
     if over:
         warnings.warn(
@@ -106,10 +105,14 @@ def clip_sources(
     user: str = "CLIP",
     key: str = "weights",
 ) -> list[Source]:
-    """What `load_clip` reads: a hub id or folder of transformers' `CLIPModel` and that of its processor (by default the
-    same), or, with an open_clip architecture, a checkpoint file or a hub id or folder that holds one.
+    """The sources of `load_clip`: a hub id or folder of transformers' `CLIPModel`, and that of its processor.
 
-    `user` is who asks and `key` the key that names the weights, as messages say them.
+    The processor's is by default the same. With an open_clip architecture: a checkpoint file, or a hub id or folder
+    that holds one. `user` and `key`, the key of the weights, are for messages.
+
+    Examples:
+        >>> [source.files[0] for source in aig.vision.clip_sources("openai/clip-vit-large-patch14")]
+        ['config.json', 'preprocessor_config.json|processor_config.json']
     """
     if architecture is not None:
         return [Source(user, weights, OPEN_CLIP_FILES, key=key)]
@@ -126,11 +129,11 @@ def load_clip(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Clip:
-    """The CLIP of `clip_sources`: through transformers, or, with an architecture (an open_clip model name or the path
-    of its config JSON), through open_clip.
+    """Load the CLIP of `clip_sources` through transformers, or through open_clip if an architecture is given.
 
-    Two calls with the same files, architecture, device and dtype give one and the same object while it is in use.
-    Raises ValueError where files are not to be had, or do not fit.
+    An architecture is an open_clip model name or the path of its config JSON. Two calls with the same files,
+    architecture, device and dtype return one object while it is in use. Raises ValueError for files that cannot be
+    downloaded or do not fit.
     """
     paths = [fetch(source) for source in sources]
     device, user = torch.device(device), sources[0].user
@@ -147,7 +150,7 @@ def load_clip(
 
 
 def _load(architecture: str | None, paths: list[Path], device: torch.device, dtype: torch.dtype, user: str) -> Clip:
-    # Imported when first used: each of the two libraries takes seconds.
+    # Imported on first use: each of the two libraries takes seconds.
     if architecture is None:
         return import_module("aig.vision.clip_transformers").load(paths[0], paths[1], device, dtype, user)
     return import_module("aig.vision.clip_open").load(architecture, paths[0], device, dtype, user)

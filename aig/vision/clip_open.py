@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,7 +21,7 @@ FITS = {"shortest": "crop", "longest": "pad", "squash": "stretch"}  # open_clip'
 
 
 def load(architecture: str, weights: Path, device: torch.device, dtype: torch.dtype, user: str = "CLIP") -> Clip:
-    """The towers in `dtype`, in eval mode (open_clip builds them in train mode) and frozen.
+    """Load the towers in `dtype`, in eval mode (open_clip builds them in train mode) and frozen.
 
     Raises ValueError for an architecture that is neither known nor a file, and for weights that do not fit it.
     """
@@ -54,22 +53,22 @@ def load(architecture: str, weights: Path, device: torch.device, dtype: torch.dt
 
 
 def configuration(architecture: str, user: str = "CLIP") -> tuple[dict[str, Any], dict[str, Any]]:
-    """The model's and the preprocessing's configuration of a name, or of a JSON file with or without both parts."""
+    """The model's and the preprocessing's configuration, by name or from a JSON file with or without both parts."""
     path = Path(architecture).expanduser()
     if path.is_file():
         content = json.loads(path.read_text())
         return content.get("model_cfg", content), content.get("preprocess_cfg", {})
-    found = open_clip.get_model_config(architecture)
-    if found is None:
+    config = open_clip.get_model_config(architecture)
+    if config is None:
         raise ValueError(
             f"{user}: the architecture {architecture!r} is neither a model of open_clip (open_clip.list_models() names "
             "them) nor the path of a config JSON"
         )
-    return found, {}
+    return config, {}
 
 
 def build(config: dict[str, Any]) -> Any:
-    """The model of a configuration, with random weights; nothing is downloaded for it."""
+    """The model of a configuration, with random weights and without downloads."""
     config = deepcopy(config)
     custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
     if "hf_model_name" in config["text_cfg"]:
@@ -79,7 +78,7 @@ def build(config: dict[str, Any]) -> Any:
 
 
 def tokenizer_of(architecture: str, config: dict[str, Any]) -> Any:
-    """The tokenizer of a model of open_clip, or of a configuration of one's own."""
+    """The tokenizer of an open_clip model, or of a custom configuration."""
     if not Path(architecture).expanduser().is_file():
         return open_clip.get_tokenizer(architecture)
     text = config["text_cfg"]
@@ -90,33 +89,22 @@ def tokenizer_of(architecture: str, config: dict[str, Any]) -> Any:
 
 
 def untruncated(tokenizer: Any, prompt: str) -> int:
-    """How many tokens a prompt has, with the two at its ends."""
+    """The number of a prompt's tokens, with the two at its ends."""
     if hasattr(tokenizer, "tokenizer"):  # transformers', in open_clip's wrapper
         return len(tokenizer.tokenizer(prompt, verbose=False)["input_ids"])
     return len(tokenizer.encode(prompt)) + 2
 
 
 def preprocess_of(size: tuple[int, int], settings: dict[str, Any]) -> Preprocess:
-    """The steps of open_clip's evaluation transform: OpenAI's mean and standard deviation, centre crop, unless set
-    otherwise."""
-    plain = Preprocess(
-        size,
-        FITS[settings.get("resize_mode", "shortest")],
-        tuple(settings.get("mean", CLIP_MEAN)),
-        tuple(settings.get("std", CLIP_STD)),
-        "bilinear" if settings.get("interpolation") == "bilinear" else "bicubic",
-    )
-    return with_own_transform(plain)
+    """The steps of open_clip's evaluation transform; by default OpenAI's mean and standard deviation, centre crop."""
+    mean, std = tuple(settings.get("mean", CLIP_MEAN)), tuple(settings.get("std", CLIP_STD))
+    mode = settings.get("resize_mode", "shortest")
+    interpolation = "bilinear" if settings.get("interpolation") == "bilinear" else "bicubic"
+    own = _transform(size, mean, std, mode, interpolation)
+    return Preprocess(size, FITS[mode], mean, std, interpolation, own=own)
 
 
-def with_own_transform(preprocess: Preprocess) -> Preprocess:
-    """The same preprocessing with open_clip's transform for reports."""
-    mode = next(name for name, fit in FITS.items() if fit == preprocess.fit)
-    own = _transform(preprocess.size, preprocess.mean, preprocess.std, mode, preprocess.interpolation)
-    return replace(preprocess, own=own)
-
-
-@lru_cache  # so that two models with one preprocessing have the same transform, and share its pixels
+@lru_cache  # so that two models with one preprocessing share the transform and its pixels
 def _transform(
     size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...], mode: str, interpolation: str
 ) -> Any:

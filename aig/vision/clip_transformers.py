@@ -17,9 +17,9 @@ from aig.vision.weights import pretrained
 
 
 def load(folder: Path, processor: Path, device: torch.device, dtype: torch.dtype, user: str = "CLIP") -> Clip:
-    """The towers in `dtype`, whatever the checkpoint's, in eval mode and frozen.
+    """Load the towers in `dtype`, whatever the checkpoint's, in eval mode and frozen.
 
-    Raises ValueError where the folder's weights leave a parameter unset.
+    Raises ValueError if the folder's weights leave a parameter unset.
     """
     model = pretrained(CLIPModel, folder, torch.promote_types(dtype, torch.float32), user)
     cast(model.eval().requires_grad_(False), device, dtype)
@@ -42,7 +42,7 @@ def load(folder: Path, processor: Path, device: torch.device, dtype: torch.dtype
 
 
 def features_of(output: Any) -> Tensor:
-    """The projected features (B, d): transformers returns them up to 4.x, and an object that holds them from 5.0 on."""
+    """The projected features (B, d), which transformers returns up to 4.x, and wraps in an object from 5.0 on."""
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
@@ -61,7 +61,7 @@ def checkpoint_layers(layers: Any) -> None:
 
 
 def preprocess_of(processor: Any, user: str = "CLIP") -> Preprocess:
-    """The same steps as a transformers image processor of the CLIP kind, differentiable.
+    """The differentiable form of a transformers image processor like CLIP's.
 
     Raises ValueError for steps that have no counterpart here.
     """

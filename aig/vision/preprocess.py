@@ -1,9 +1,9 @@
-"""How a pretrained model sees an image: resized, cropped or padded, normalized; differentiable, or as for a report.
+"""Preprocessing of pretrained models: resize, crop or pad, normalize; differentiable, or as for a report.
 
-Most models were published with PIL's resize. The tensor path follows PIL's filters (`antialias=True`, which has the
-same kernels) and differs from them only by PIL's rounding to 8 bits after each of the two passes, which it can do as
-well where that is asked for. Without antialiasing a 512 px image is off by 1.8-7.3 of 255 levels, with it by 0.3.
-Where a model was published with a resize of float tensors (`as_tensor`), both paths are that resize.
+Most models were published with PIL's resize. The tensor path follows PIL's filters (`antialias=True`, with the same
+kernels) and differs only by PIL's rounding to 8 bits after each of the two passes, which it can do too on request.
+Without antialiasing a 512 px image is off by 1.8-7.3 of 255 levels, with it by 0.3. For a model that was published with
+a resize of float tensors (`as_tensor`), both paths are that resize.
 """
 
 from __future__ import annotations
@@ -29,35 +29,36 @@ T = TypeVar("T")
 class Preprocess:
     """From images (B, 3, H, W) in [0, 1] to a model's normalized pixels (B, 3, *size).
 
-    Two of them with equal fields give equal pixels. Raises ValueError for an unknown fit or filter, and for a crop that
-    is larger than what is left after the resize.
+    Raises ValueError for an unknown fit or filter, and for a crop larger than the resized image.
+
+    Examples:
+        >>> aig.vision.Preprocess((224, 224))(torch.rand(2, 3, 512, 384)).shape
+        torch.Size([2, 3, 224, 224])
     """
 
     size: tuple[int, int]
     """Height and width that the model takes, px."""
     fit: str = "crop"
     """`crop`: shortest side to `shortest`, centre crop. `pad`: the whole image inside, zeros (black) around it.
-    `stretch`: both sides to `size`, whatever the aspect."""
+    `stretch`: both sides to `size`, whatever the aspect ratio."""
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
     interpolation: str = "bicubic"
     shortest: int | None = None
     """Length of the shortest side before the crop, px; None: the crop's own."""
     floor_centre: bool = False
-    """Where a crop has an odd number of pixels to lose: floor, as transformers does, or round half to even, as
-    torchvision and open_clip do."""
+    """For an odd number of pixels to crop: floor as transformers does, else round half to even as torchvision does."""
     as_tensor: bool = False
-    """Resize floats in one step, reports too, without rounding or clamping, as torchvision does a tensor; or else as
-    PIL does 8-bit levels."""
+    """Resize floats in one step without rounding or clamping, as torchvision does; else as PIL does 8-bit levels."""
     own: Callable[[Image.Image], Tensor] | None = field(default=None, compare=False, repr=False)
     """The model's own processor of one PIL image, for reports."""
 
     def __post_init__(self) -> None:
         if self.fit not in FITS:
-            raise ValueError(f"preprocessing: fit {self.fit!r} is unknown, take one of {', '.join(FITS)}")
+            raise ValueError(f"preprocessing: fit {self.fit!r} is unknown, use one of {', '.join(FITS)}")
         if self.interpolation not in FILTERS:
             raise ValueError(
-                f"preprocessing: interpolation {self.interpolation!r} is unknown, take one of {', '.join(FILTERS)}"
+                f"preprocessing: interpolation {self.interpolation!r} is unknown, use one of {', '.join(FILTERS)}"
             )
         if self.fit == "crop" and self.shortest is not None and self.shortest < max(self.size):
             raise ValueError(
@@ -66,7 +67,7 @@ class Preprocess:
             )
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width, px, of an image of (height, width) after the resize and before crop or padding."""
+        """Height and width, px, of an image after the resize and before crop or padding."""
         if self.fit == "stretch":
             return self.size
         if self.fit == "pad" and self.as_tensor:  # hpsv2's arithmetic: 123 px of 384 x 210, where open_clip's has 122
@@ -95,13 +96,13 @@ class Preprocess:
         return (images - mean) / std  # (B, 3, *size)
 
     def _origin(self, height: int, width: int) -> tuple[int, int]:
-        """Top and left, px, of the crop from an image of (height, width) after the resize."""
+        """Top and left, px, of the crop from a resized image."""
         rests = height - self.size[0], width - self.size[1]
         top, left = (rest // 2 if self.floor_centre else round(rest / 2) for rest in rests)
         return top, left
 
     def crops_as(self, other: Preprocess, height: int, width: int) -> bool:
-        """Whether a crop from images of (height, width), before the resize, begins where that of `other` does."""
+        """Whether the crops of this and `other` from images of (height, width), before the resize, are the same."""
         small = self.resized(height, width)
         return small == other.resized(height, width) and self._origin(*small) == other._origin(*small)
 
@@ -110,7 +111,7 @@ class Preprocess:
         return self.finish(self.resize(images))
 
     def resize(self, images: Tensor, rounding: bool = False) -> Tensor:
-        """Float images (B, 3, H, W) before crop or padding; `rounding` as in the function `resize`."""
+        """Resize float images (B, 3, H, W), before crop or padding; `rounding` as in the function `resize`."""
         size = self.resized(*images.shape[-2:])
         if not self.as_tensor:
             return resize(images, size, self.interpolation, rounding)
@@ -119,8 +120,7 @@ class Preprocess:
         return F.interpolate(images, size, mode=self.interpolation, antialias=True)
 
     def report(self, images: Tensor) -> Tensor:
-        """Pixels (B, 3, *size) float32 on the CPU of images (B, 3, H, W) uint8, through PIL unless `as_tensor`: by the
-        model's own processor where `own` is set."""
+        """Pixels (B, 3, *size) float32 on the CPU of images (B, 3, H, W) uint8, by `own` or PIL unless `as_tensor`."""
         if self.as_tensor:
             return self(images.cpu().float() / 255)
         pictures = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
@@ -132,10 +132,10 @@ class Preprocess:
 
 
 def resize(images: Tensor, size: tuple[int, int], interpolation: str = "bicubic", rounding: bool = False) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] at another size, antialiased, by rows and then by columns as PIL does.
+    """Resize images (B, 3, H, W) in [0, 1], antialiased, by rows and then by columns as PIL does.
 
-    Each of the two is clamped as PIL's are: a bicubic filter overshoots, and clamping at the end alone would be off by
-    up to 9 of 255 levels beside saturated areas. With `rounding` each gives one of 256 levels, too, by `round_through`.
+    Both passes clamp as PIL's do: a bicubic filter overshoots, and clamping only at the end would be off by up to 9 of
+    255 levels beside saturated areas. With `rounding` both also round to 256 levels, by `round_through`.
     """
     for target in ((images.shape[-2], size[1]), size):
         if tuple(images.shape[-2:]) != tuple(target):
@@ -145,7 +145,7 @@ def resize(images: Tensor, size: tuple[int, int], interpolation: str = "bicubic"
 
 
 def round_through(images: Tensor) -> Tensor:
-    """Images in [0, 1] at the nearest of 256 levels, with the gradient that they have without (straight-through)."""
+    """Round images in [0, 1] to 256 levels, with the gradient of the identity (straight-through)."""
     return images + ((images * 255).round() / 255 - images).detach()
 
 
@@ -155,10 +155,15 @@ def _tensor(picture: Image.Image) -> Tensor:
 
 
 class Views:
-    """One batch of images as several models see it; what two of them have in common is computed once.
+    """One batch of images for several models, which share common preprocessing.
 
-    Images (B, 3, H, W) are floats in [0, 1] (the differentiable path) or uint8 (the report path). With `rounding` the
-    former are rounded to 8 bits wherever the latter are, straight through.
+    Images (B, 3, H, W) are floats in [0, 1] (the differentiable path) or uint8 (the report path). With `rounding`
+    floats are rounded to 8 bits wherever reports are, straight through.
+
+    Examples:
+        >>> views, preprocess = aig.vision.Views(torch.rand(2, 3, 64, 64)), aig.vision.Preprocess((32, 32))
+        >>> views.pixels(preprocess) is views.pixels(preprocess)
+        True
     """
 
     def __init__(self, images: Tensor, rounding: bool = False) -> None:
@@ -168,7 +173,7 @@ class Views:
 
     @property
     def reports(self) -> bool:
-        """Whether these are images as saved, which go through a model's own processor."""
+        """Whether these are saved images, for a model's own processor."""
         return self.images.dtype == torch.uint8
 
     @property
@@ -177,7 +182,7 @@ class Views:
         return self.images.float() / 255 if self.reports else self.images
 
     def pixels(self, preprocess: Preprocess) -> Tensor:
-        """What a model with this preprocessing takes, (B, 3, *size): each made once, and each size resized to once."""
+        """A model's input (B, 3, *size), computed once per preprocessing, and resized once per size."""
         if self.reports:
             return self.once((preprocess, preprocess.own), lambda: preprocess.report(self.images))
         images = self.images if self.images.dtype == torch.float64 else self.images.float()
@@ -186,7 +191,7 @@ class Views:
         return self.once(preprocess, lambda: preprocess.finish(small))
 
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """`compute()`, or what it gave the last time that this key was asked for."""
+        """`compute()`, cached by the key."""
         if key not in self._made:
             self._made[key] = compute()
         return self._made[key]

@@ -1,4 +1,4 @@
-"""What is kept within a process: modules by what they were loaded from, and a bounded number of values by prompt."""
+"""Caches of a process: loaded modules by their files, and a bounded number of values by prompt."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _LOADED: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 
 
 def shared(key: Hashable, load: Callable[[], T]) -> T:
-    """`load()`, or the very object that it gave for an equal key while somebody still holds that."""
-    found = _LOADED.get(key)
-    if found is None:
-        found = _LOADED[key] = load()
-    return found
+    """`load()`, or the object that it returned for an equal key, if that is still in use."""
+    loaded = _LOADED.get(key)
+    if loaded is None:
+        loaded = _LOADED[key] = load()
+    return loaded
 
 
 class ByPrompt(Generic[T]):
-    """Values by prompt, at most `size` of them; the least recently used leave first."""
+    """A cache of at most `size` values by prompt; the least recently used leave first."""
 
     def __init__(self, size: int = CACHED_PROMPTS) -> None:
         self.size = size
@@ -32,7 +32,7 @@ class ByPrompt(Generic[T]):
         return len(self._values)
 
     def get(self, prompts: Sequence[str], compute: Callable[[list[str]], Sequence[T]]) -> list[T]:
-        """A value a prompt; those that are not kept come from one call of `compute` for the distinct ones."""
+        """One value per prompt; missing ones come from one call of `compute` with the distinct prompts."""
         known = {prompt: self._values[prompt] for prompt in prompts if prompt in self._values}
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
         if new:

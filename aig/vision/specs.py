@@ -1,4 +1,4 @@
-"""What specifications of rewards and of features have in common: which names and keys there are, and what to say."""
+"""Checks that specifications of rewards and of features share: names, keys, and their messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def check_name(what: str, name: object, known: Collection[str]) -> None:
-    """ValueError for a name that is neither known nor a `package.module:callable`; `what` is as "reward {} is"."""
+    """ValueError for a name that is neither known nor a `package.module:callable`; `what` reads like "reward {} is"."""
     if not isinstance(name, str) or (name not in known and ":" not in name):
         close = difflib.get_close_matches(str(name), known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -20,7 +20,7 @@ def check_name(what: str, name: object, known: Collection[str]) -> None:
 
 
 def check_texts(who: str, spec: object, keys: Iterable[str]) -> None:
-    """ValueError where one of these fields is neither None nor a text."""
+    """ValueError if one of these fields is neither None nor a text."""
     for key in keys:
         value = getattr(spec, key)
         if value is not None and (not isinstance(value, str) or not value):
@@ -28,7 +28,7 @@ def check_texts(who: str, spec: object, keys: Iterable[str]) -> None:
 
 
 def from_mapping(kind: type, who: str, spec: Mapping[str, Any], names: Iterable[str]) -> Any:
-    """The dataclass of a mapping's keys; ValueError for an unknown key, with the nearest known one, and for no name."""
+    """The dataclass of a mapping; ValueError for an unknown key, with the nearest known one, and for a missing name."""
     known = [item.name for item in fields(kind)]
     for key in spec:
         if key not in known:

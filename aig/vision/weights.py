@@ -1,4 +1,4 @@
-"""Where pretrained weights are: a file, a folder, the hub or its cache; and one error that says what to do offline."""
+"""Locate pretrained weights: a file, a folder, the hub or its cache; with one error that says what to do offline."""
 
 from __future__ import annotations
 
@@ -22,16 +22,22 @@ SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".json", ".ckpt")
 
 @dataclass(frozen=True)
 class Source:
-    """Files that are needed of one place."""
+    """The files that a reward or extractor needs from one place.
+
+    Examples:
+        >>> source = aig.vision.Source("reward 'fragile'", str(aig.world.weights.folder()), ("fragile.safetensors",))
+        >>> aig.vision.fetch(source).name, aig.vision.missing([source]), len(aig.vision.digest([source]))
+        ('weights', [], 32)
+    """
 
     user: str
-    """Who needs them, as messages say it: `reward 'hpsv2.1'`."""
+    """Their user's name in messages: `reward 'hpsv2.1'`."""
     place: str
     """A hub id `owner/name`, a folder, a file, or an https address of a file."""
     files: tuple[str, ...]
-    """What must be there; `a|b` where either will do. A place that is a file stands for all of them."""
+    """The files that must exist; `a|b` if either will do. A place that is a file stands for all of them."""
     extras: tuple[str, ...] = ()
-    """Patterns of what is downloaded along where it exists."""
+    """Patterns of further files to download if they exist."""
     key: str = "weights"
     """The key of a specification that names another place."""
 
@@ -50,28 +56,27 @@ class Source:
         return Path(self.place).expanduser()
 
     def file(self, path: Path) -> Path:
-        """The one file that is meant, of the path that `fetch` gave: itself, or the first alternative in a folder."""
+        """The single file under the path that `fetch` returned: itself, or the first alternative in a folder."""
         if path.is_file():
             return path
         return next(path / name for name in self.files[0].split("|") if (path / name).exists())
 
     @property
     def downloaded(self) -> Path:
-        """Where a file from an https address is kept."""
+        """The path of a file from an https address."""
         return Path(torch.hub.get_dir()) / "checkpoints" / unquote(self.place.rsplit("/", 1)[1])
 
 
 def find(source: Source) -> Path | None:
-    """The folder (or the file, where the place is one) that holds the source's files here; None if it has to be
-    downloaded.
+    """The local folder or file of a source; None if it must be downloaded. Never uses the network.
 
-    Raises ValueError for a path that does not exist, and for a folder that lacks a file. Never uses the network.
+    Raises ValueError for a path that does not exist, and for a folder that lacks a file.
     """
     if source.is_url:
         return source.downloaded if source.downloaded.exists() else None
     if not source.is_path:
-        found = [_cached(source.place, names) for names in source.files]
-        return found[0].parent if found and all(found) and found[0] is not None else None
+        cached = [_cached(source.place, names) for names in source.files]
+        return cached[0].parent if cached and all(cached) and cached[0] is not None else None
     if not source.path.exists():
         raise ValueError(
             f"{source.user}: there is no {source.path} ({source.key}); give a file, a folder or a hub id that has "
@@ -89,13 +94,13 @@ def find(source: Source) -> Path | None:
 
 
 def fetch(source: Source) -> Path:
-    """As `find`, downloading what is not here yet.
+    """The local folder or file of a source, downloaded if missing.
 
-    Raises ValueError where that fails: what to download, from where, to which path.
+    Raises ValueError if that fails: what to download, from where, to which path.
     """
-    found = find(source)
-    if found is not None:
-        return found
+    path = find(source)
+    if path is not None:
+        return path
     try:
         if source.is_url:
             if constants.HF_HUB_OFFLINE:
@@ -103,26 +108,28 @@ def fetch(source: Source) -> Path:
             source.downloaded.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(source.place, str(source.downloaded))
             return source.downloaded
-        for count in (1, None):  # every alternative only where the first is not there: they can hold the same weights
-            wanted = [name for names in source.files for name in names.split("|")[:count]]
-            snapshot_download(source.place, allow_patterns=[*wanted, *source.extras])
-            if (found := find(source)) is not None:
-                return found
+        for count in (1, None):  # all alternatives only if the first is missing: they can hold the same weights
+            patterns = [name for names in source.files for name in names.split("|")[:count]]
+            snapshot_download(source.place, allow_patterns=[*patterns, *source.extras])
+            if (path := find(source)) is not None:
+                return path
         raise OSError("the repository has no such file")
     except (OSError, ValueError, RuntimeError) as error:
         raise unavailable(source, error) from error
 
 
 def digest(sources: Iterable[Source], *paths: str | None) -> str:
-    """A hash, 32 hex digits, of the content of the files that are read of these sources, downloaded where they are not
-    here yet, and of those paths that are files; ValueError as of `fetch`."""
-    files = {f"{place}/{name}": path for place, source in enumerate(sources) for name, path in _read(source).items()}
-    given = [Path(path).expanduser() for path in paths if path]
-    return digests.of_files(files | {f"path/{place}": path for place, path in enumerate(given) if path.is_file()})
+    """A hash, 32 hex digits, of the sources' files, downloaded if missing, and of the paths that are files.
+
+    Raises ValueError as `fetch`.
+    """
+    files = {f"{i}/{name}": path for i, source in enumerate(sources) for name, path in _read(source).items()}
+    others = [Path(path).expanduser() for path in paths if path]
+    return digests.of_files(files | {f"path/{i}": path for i, path in enumerate(others) if path.is_file()})
 
 
 def _read(source: Source) -> dict[str, Path]:
-    """The files of a source by what they are: weights with their shards, and the settings and tokenizers beside."""
+    """The files of a source by role: weights with their shards, and the settings and tokenizers beside them."""
     place = fetch(source)
     if place.is_file():
         return {source.files[0]: place}
@@ -138,7 +145,7 @@ def _read(source: Source) -> dict[str, Path]:
 
 
 def pretrained(kind: Any, folder: Path, dtype: torch.dtype, user: str) -> Any:
-    """A model of a transformers class from a folder, every parameter set by it; ValueError names what is wrong."""
+    """Load a transformers class from a folder that sets every parameter; ValueError names what is wrong."""
     fix = f"give a folder that {kind.__name__}.save_pretrained wrote"
     try:
         model, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, local_files_only=True)
@@ -155,7 +162,7 @@ def pretrained(kind: Any, folder: Path, dtype: torch.dtype, user: str) -> Any:
 
 
 def missing(sources: Iterable[Source]) -> list[str]:
-    """What `fetch` would download, an address each; loads nothing.
+    """The addresses that `fetch` would download, one per source; loads nothing.
 
     Raises one ValueError for all that cannot be downloaded: offline, or no such file.
     """
@@ -172,7 +179,7 @@ def missing(sources: Iterable[Source]) -> list[str]:
 
 
 def unavailable(source: Source, why: object) -> ValueError:
-    """The error for what is neither here nor to be had: what to download, from where, to which path."""
+    """The error for files that are neither here nor can be downloaded: what to get, from where, to which path."""
     reason = str(why).strip().split("\n")[0]
     if source.is_url:
         place, command, target = source.place, f"curl -Lo '{source.downloaded}' {source.place}", source.downloaded
@@ -182,7 +189,7 @@ def unavailable(source: Source, why: object) -> ValueError:
         command, target = f"hf download {source.place} {names}", Path(constants.HF_HUB_CACHE)
     return ValueError(
         f"{source.user} needs {_listed(source)} from {place}, which is not in {target} and cannot be downloaded "
-        f"({reason}). Where there is a network run `{command}` and bring the result to that path, or download it to "
+        f"({reason}). On a machine with a network run `{command}` and bring the result to that path, or download it to "
         f"any folder and set {source.key!r} to the folder or file"
     )
 

@@ -17,7 +17,7 @@ from aig.world.train_scores import draw_preferences
 from aig.world.training import generator_for
 from aig.world.weights import load, verify
 
-HELD_OUT = 10**9  # no training seed: its streams are apart from all that was trained on
+HELD_OUT = 10**9  # no training seed, so its streams are disjoint from all training data
 CHUNK = 256
 
 
@@ -31,8 +31,8 @@ class PairAccuracy:
 
     n: int
     reward: float
-    ceiling: float  # of one that knows the hidden utility
-    order: float  # the reward's agreement with the utility's own order, without the labels' noise
+    ceiling: float  # of a reward that knows the hidden utility
+    order: float  # the reward's agreement with the utility's order, without the labels' noise
 
 
 @torch.no_grad()
@@ -60,10 +60,10 @@ def factor_accuracy(net: FactorNet, n: int = 8192, seed: int = 1) -> dict[str, f
     """
     device = net.mean.device
     right: dict[str, list[Tensor]] = {name: [] for name in CLASSES}
-    told: dict[str, list[Tensor]] = {name: [] for name in (*NUMBERS, "gold")}
+    estimate: dict[str, list[Tensor]] = {name: [] for name in (*NUMBERS, "gold")}
     true: dict[str, list[Tensor]] = {name: [] for name in (*NUMBERS, "gold")}
     for chunk in chunks(n):
-        # Half of the scenes miss what their caption asks for, as in the preferences.
+        # Half of the scenes do not match their caption, as in the preferences.
         drawn = draw_preferences(CHUNK, generator_for(HELD_OUT, seed, chunk), group=1)
         scenes = drawn.scenes[0]
         images = render(scenes).to(device)
@@ -71,21 +71,21 @@ def factor_accuracy(net: FactorNet, n: int = 8192, seed: int = 1) -> dict[str, f
         for name in CLASSES:
             right[name].append(getattr(read, name).argmax(1).cpu() == getattr(scenes, name))
         for name in NUMBERS:
-            told[name].append(getattr(read, name).cpu())
+            estimate[name].append(getattr(read, name).cpu())
             true[name].append(getattr(scenes, name))
-        told["gold"].append(net.gold(images, drawn.captions).cpu())
+        estimate["gold"].append(net.gold(images, drawn.captions).cpu())
         true["gold"].append(scene_utility(scenes, [parse_caption(text) for text in drawn.captions]))
     table = {name: torch.cat(parts).float().mean().item() for name, parts in right.items()}
     for name in NUMBERS:
-        truth, error = torch.cat(true[name]), torch.cat(told[name]) - torch.cat(true[name])
+        truth, error = torch.cat(true[name]), torch.cat(estimate[name]) - torch.cat(true[name])
         table[name] = 1 - (error.square().mean() / truth.var()).item()
-    table["gold"] = torch.corrcoef(torch.stack([torch.cat(told["gold"]), torch.cat(true["gold"])]))[0, 1].item()
+    table["gold"] = torch.corrcoef(torch.stack([torch.cat(estimate["gold"]), torch.cat(true["gold"])]))[0, 1].item()
     return table
 
 
 @torch.no_grad()
 def layout(judge: FactorNet, features: FactorNet, images: Tensor) -> dict[str, tuple[float, float]]:
-    """Mean and deviation of the layout that a judge reads in images, and of the ground's colours by the extractor."""
+    """Mean and deviation of the layout that a judge reads in images, and of the extractor's background colours."""
     read = judge(images)
     ground = (features(images).extras["ground"] + 2) / 4  # (N, 3) RGB
     values = {"x": read.x, "y": read.y, "radius": read.radius}
@@ -114,14 +114,14 @@ def base_samples(folder: Path, n: int, device: torch.device) -> tuple[Tensor, li
 
 
 def check(weights: Path, pairs: int, samples: int, device: torch.device) -> None:
-    """Print held-out accuracies of all weights found in a folder, and of its base model's samples."""
+    """Print held-out accuracies of all weights in a folder, and of its base model's samples."""
     nets = {name: load(name, weights).to(device) for name in BUILDERS if (weights / f"{name}.safetensors").exists()}
     for name, net in nets.items():
         if isinstance(net, PreferenceReward):
-            found = pair_accuracy(net, pairs)
+            pair = pair_accuracy(net, pairs)
             print(
-                f"{name:9} pair accuracy {found.reward:.4f}  ceiling {found.ceiling:.4f}  "
-                f"short of it by {found.ceiling - found.reward:.4f}  true order {found.order:.4f}  ({found.n} pairs)"
+                f"{name:9} pair accuracy {pair.reward:.4f}  ceiling {pair.ceiling:.4f}  "
+                f"short of it by {pair.ceiling - pair.reward:.4f}  true order {pair.order:.4f}  ({pair.n} pairs)"
             )
             print(f"{'':9} score of fitting scenes {mean_score(net):.2f}")
         if isinstance(net, FactorNet):
@@ -136,7 +136,7 @@ def check(weights: Path, pairs: int, samples: int, device: torch.device) -> None
 
 @torch.no_grad()
 def mean_score(reward: PreferenceReward, n: int = 1024) -> float:
-    """The mean score of rendered scenes under captions that are true of them."""
+    """The mean score of rendered scenes under true captions."""
     generator = generator_for(HELD_OUT, 3)
     scenes = sample_scenes(n, generator)
     return reward(render(scenes).to(reward.logit_scale.device), captions(scenes, generator)).mean().item()

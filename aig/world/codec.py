@@ -15,9 +15,8 @@ from torch import Tensor
 class SpaceToDepth(ModelMixin, ConfigMixin):
     """Images (B, 3, H, W) in [-1, 1] to latents (B, 12, H/2, W/2) and back, exactly.
 
-    It has no weights to train and loses nothing, and it is four times cheaper to denoise than pixels. `scaling_factor`
-    brings the data to unit variance, as for `AutoencoderKL`: callers multiply after `encode` and divide before
-    `decode`.
+    It has no trainable weights, and its latents are four times cheaper to denoise than pixels. `scaling_factor` brings
+    the data to unit variance, as for `AutoencoderKL`: callers multiply after `encode` and divide before `decode`.
     """
 
     config_name = "config.json"

@@ -21,11 +21,11 @@ EMBEDDING = 64
 
 
 def check_batch(images: Tensor, captions: list[str] | None = None) -> None:
-    """ValueError unless images are (B, 3, 32, 32) and there is one caption an image."""
+    """ValueError unless images are (B, 3, 32, 32) and there is one caption per image."""
     if images.ndim != 4 or images.shape[1:] != (3, SIZE, SIZE):
         raise ValueError(f"images must be (B, 3, {SIZE}, {SIZE}) in [0, 1], got {tuple(images.shape)}")
     if captions is not None and len(captions) != len(images):
-        raise ValueError(f"one caption an image is needed: got {len(captions)} captions for {len(images)} images")
+        raise ValueError(f"give one caption per image: got {len(captions)} captions for {len(images)} images")
 
 
 # --- towers ---------------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ class LowPass(nn.Module):
 
 
 def plain_tower(out: int, a: int = 32, b: int = 64, c: int = 96) -> nn.Sequential:
-    """A plain strided CNN, (B, 3, 32, 32) in [-1, 1] to (B, out). Nothing keeps it from reading the finest patterns."""
+    """A plain strided CNN, (B, 3, 32, 32) in [-1, 1] to (B, out), which can read the finest patterns."""
     return nn.Sequential(
         normed(3, a, 2), normed(a, a), normed(a, b, 2), normed(b, b), normed(b, c, 2), normed(c, c),
         nn.Flatten(), nn.Linear(c * 16, 128), nn.SiLU(), nn.Linear(128, out),
@@ -81,7 +81,7 @@ def plain_tower(out: int, a: int = 32, b: int = 64, c: int = 96) -> nn.Sequentia
 def residual_tower(
     out: int, a: int = 32, b: int = 64, c: int = 96, norm: Callable[[int], nn.Module] = group_norm
 ) -> nn.Sequential:
-    """A residual CNN, (B, 3, 32, 32) in [-1, 1] to (B, out). Its last map is flattened: positions matter here."""
+    """A residual CNN, (B, 3, 32, 32) in [-1, 1] to (B, out). Its last map is flattened, since positions matter."""
     return nn.Sequential(
         nn.Conv2d(3, a, 5, 2, 2), Residual(a, norm), nn.Conv2d(a, b, 3, 2, 1), Residual(b, norm),
         nn.Conv2d(b, c, 3, 2, 1), Residual(c, norm), norm(c), nn.SiLU(),
@@ -105,7 +105,7 @@ class TextTower(nn.Module):
         self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, out))
 
     def forward(self, captions: list[str]) -> Tensor:
-        distinct = sorted(set(captions))  # each distinct caption is encoded once
+        distinct = sorted(set(captions))  # each encoded once
         for caption in distinct:
             parse_caption(caption)
         tokens = self.tokenizer(distinct, padding="max_length", truncation=True, return_tensors="pt")
@@ -123,8 +123,8 @@ class TextTower(nn.Module):
 class PreferenceReward(nn.Module):
     """A reward like PickScore (Kirstain et al. 2023): exp(logit_scale) times the cosine of an image and its caption.
 
-    It is trained by contrast on captions, then by Bradley and Terry's model on noisy pairwise preferences. The scale is
-    fixed: preferences alone would shrink it, and with it the room above a good image's score.
+    Trained by contrast on captions, then by Bradley and Terry's model on noisy pairwise preferences. The scale is
+    fixed: preferences alone would shrink it, and with it the range above a good image's score.
     """
 
     logit_scale: Tensor
@@ -166,18 +166,18 @@ def build_robust() -> PreferenceReward:
 # --- judges and features --------------------------------------------------------------------------------------------
 
 CLASSES = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES, "tone": TONES, "pattern": PATTERNS}
-# Each number's mean and standard deviation over the world: the heads predict standardized values.
+# Mean and standard deviation of each number over the world: the heads predict standardized values.
 NUMBERS = {
     "x": (0.0, 0.196), "y": (0.0, 0.196), "radius": (0.56, 0.081), "haze": (0.08, 0.12), "blur": (0.28, 0.36),
     "saturation": (0.85, 0.087),
 }  # fmt: skip
-# What only the feature extractor reads too: three RGB colours, the pattern's angle, the object's rotation / 12 degrees.
+# Further factors of the feature extractor: three RGB colours, the pattern's angle, the object's rotation / 12 degrees.
 EXTRAS = {"ground": 3, "ground2": 3, "rgb": 3, "direction": 2, "orientation": 2, "rotation": 1}
 
 
 @dataclass
 class Factors:
-    """What a network reads in B images: logits (B, k) of each class, and numbers (B,) in the world's own units."""
+    """A network's reading of B images: logits (B, k) of each class, and numbers (B,) in the world's units."""
 
     shape: Tensor
     colour: Tensor
@@ -231,26 +231,22 @@ class FactorNet(nn.Module):
     def gold(self, images: Tensor, captions: list[str]) -> Tensor:
         """The hidden utility (B,), about -2 to 4.5, as this network reads it.
 
-        The match is the mean probability of what the caption names. Numbers are held within what the world can show, so
-        that an image outside it is not paid for being extreme. ValueError as for `PreferenceReward`.
+        The match is the mean probability of the caption's words. Numbers are clamped to the world's range, so that an
+        image outside it gains nothing by being extreme. ValueError as for `PreferenceReward`.
         """
         check_batch(images, captions)
         return utility_of(self(images), captions)
 
     def hits(self, images: Tensor, captions: list[str]) -> Tensor:
-        """Booleans (B, 2): whether the likeliest colour and shape are the asked ones. ValueError as above."""
+        """Booleans (B, 2): whether the likeliest colour and shape are the caption's. ValueError as above."""
         check_batch(images, captions)
         read = self(images)
-        colour, shape, _ = asked(captions, images.device)
+        colour, shape, _ = requested(captions, images.device)
         return torch.stack([read.colour.argmax(1) == colour, read.shape.argmax(1) == shape], dim=1)
 
-    def prompt_accuracy(self, images: Tensor, captions: list[str]) -> Tensor:
-        """Booleans (B,): whether both the asked colour and shape are found. ValueError as above."""
-        return self.hits(images, captions).all(dim=1)
 
-
-def asked(captions: list[str], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices (B,) of the colours, shapes and tones that captions ask for; -1 for a tone left unsaid."""
+def requested(captions: list[str], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices (B,) of the captions' colours, shapes and tones; -1 for no tone."""
     requests = [parse_caption(caption) for caption in captions]
     return (
         torch.tensor([COLOURS.index(r.colour) for r in requests], device=device),
@@ -260,30 +256,21 @@ def asked(captions: list[str], device: torch.device) -> tuple[Tensor, Tensor, Te
 
 
 def utility_of(read: Factors, captions: list[str]) -> Tensor:
-    """The hidden utility (B,) of what was read in images, for what their captions ask."""
-    colour, shape, tone = asked(captions, read.shape.device)
+    """The hidden utility (B,) of images, from a reading of them, for their captions."""
+    colour, shape, tone = requested(captions, read.shape.device)
 
     def probability(logits: Tensor, index: Tensor) -> Tensor:
         return logits.softmax(1).gather(1, index.clamp(min=0)[:, None])[:, 0]
 
     pair = probability(read.colour, colour) + probability(read.shape, shape)
     match = torch.where(tone >= 0, (pair + probability(read.tone, tone)) / 3, pair / 2)
-    return utility(
-        match,
-        read.radius,
-        read.x,
-        read.y,
-        read.haze.clamp(0, 1),
-        read.blur.clamp(min=0),
-        read.saturation.clamp(0, 1),
-        read.texture.softmax(1),
-        read.pattern.softmax(1),
-        read.tone.softmax(1),
-    )
+    haze, blur, saturation = read.haze.clamp(0, 1), read.blur.clamp(min=0), read.saturation.clamp(0, 1)
+    tastes = (logits.softmax(1) for logits in (read.texture, read.pattern, read.tone))
+    return utility(match, read.radius, read.x, read.y, haze, blur, saturation, *tastes)
 
 
 class Gold(nn.Module):
-    """Both judges: the hidden utility and the prompt accuracy as the mean of two readings, or each apart."""
+    """Both judges: the hidden utility as the mean of two readings, or each separately."""
 
     def __init__(self, judge_a: FactorNet, judge_b: FactorNet) -> None:
         super().__init__()
@@ -298,12 +285,8 @@ class Gold(nn.Module):
         return self.each(images, captions).mean(dim=0)
 
     def hits(self, images: Tensor, captions: list[str]) -> Tensor:
-        """Booleans (2, B, 2): for each judge, whether it finds the asked colour and shape. ValueError as above."""
+        """Booleans (2, B, 2): `hits` of each judge. ValueError as above."""
         return torch.stack([judge.hits(images, captions) for judge in (self.judge_a, self.judge_b)])
-
-    def prompt_accuracy(self, images: Tensor, captions: list[str]) -> Tensor:
-        """The share (B,), 0, 0.5 or 1, of judges that find both the asked colour and shape. ValueError as above."""
-        return self.hits(images, captions).all(dim=2).float().mean(dim=0)
 
 
 def build_judge_a() -> FactorNet:

@@ -1,7 +1,7 @@
 """Captioned scenes: one coloured shape on a background, rendered from exactly known factors.
 
-Everything here is synthetic and closed-form, so the asked colour and shape, the hidden utility and every other factor
-of a rendered image are known exactly. Coordinates are in units of the image's half-width, y pointing up.
+Everything here is synthetic and closed-form, so colour, shape, the hidden utility and every other factor of a rendered
+image are known exactly. Coordinates are in units of the image's half-width, with y pointing up.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def sample_scenes(
         return torch.multinomial(torch.tensor(weights), n, replacement=True, generator=generator)
 
     def drawn(given: Tensor | None, count: int) -> Tensor:
-        random = torch.randint(count, (n,), generator=generator)  # drawn anyway: the stream stays aligned
+        random = torch.randint(count, (n,), generator=generator)  # always drawn, to keep the stream aligned
         return random if given is None else given.cpu()
 
     shape, colour = drawn(shape, len(SHAPES)), drawn(colour, len(COLOURS))
@@ -87,8 +87,7 @@ def sample_scenes(
     saturation = uniform(0.7, 1.0)
     hue = torch.tensor(HUES, dtype=torch.float32)[colour] + uniform(-5, 5)
     rgb = hsv_to_rgb(hue, saturation, uniform(0.78, 1.0))
-    # Backgrounds stay at least 50 degrees of hue away from the object: an invisible object has no colour to be right
-    # about.
+    # Backgrounds stay at least 50 degrees of hue away from the object, so that every object is visible.
     ground_hue = hue + uniform(50, 310)
     low, high = torch.tensor([0.06, 0.36, 0.80])[tone], torch.tensor([0.20, 0.60, 0.98])[tone]
     top = torch.tensor([0.6, 0.5, 0.28])[tone]
@@ -121,7 +120,7 @@ def sample_scenes(
 def signed_distance(shape: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """Distance to each scene's outline (negative inside) at unit-radius local coordinates u, v (N, H, W).
 
-    Exact for the circle, a bound that is exact along the edges for the polygons: enough for anti-aliasing.
+    Exact for the circle; for the polygons a bound that is exact along the edges, enough for anti-aliasing.
     """
     radius = torch.sqrt(u * u + v * v)
     box_u, box_v = u.abs(), v.abs()
@@ -210,7 +209,7 @@ def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Request:
-    """What a caption asks for; `tone` is None where the caption leaves the background unsaid."""
+    """A caption's content; `tone` is None if it names no background."""
 
     colour: str
     shape: str
@@ -222,8 +221,7 @@ class Request:
 
 
 def parse_caption(caption: str) -> Request:
-    """Read a caption of the grammar `a COLOUR SHAPE [on a TONE background]`; ValueError says what is wrong with
-    another."""
+    """Read a caption of the grammar `a COLOUR SHAPE [on a TONE background]`; ValueError for another."""
     words = caption.lower().split()
     core, rest = words[:3], words[3:]
     if len(core) == 3 and core[0] in ("a", "an") and core[1] in COLOURS and core[2] in SHAPES:
@@ -238,7 +236,7 @@ def parse_caption(caption: str) -> Request:
 
 
 def captions(scenes: Scenes, generator: torch.Generator, tone_share: float = 0.25) -> list[str]:
-    """One caption a scene; a share of them also names the background's tone."""
+    """One caption per scene; a share of them also names the background's tone."""
     named = torch.rand(len(scenes), generator=generator) < tone_share
     return [
         str(Request(COLOURS[c], SHAPES[s], TONES[t] if with_tone else None))
@@ -249,25 +247,22 @@ def captions(scenes: Scenes, generator: torch.Generator, tone_share: float = 0.2
 
 
 def all_prompts() -> list[str]:
-    """The 48 captions without a background: colour and shape both move on from one to the next, so that in any prefix
-    no colour, and no shape, occurs two times more than another."""
+    """The 48 captions without a background, in whose prefixes counts of colours, and of shapes, differ by at most 1."""
     order = [(i % len(COLOURS), (i + i // 24) % len(SHAPES)) for i in range(48)]
     return [str(Request(COLOURS[c], SHAPES[s])) for c, s in order]
 
 
-# The split of the 48 captions: the 16 from here on are held out. Where the walk has each colour equally often.
+# The 16 held-out captions of the 48, a stretch that has each colour equally often.
 FIRST_HELD_OUT, AFTER_HELD_OUT = 24, 40
 
 
 def training_prompts() -> list[str]:
-    """The 32 captions that trainings see: each colour 4 times, each shape 5 or 6 times, any prefix balanced as in
-    `all_prompts`."""
+    """The 32 captions for training: each colour 4 times, each shape 5 or 6 times, prefixes balanced as above."""
     return all_prompts()[:FIRST_HELD_OUT] + all_prompts()[AFTER_HELD_OUT:]
 
 
 def held_out_prompts() -> list[str]:
-    """The 16 captions that no training sees, new combinations of the words that trainings do see: each colour twice,
-    each shape 2 or 3 times, any prefix balanced as in `all_prompts`."""
+    """The 16 held-out captions, new combinations of the same words: each colour twice, each shape 2 or 3 times."""
     return all_prompts()[FIRST_HELD_OUT:AFTER_HELD_OUT]
 
 
@@ -293,7 +288,7 @@ def utility(
 ) -> Tensor:
     """The hidden utility of an image, about -2 to 4.5, from its factors (N,); the last three are probabilities (N, k).
 
-    `match` in [0, 1] is how well the image shows what the caption asks for. The weights are this world's own choice.
+    `match` in [0, 1] is the image's agreement with its caption. The weights are this world's own choice.
     """
     tastes = (
         texture @ texture.new_tensor(TEXTURE_TASTE)
@@ -302,34 +297,18 @@ def utility(
     )
     size = 1 - ((radius - BEST_RADIUS) / 0.12) ** 2
     centred = 1 - torch.hypot(x, y) / 0.25
-    return (
-        2.5 * match
-        + 0.5 * size.clamp(min=-2)
-        + 0.5 * centred
-        - 2.0 * haze
-        - 0.7 * blur
-        + 2 * (saturation - 0.85)
-        + tastes
-    )
+    shown = 2.5 * match + 0.5 * size.clamp(min=-2) + 0.5 * centred - 2.0 * haze - 0.7 * blur
+    return shown + 2 * (saturation - 0.85) + tastes
 
 
 def scene_utility(scenes: Scenes, requests: list[Request]) -> Tensor:
-    """The exact utility (N,) of rendered scenes for what was asked: the mean of colour, shape and, if named, tone
-    matches."""
+    """The exact utility (N,) of rendered scenes; `match` is the mean match of colour, shape and, if named, tone."""
     colour = torch.tensor([COLOURS.index(r.colour) for r in requests])
     shape = torch.tensor([SHAPES.index(r.shape) for r in requests])
     tone = torch.tensor([TONES.index(r.tone) if r.tone else -1 for r in requests])
     ok = ((scenes.colour == colour).float() + (scenes.shape == shape).float()) / 2
     match = torch.where(tone >= 0, (2 * ok + (scenes.tone == tone).float()) / 3, ok)
-    return utility(
-        match,
-        scenes.radius,
-        scenes.x,
-        scenes.y,
-        scenes.haze,
-        scenes.blur,
-        scenes.saturation,
-        F.one_hot(scenes.texture, len(TEXTURES)).float(),
-        F.one_hot(scenes.pattern, len(PATTERNS)).float(),
-        F.one_hot(scenes.tone, len(TONES)).float(),
-    )
+    classes = ((scenes.texture, TEXTURES), (scenes.pattern, PATTERNS), (scenes.tone, TONES))
+    probabilities = (F.one_hot(index, len(names)).float() for index, names in classes)
+    numbers = (scenes.radius, scenes.x, scenes.y, scenes.haze, scenes.blur, scenes.saturation)
+    return utility(match, *numbers, *probabilities)

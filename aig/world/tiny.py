@@ -3,8 +3,8 @@
 It is saved as an ordinary diffusers folder, which `DiffusionPipeline.from_pretrained(weights.folder("tiny"))` opens.
 """
 
-# diffusers exports its classes lazily, which pyright cannot follow, and annotates its pipelines too narrowly.
-# pyright: reportPrivateImportUsage=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# diffusers annotates its pipelines too narrowly.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import json
@@ -25,7 +25,7 @@ WARP = 2.2
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer with merges learned so that each of the world's words is one token."""
+    """CLIP's byte-pair tokenizer with learned merges: each of the world's words is one token."""
     trainer = trainers.BpeTrainer(
         vocab_size=1000, end_of_word_suffix="</w>", special_tokens=["<|startoftext|>", "<|endoftext|>"],
         initial_alphabet=list("abcdefghijklmnopqrstuvwxyz"), show_progress=False,
@@ -36,7 +36,7 @@ def build_tokenizer() -> CLIPTokenizer:
 
     learned = json.loads(bpe.to_str())["model"]
     vocab, merges = learned["vocab"], [tuple(m) for m in learned["merges"]]
-    # The trainer numbers single last letters in an order that differs from call to call: give it one.
+    # The trainer numbers single last letters in an order that varies from call to call: fix it.
     last = sorted(token for token in vocab if token.endswith("</w>") and len(token) == len("a</w>"))
     vocab.update(zip(last, sorted(vocab[token] for token in last), strict=True))
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT_LENGTH)
@@ -45,10 +45,10 @@ def build_tokenizer() -> CLIPTokenizer:
 def noise_schedule(steps: int = 1000, warp: float = WARP) -> list[float]:
     """Betas of a cosine schedule with its clock warped towards high noise: alpha_bar(s) = sin^2(pi/2 (1 - s)^warp).
 
-    At s = t/steps. Uniform steps through it spend most of their time where layout and shape are decided, in training
-    and in sampling alike; the plain cosine's ten uniform steps gave grey backgrounds.
+    s = t/steps. Uniform steps through it spend most of their time on layout and shape, in training and in sampling; ten
+    uniform steps of the plain cosine gave grey backgrounds.
     """
-    # Its end is lifted to 1e-6: at zero, DDIM with eta = 1 takes the root of a rounding error below zero.
+    # The end is lifted to 1e-6: at zero, DDIM with eta = 1 takes the root of a negative rounding error.
     bar = [math.sin(math.pi / 2 * (1 - s / steps) ** warp) ** 2 * (1 - 1e-6) + 1e-6 for s in range(steps + 1)]
     return [1 - bar[i + 1] / bar[i] for i in range(steps)]
 
@@ -61,8 +61,7 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """4.1 M parameters; text enters by cross-attention at 4x4 and, pooled, with the time, scaling and shifting each
-    residual block."""
+    """4.1 M parameters; text enters by cross-attention at 4x4 and, pooled, with the time in each residual block."""
     return UNet2DConditionModel(
         sample_size=SIZE // 2, in_channels=12, out_channels=12, block_out_channels=(32, 64, 128), layers_per_block=1,
         down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),

@@ -1,11 +1,11 @@
-"""Train the rewards, the judges and the feature extractor, on scenes rendered as they are needed.
+"""Train the rewards, the judges and the feature extractor, on scenes rendered on demand.
 
     python -m aig.world.train --out DIR fragile          # or robust, judge_a, judge_b, features; CPU or one GPU
     python -m aig.world.train --out DIR all-scores
 
-Everything random at a step comes from (seed, step), so a run that was interrupted goes on as if nothing had happened.
-The rewards see captions and noisy preferences, never the factors; the judges see factors of rendered images, never a
-sample of a model.
+All randomness at a step comes from (seed, step), so an interrupted run resumes as if nothing had happened. The rewards
+see captions and noisy preferences, never the factors; the judges see factors of rendered images, never a model's
+sample.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aig.world.networks import CLASSES, NUMBERS, FactorNet, Factors, PreferenceReward, asked, build
+from aig.world.networks import CLASSES, NUMBERS, FactorNet, Factors, PreferenceReward, build, requested
 from aig.world.scenes import (
     COLOURS,
     PATTERNS,
@@ -32,15 +32,15 @@ from aig.world.scenes import (
     sample_scenes,
     scene_utility,
 )
-from aig.world.training import MatrixMuon, Recipe, fit, generator_for
+from aig.world.training import Recipe, fit, generator_for
 from aig.world.weights import save
 
-MISMATCH = 0.3  # how often each named factor of a scene is not as asked, in a pair
+MISMATCH = 0.3  # how often each factor named by the caption is wrong in a scene
 BETA = 2.26  # of the noisy labels: a judge that knew the utility would agree with 84 % of them
-LEVEL = 17.0  # of the mean score of a group, which mostly misses its caption somewhere
-CONTRAST_SCALE = 100.0  # CLIP's: contrast is content with small gaps, of the size that preferences call for
-OUTSIDE = ("embedding", "position", "heads")  # kept from Muon, with all that reads pixels
-PREFERENCES, AUGMENTATION = 1, 2  # kinds of random streams, beside a step's own
+LEVEL = 17.0  # mean score of a group, most of whose scenes miss their caption
+CONTRAST_SCALE = 100.0  # CLIP's: small gaps, of the size that preferences need, satisfy the contrast
+OUTSIDE = ("embedding", "position", "heads")  # not for Muon, like all layers that read pixels
+PREFERENCES, AUGMENTATION = 1, 2  # kinds of random streams, besides a step's own
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,8 @@ class RewardConfig(Recipe):
     steps: int = 3600
     batch: int = 64
     lr: float = 1.5e-3  # AdamW's, for embeddings, norms, biases and the layers at both ends
-    muon_lr: float = 2e-3  # for all other weights, as matrices
     pretrain: int = 600
-    group: int = 16  # images compared for one caption, each with each (as in Ouyang et al. 2022)
+    group: int = 16  # images per caption, compared pairwise (as in Ouyang et al. 2022)
     groups: int = 12000  # distinct ones; later epochs repeat them, each image mirrored at random
     noise: float = 0.0  # the largest standard deviation of the images' noise augmentation
     contrast: float = 0.0  # weight of the contrastive loss after pretraining
@@ -71,7 +70,6 @@ class FactorConfig(Recipe):
     steps: int = 3000
     batch: int = 80
     lr: float = 1.5e-3  # AdamW's, for norms, biases and the layers at both ends
-    muon_lr: float = 2e-3  # for all other weights, as matrices
     augment: float = 1.0  # strength of the augmentations
     smoothing: float = 0.0  # of the class labels
 
@@ -90,21 +88,21 @@ RECIPES: dict[str, Recipe] = {
 
 @dataclass
 class Preferences:
-    """N captions, `group` images for each, and noisy preferences of each image of a group over each later one."""
+    """N captions, `group` images each, and noisy preferences of each image of a group over each later one."""
 
     scenes: list[Scenes]  # `group` times N scenes
     captions: list[str]
-    first: list[int]  # P places within the group: an image ...
+    first: list[int]  # P indices within the group: an image ...
     second: list[int]  # ... and the one that it is compared with
-    label: Tensor  # (N, P) 1.0 where the first was preferred
+    label: Tensor  # (N, P) 1.0 if the first was preferred
     better: Tensor  # (N, P) bool: the first has the higher utility
 
 
 def draw_preferences(n: int, generator: torch.Generator, group: int = 2) -> Preferences:
-    """Noisy preferences (Bradley and Terry 1952, over the hidden utility) between scenes not always as asked."""
+    """Noisy preferences (Bradley and Terry 1952, over the hidden utility) between scenes that may miss a caption."""
     asked_for = sample_scenes(n, generator)
     texts = captions(asked_for, generator)
-    tones = asked(texts, torch.device("cpu"))[2]
+    tones = requested(texts, torch.device("cpu"))[2]
     requests = [parse_caption(text) for text in texts]
 
     def mostly(index: Tensor, count: int) -> Tensor:
@@ -131,9 +129,9 @@ def joined(parts: list[Scenes]) -> Scenes:
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, truth: Tensor) -> Tensor:
-    """Symmetric InfoNCE (Radford et al. 2021), vectors (B, D); `truth` (B, B) is 1 where text j is true of image i.
+    """Symmetric InfoNCE (Radford et al. 2021), vectors (B, D); `truth` (B, B) is 1 if text j is true of image i.
 
-    Captions repeat in a batch of this small world, so every true pair counts as a positive, not the diagonal alone.
+    Captions repeat in a batch of this small world, so every true pair is a positive, not only the diagonal.
     """
     logits = CONTRAST_SCALE * images @ texts.T
     rows = -(logits.log_softmax(1) * truth).sum(1) / truth.sum(1)
@@ -142,8 +140,8 @@ def contrastive_loss(images: Tensor, texts: Tensor, truth: Tensor) -> Tensor:
 
 
 def holds(scenes: Scenes, texts: list[str]) -> Tensor:
-    """(N, N) floats: 1 where caption j is true of scene i."""
-    colour, shape, tone = asked(texts, torch.device("cpu"))
+    """(N, N) floats: 1 if caption j is true of scene i."""
+    colour, shape, tone = requested(texts, torch.device("cpu"))
     same = (scenes.colour[:, None] == colour) & (scenes.shape[:, None] == shape)
     return (same & ((scenes.tone[:, None] == tone) | (tone < 0))).float()
 
@@ -165,7 +163,7 @@ def reward_losses(reward: PreferenceReward, config: RewardConfig, step: int, dev
         matched = truth[torch.arange(len(texts)), (images @ words.T).argmax(1)].mean()
         return {"loss": contrastive_loss(images, words, truth), "matched": matched}
 
-    # The groups come in fixed chunks, each a function of (seed, chunk), visited in a new order every epoch.
+    # Groups come in fixed chunks, each a function of (seed, chunk), in a new order every epoch.
     size = config.batch // config.group
     chunks = config.groups // size
     epoch, place = divmod(step - config.pretrain, chunks)
@@ -180,7 +178,7 @@ def reward_losses(reward: PreferenceReward, config: RewardConfig, step: int, dev
     scores = reward.logit_scale.exp() * cosines.T  # (N, group)
     gap, label = scores[:, drawn.first] - scores[:, drawn.second], drawn.label.to(device)  # (N, P)
     preference = F.binary_cross_entropy_with_logits(gap, label)
-    # Preferences leave each caption's level free: hold it where a good image has PickScore's 20.
+    # Preferences do not determine each caption's level: set it so that a good image has PickScore's 20.
     level = (scores.mean(dim=1) - LEVEL).square().mean()
     losses = {"preference": preference, "agreement": ((gap > 0) == (label > 0.5)).float().mean(), "level": level}
     loss = preference + 0.01 * level
@@ -195,15 +193,15 @@ def reward_losses(reward: PreferenceReward, config: RewardConfig, step: int, dev
 
 
 def augment(images: Tensor, scenes: Scenes, strength: float, generator: torch.Generator) -> tuple[Tensor, Scenes]:
-    """Images (N, 3, H, W) as a careless or adversarial generator might have drawn them, and their factors.
+    """Degrade images (N, 3, H, W) like a careless or adversarial generator; returns them with their factors.
 
     Blur, smooth warps, cutouts, colour casts, low- and high-pass noise and 2x2 grids, each on some of the images and of
-    random size. Tuned images have such traces, and a judge trained on clean ones alone is fooled by them.
+    random size. Tuned images have such traces, which fool a judge trained only on clean ones.
     """
     n, _, height, width = images.shape
 
     def size(share: float, most: float) -> Tensor:
-        """(N, 1, 1, 1): zero but for a share of the images, there uniform up to `most`."""
+        """(N, 1, 1, 1): for a share of the images uniform up to `most`, else zero."""
         draw = torch.rand(2, n, 1, 1, 1, generator=generator)
         return torch.where(draw[0] < share, draw[1] * most * strength, 0.0)
 
@@ -243,18 +241,15 @@ def augment(images: Tensor, scenes: Scenes, strength: float, generator: torch.Ge
 
 
 def extras(scenes: Scenes) -> dict[str, tuple[Tensor, Tensor]]:
-    """What only the feature extractor learns: targets (N, k), and the rows (N,) where they can be seen."""
+    """Further factors of the feature extractor: targets (N, k), and whether they are visible (N,)."""
     angle = scenes.angle[:, None]
-    everywhere = torch.ones(len(scenes), dtype=torch.bool)
+    everywhere, striped = torch.ones(len(scenes), dtype=torch.bool), scenes.pattern == PATTERNS.index("stripes")
     return {
         "ground": (scenes.ground * 4 - 2, everywhere),
         "ground2": (scenes.ground2 * 4 - 2, scenes.pattern != PATTERNS.index("solid")),
         "rgb": (scenes.rgb * 4 - 2, everywhere),
         "direction": (torch.cat([angle.cos(), angle.sin()], 1), scenes.pattern == PATTERNS.index("gradient")),
-        "orientation": (
-            torch.cat([(2 * angle).cos(), (2 * angle).sin()], 1),
-            scenes.pattern == PATTERNS.index("stripes"),
-        ),
+        "orientation": (torch.cat([(2 * angle).cos(), (2 * angle).sin()], 1), striped),
         "rotation": (scenes.rotation[:, None] / 12, scenes.shape != SHAPES.index("circle")),
     }
 
@@ -290,7 +285,7 @@ def factor_losses(net: FactorNet, config: FactorConfig, step: int, device: torch
 
 @torch.no_grad()
 def standardize_features(net: FactorNet, seed: int, device: torch.device, n: int = 8192) -> None:
-    """Set the buffers that bring `net.features` to mean 0 and deviation 1 over rendered scenes."""
+    """Set the buffers that standardize `net.features` to mean 0 and deviation 1 over rendered scenes."""
     net.mean.zero_()
     net.std.fill_(1.0)
     generator = generator_for(seed, n)
@@ -300,27 +295,18 @@ def standardize_features(net: FactorNet, seed: int, device: torch.device, n: int
     net.std.copy_(features.std(dim=0))
 
 
-def optimizers_for(net: nn.Module, config: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the weights inside, AdamW for the rest."""
-    assert isinstance(config, RewardConfig | FactorConfig)
-    named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
-    inside = [p for name, p in named if p.ndim >= 2 and not any(part in name for part in OUTSIDE) and p.shape[1] > 3]
-    held = {id(p) for p in inside}
-    rest = [p for _, p in named if id(p) not in held]
-    return [
-        MatrixMuon(inside, lr=config.muon_lr, weight_decay=0.01),
-        torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01),
-    ]
+def is_inside(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.shape[1] > 3 and not any(part in name for part in OUTSIDE)
 
 
 # --- commands -------------------------------------------------------------------------------------------------------
 
 
 def train(name: str, config: Recipe, out: Path, device: torch.device) -> Path:
-    """Train the network called `name`, checkpointing to `out`; its weights end in `out/NAME.safetensors`, returned."""
+    """Train the network `name`, checkpointing to `out`; returns the path of its weights, `out/NAME.safetensors`."""
     net = build(name, config.seed).to(device)
     losses: Callable[..., dict[str, Tensor]] = reward_losses if isinstance(config, RewardConfig) else factor_losses
-    fit(name, net.train(), lambda step: losses(net, config, step, device), config, out, device, optimizers_for)
+    fit(name, net.train(), lambda step: losses(net, config, step, device), config, out, device, is_inside)
     if isinstance(net, FactorNet) and name == "features":
         standardize_features(net, config.seed, device)
     return save(net, out / f"{name}.safetensors")

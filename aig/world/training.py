@@ -1,4 +1,4 @@
-"""What all trainers of this world share: seeded streams, the learning rate, the loop, its log and checkpoint."""
+"""Common parts of the trainers: seeded streams, the learning rate, optimizers, the loop, its log and checkpoint."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ class Recipe:
     """How a model is trained; the learning rate warms up, stays, then falls linearly to zero."""
 
     steps: int = 4000
-    batch: int = 64  # images (or pairs of images) a step, over all processes
+    batch: int = 64  # images (or pairs of images) per step, over all processes
     lr: float = 1.5e-3
+    muon_lr: float = 2e-3  # for the weights inside, as matrices
     warmup: int = 100
     decay_share: float = 0.5  # of the steps, at the end
     ema: float = 0.998
@@ -30,7 +31,7 @@ class Recipe:
 
 
 def generator_for(*key: int) -> torch.Generator:
-    """A generator whose stream depends on all of `key` (mixed by a 64-bit linear congruence per element)."""
+    """A generator seeded by all of `key` (mixed by a 64-bit linear congruence per element)."""
     state = 0x9E3779B97F4A7C15
     for k in key:
         state = ((state ^ (k + 1)) * 6364136223846793005 + 1442695040888963407) % 2**64
@@ -43,7 +44,7 @@ def learning_rate(step: int, config: Recipe) -> float:
 
 
 def join_processes(device: torch.device) -> tuple[int, int]:
-    """This process's rank and the number of processes; under torchrun it joins their group first."""
+    """This process's rank and the number of processes, after joining their group under torchrun."""
     if "RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -63,8 +64,8 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
 def load_checkpoint(path: Path, config: Recipe, device: torch.device) -> dict:
     """Read a checkpoint; ValueError if another recipe made it (only its length, decay and checkpointing may change)."""
     state = torch.load(path, map_location=device, weights_only=True)
-    wanted, free = asdict(config), ("steps", "decay_share", "checkpoint_every")
-    differing = [k for k, v in state["config"].items() if k not in free and wanted.get(k) != v]
+    current, free = asdict(config), ("steps", "decay_share", "checkpoint_every")
+    differing = [k for k, v in state["config"].items() if k not in free and current.get(k) != v]
     if differing:
         made = ", ".join(f"{k}={state['config'][k]}" for k in differing)
         raise ValueError(f"checkpoint {path} was made with {made}: use the same options, or another --out")
@@ -72,11 +73,9 @@ def load_checkpoint(path: Path, config: Recipe, device: torch.device) -> dict:
 
 
 class MatrixMuon(torch.optim.Muon):
-    """Muon (Jordan et al. 2024) for weights of any number of dimensions, each orthogonalized as the matrix (out,
-    everything else).
+    """Muon (Jordan et al. 2024) for weights of any number of dimensions, orthogonalized as matrices (out, the rest).
 
-    torch's own takes matrices only: it is given views that share the weights' storage, and their gradients before each
-    step.
+    torch's Muon takes matrices only: here it gets views that share the weights' storage, and their gradients each step.
     """
 
     def __init__(self, weights: list[nn.Parameter], lr: float, weight_decay: float) -> None:
@@ -90,9 +89,18 @@ class MatrixMuon(torch.optim.Muon):
         return super().step(closure)
 
 
-def adamw(modules: nn.Module, config: Recipe) -> list[torch.optim.Optimizer]:
-    parameters = [p for p in modules.parameters() if p.requires_grad]
-    return [torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)]
+def make_optimizers(
+    modules: nn.Module, config: Recipe, is_inside: Callable[[str, nn.Parameter], bool]
+) -> list[torch.optim.Optimizer]:
+    """Muon for the weights inside, AdamW for the rest."""
+    named = [(name, p) for name, p in modules.named_parameters() if p.requires_grad]
+    inside = [p for name, p in named if p.ndim >= 2 and is_inside(name, p)]
+    held = {id(p) for p in inside}
+    rest = [p for _, p in named if id(p) not in held]
+    return [
+        MatrixMuon(inside, lr=config.muon_lr, weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
 
 
 def fit(
@@ -102,18 +110,18 @@ def fit(
     config: Recipe,
     out: Path,
     device: torch.device,
-    optimizers_for: Callable[[nn.Module, Recipe], list[torch.optim.Optimizer]] = adamw,
+    is_inside: Callable[[str, nn.Parameter], bool],
 ) -> float:
     """Train `modules`, leave their EMA weights in them, and return the seconds it took.
 
-    `losses_at(step)` returns scalars; "loss" is minimized, all are logged to `out/NAME.jsonl`. Its randomness
-    must come from the step alone: then a run that was interrupted and is started again with the same command goes on
-    from `out/NAME.ckpt` as if nothing had happened. ValueError if that checkpoint is another recipe's.
+    `losses_at(step)` returns scalars; "loss" is minimized, all are logged to `out/NAME.jsonl`. Its randomness must come
+    from the step alone: then an interrupted run resumes from `out/NAME.ckpt` as if nothing had happened. `is_inside`
+    chooses the weights for Muon. ValueError if the checkpoint is another recipe's.
     """
     rank = dist.get_rank() if dist.is_initialized() else 0
     out.mkdir(parents=True, exist_ok=True)
     parameters = [p for p in modules.parameters() if p.requires_grad]
-    optimizers = optimizers_for(modules, config)
+    optimizers = make_optimizers(modules, config, is_inside)
     peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     ema = {k: v.detach().clone() for k, v in modules.state_dict().items()}
     start, before, checkpoint = 0, 0.0, out / f"{name}.ckpt"
@@ -123,7 +131,7 @@ def fit(
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         ema, start, before = state["ema"], state["step"], state["seconds"]
-    begun, window = time.monotonic(), defaultdict(list)
+    begun, window = time.monotonic() - before, defaultdict(list)
     for step in range(start, config.steps):
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, peak in zip(groups, peaks, strict=True):
@@ -145,20 +153,16 @@ def fit(
         if rank == 0 and ((step + 1) % 50 == 0 or step + 1 == config.steps):
             means = {key: round(torch.stack(values).mean().item(), 5) for key, values in window.items()}
             window.clear()
-            report(name, step + 1, means, before + time.monotonic() - begun, config, out)
+            report(name, step + 1, means, time.monotonic() - begun, config, out)
         if rank == 0 and ((step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps):
             state = {
-                "modules": modules.state_dict(),
-                "optimizers": [o.state_dict() for o in optimizers],
-                "ema": ema,
-                "step": step + 1,
-                "seconds": before + time.monotonic() - begun,
-                "config": asdict(config),
-            }
+                "modules": modules.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "ema": ema,
+                "step": step + 1, "seconds": time.monotonic() - begun, "config": asdict(config),
+            }  # fmt: skip
             torch.save(state, checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").replace(checkpoint)
     modules.load_state_dict(ema)
-    return before + time.monotonic() - begun
+    return time.monotonic() - begun
 
 
 def report(name: str, step: int, means: dict[str, float], seconds: float, config: Recipe, out: Path) -> None:

@@ -1,6 +1,6 @@
-"""The embedded world's shipped weights: where they are, whether they are whole, and the networks that they fill.
+"""The embedded world's shipped weights: their folder, their verification, and the networks that they fill.
 
-Every file's SHA-256 stands in `SHA256SUMS.json` beside them and is checked whenever it is loaded.
+Every file is checked on loading against its SHA-256 in `SHA256SUMS.json`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from aig import digests
 from aig.world.networks import BUILDERS, FactorNet, Gold, build
 
-JUDGES = ("judge_a", "judge_b")  # what gold is the mean of
+JUDGES = ("judge_a", "judge_b")  # gold is their mean
 SUMS = "SHA256SUMS.json"
 FIX = "reinstall the package, or make it again with python -m aig.world.train"
 
 
 def folder(name: str = "") -> Path:
-    """The folder of the shipped weights, or the folder `name` within it (`tiny`, the text-to-image model), checked.
+    """The folder of the shipped weights, or the verified folder `name` within it (`tiny`, the text-to-image model).
 
     ValueError names a file that is missing or corrupt and the fix.
     """
@@ -39,14 +39,14 @@ def folder(name: str = "") -> Path:
 
 
 def _beside_or_installed() -> Path:
-    """The weights beside this file; where a shipped copy of the code left them out, those of the installed package."""
+    """The weights beside this file; if a copy of the code left them out, those of the installed package."""
     beside = Path(__file__).parent / "weights"
     if beside.is_dir():
         return beside
     with suppress(PackageNotFoundError):
         package = distribution("aig")
         url = json.loads(package.read_text("direct_url.json") or "{}").get("url", "")
-        # An editable installation keeps no files of its own and says where the source is.
+        # An editable installation has no files of its own but names the source.
         for root in (str(package.locate_file("")), url2pathname(urlparse(url).path)):
             if (Path(root) / "aig" / "world" / "weights").is_dir():
                 return Path(root) / "aig" / "world" / "weights"
@@ -58,7 +58,7 @@ def digest(path: Path) -> str:
 
 
 def digest_of(name: str, weights: Path | None = None) -> str:
-    """A hash, 32 hex digits, of the weights' files of a network by its name in `load`."""
+    """A hash, 32 hex digits, of the weights files of a network by its name in `load`."""
     weights = folder() if weights is None else Path(weights)
     files = [f"{part}.safetensors" for part in (JUDGES if name == "gold" else (name,))]
     for file in files:
@@ -67,7 +67,7 @@ def digest_of(name: str, weights: Path | None = None) -> str:
 
 
 def seal(weights: Path) -> dict[str, str]:
-    """Write `SHA256SUMS.json` for every file under `weights` and return it: relative path -> SHA-256."""
+    """Write `SHA256SUMS.json` for all files under `weights`; returns relative path -> SHA-256."""
     files = sorted(p for p in weights.rglob("*") if p.is_file() and p.name != SUMS and not p.name.startswith("."))
     sums = {p.relative_to(weights).as_posix(): digest(p) for p in files}
     part = weights / (SUMS + ".part")
@@ -88,10 +88,10 @@ def verify(weights: Path, name: str = "") -> None:
         sums = json.loads(listing.read_text())
     except ValueError as error:
         raise ValueError(f"weights: {listing} is not JSON ({error}): {FIX}") from error
-    wanted = {path: sum_ for path, sum_ in sums.items() if not name or path == name or path.startswith(name + "/")}
-    if not wanted:
+    listed = {path: sum_ for path, sum_ in sums.items() if not name or path == name or path.startswith(name + "/")}
+    if not listed:
         raise ValueError(f"weights: {weights / name} is not listed in {SUMS}: {FIX}")
-    for path, sum_ in wanted.items():
+    for path, sum_ in listed.items():
         if not (weights / path).is_file():
             raise ValueError(f"weights: {weights / path} is missing: {FIX}")
         if digest(weights / path) != sum_:
@@ -103,7 +103,7 @@ def halved(value: Tensor) -> Tensor:
 
 
 def save(net: nn.Module, path: Path) -> Path:
-    """Write a network's weights as safetensors in fp16, whole or not at all."""
+    """Write a network's weights as safetensors in fp16, atomically."""
     part = path.with_suffix(".part")
     save_file({key: halved(value.detach().cpu().contiguous()) for key, value in net.state_dict().items()}, part)
     os.replace(part, path)
@@ -111,7 +111,7 @@ def save(net: nn.Module, path: Path) -> Path:
 
 
 def read(name: str, path: Path) -> nn.Module:
-    """The network called `name` filled from `path`, unchecked: in fp32, eval mode, its parameters frozen."""
+    """Load the network `name` from `path`, unverified: in fp32, eval mode, frozen."""
     net = build(name)
     try:
         net.load_state_dict(load_file(path))  # copies into fp32
@@ -121,10 +121,10 @@ def read(name: str, path: Path) -> nn.Module:
 
 
 def load(name: str, weights: Path | None = None) -> nn.Module:
-    """A shipped network by name, in fp32, eval mode and frozen: its gradients reach the images only.
+    """Load a shipped network by name, in fp32, eval mode and frozen: gradients reach only the images.
 
     `fragile` and `robust` are rewards, `judge_a` and `judge_b` the judges, `gold` both, `features` the extractor.
-    ValueError for another name, and where the weights (by default the package's own) are missing or corrupt.
+    ValueError for another name, and if the weights (by default the package's own) are missing or corrupt.
     """
     weights = folder() if weights is None else Path(weights)
     if name == "gold":

@@ -8,7 +8,8 @@ from pipelines.commands import keys
 from pipelines.commands.command import Command, overridden
 from pipelines.commands.session import Session
 from pipelines.config import Config
-from pipelines.runs import identity, mirror
+from pipelines.runs import identity
+from pipelines.runs.directory import RunDir
 
 READS = (
     *keys.RUN, *keys.ARMS, "model.name", "rewards.define", *keys.of("evaluate", "prompts rewards seeds"), "front.*",
@@ -33,11 +34,11 @@ def run(session: Session) -> None:
         from pipelines.study import resolved
 
         first = identity.of_run(session.arguments.run_a)
-        mirror.refresh(first.directory)
+        RunDir.of(first).refresh()
         session.claim_existing()
         studies = resolved.resolve(first), resolved.resolve(session.config)
         comparison = compare(*studies, shared=session.arguments.shared)
-        print(summary(comparison, mirror.shown(first.directory), mirror.shown(session.config.directory)))
+        print(summary(comparison, RunDir.of(first).shown(), session.run.shown()))
     print(f"Comparison: {comparison.path}")
 
 

@@ -6,7 +6,6 @@ A remote run is read from its mirror, which is brought up to date first.
 from __future__ import annotations
 
 import difflib
-import fcntl
 import json
 import os
 import socket
@@ -22,8 +21,8 @@ import yaml
 
 from pipelines import config as configuration
 from pipelines.config import Config, ConfigError, uris
-from pipelines.runs import directory, identity, mirror
-from pipelines.runs.directory import IMAGES_FORMAT, RECORD, RECORD_FORMAT, RunDir
+from pipelines.runs import identity
+from pipelines.runs.directory import IMAGES_FORMAT, RECORD, RECORD_FORMAT, RunDir, other_format
 from pipelines.show import progress
 from pipelines.show.program import command_line
 from pipelines.study import limits, prompts, trainings, trials
@@ -52,18 +51,18 @@ class Training:
         return self.state in ("done", "errored", "stopped")
 
 
-def find(run: str) -> Path:
-    """The folder of a run, by path, URI or name in the default storage; ConfigError names the nearest run."""
+def find(run: str) -> RunDir:
+    """The directory of a run, by path, URI or name in the default storage; ConfigError names the nearest run."""
     if uris.is_uri(run):
-        folder = identity.find_run(run)
-        if not (folder / configuration.CONFIG_FILE).is_file():
+        found = identity.find_run(run)
+        if not (found.root / configuration.CONFIG_FILE).is_file():
             raise ConfigError(f"there is no run {run!r}: give the URI of one, with a {configuration.CONFIG_FILE}")
-        mirror.refresh(folder)
-        return folder
+        found.refresh()
+        return found
     storage = Path(configuration.Run().storage).expanduser()
     for folder in (Path(run).expanduser(), storage / run):
         if (folder / configuration.CONFIG_FILE).is_file():
-            return folder.absolute()
+            return RunDir.at(folder)
     beside = [Path(run).expanduser().absolute().parent, storage]
     there = sorted({path.parent.name for folder in beside for path in folder.glob(f"*/{configuration.CONFIG_FILE}")})
     close = difflib.get_close_matches(Path(run).name, there, n=1)
@@ -74,16 +73,17 @@ def find(run: str) -> Path:
     )
 
 
-def report(folder: Path) -> str:
-    """Describe the trainings, images, results and searches of the run in a folder, and the next command."""
-    made = _config(folder)
+def report(place: RunDir | str | Path) -> str:
+    """Describe the trainings, images, results and searches of a run, and the next command."""
+    files = RunDir.at(place)
+    made, name = _config(files.root), files.root.name
     # The run may have been moved since its configuration was written.
-    config = replace(made, run=replace(made.run, name=folder.name, storage=mirror.storage_of(folder)))
-    files, record = RunDir(folder), trials.read(config)
-    working = _is_locked(folder) or (mirror.is_mirror(folder) and _tells(files))
+    config = replace(made, run=replace(made.run, name=name, storage=files.storage))
+    record = trials.read(config)
+    working = files.is_locked or (files.mirror is not None and _tells(files))
     states = [_training(config, record, train, working) for train in trainings.trainings(config)]
     done, wanted = _units(files, states), expected_units(config)
-    lines = [f"{mirror.shown(folder)}{', a process is working in it' if working else ''}", ""]
+    lines = [f"{files.shown()}{', a process is working in it' if working else ''}", ""]
     lines += [*_training_lines(config, record, states), "", *_arm_lines(config, states)]
     arms = arm_count(config)
     lines += [f"images     {done} of {wanted} units ({arms} arms, {_images(config) * arms} images)"]
@@ -91,7 +91,7 @@ def report(folder: Path) -> str:
     lines += [f"{name:<11}{_there(files, path)}" for name, path in _results(files).items()]
     lines += _searches(files)
     lines += _more_adapters(config, files, states)
-    return "\n".join([*lines, "", f"next: {_next(made, folder, states, trials.draws(config, record), (done, wanted))}"])
+    return "\n".join([*lines, "", f"next: {_next(made, files, states, trials.draws(config, record), (done, wanted))}"])
 
 
 def _config(folder: Path) -> Config:
@@ -100,19 +100,6 @@ def _config(folder: Path) -> Config:
         return configuration.from_dict(yaml.safe_load(path.read_text()))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
-
-
-def _is_locked(folder: Path) -> bool:
-    """Whether a process on this machine holds the run."""
-    path = folder / identity.LOCK_FILE
-    if not path.exists():
-        return False
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def _tells(files: RunDir) -> bool:
@@ -252,8 +239,8 @@ def _units(files: RunDir, states: list[Training]) -> int:
     """How many files of images are whole and of this version; while trainings are missing, they are other adapters'."""
     if not all(state.ended for state in states):
         return 0
-    if mirror.is_mirror(files.images):  # where no file is there in part
-        return sum(fnmatch(name, "part-*.parquet") for name in mirror.names(files.images))
+    if files.mirror is not None:  # where no file is there in part
+        return sum(fnmatch(name, "part-*.parquet") for name in files.names(files.images))
     return sum(1 for path in files.images.glob("part-*.parquet") if _is_whole(path))
 
 
@@ -261,7 +248,7 @@ def _failures(files: RunDir) -> Iterator[str]:
     """How many units failed, and why the first did."""
     failed = []
     if files.failures.exists():
-        failed = directory.read_parquet(files.failures, "delete it", ["prompt", "error"]).to_pylist()
+        failed = files.read_parquet(files.failures, "delete it", ["prompt", "error"]).to_pylist()
     if failed:
         yield f"failures   {len(failed)} units, as of {failed[0]['prompt']!r}: {failed[0]['error']}"
 
@@ -277,7 +264,7 @@ def _is_whole(path: Path) -> bool:
 def _there(files: RunDir, path: Path) -> str:
     if not path.exists():
         return "missing"
-    return "there" if directory.other_format(files) is None else "there, made by another version"
+    return "there" if other_format(files) is None else "there, made by another version"
 
 
 def _results(files: RunDir) -> dict[str, Path]:
@@ -301,15 +288,15 @@ def _more_adapters(config: Config, files: RunDir, states: list[Training]) -> Ite
         yield f"adapters   besides: {', '.join(others)}"
 
 
-def _next(config: Config, folder: Path, states: Sequence[Training], draws: bool, units: tuple[int, int]) -> str:
+def _next(config: Config, files: RunDir, states: Sequence[Training], draws: bool, units: tuple[int, int]) -> str:
     """What to type next. `config` is as the run keeps it; `draws` says that a search has trials left to draw."""
+    folder = files.root
     if folder.name != config.run.name:
         return f"name the folder {config.run.name!r} again: by that name its configuration knows it"
     given = ["--config", str(folder / configuration.CONFIG_FILE)]
     if config.directory != folder:
-        given.append(f"run.storage={mirror.storage_of(folder)}")
-    files, (done, wanted) = RunDir(folder), units
-    retry = ""
+        given.append(f"run.storage={files.storage}")
+    (done, wanted), retry = units, ""
     if any(state.state == EARLIER for state in states):
         return (
             "an earlier version made this run's adapters, whose records do not say enough to go on: choose another "
@@ -319,7 +306,7 @@ def _next(config: Config, folder: Path, states: Sequence[Training], draws: bool,
         retry = f"; trainings that failed: {command_line('sweep', '--retry-errored', *given)}"
     if not all(state.ended for state in states) or draws:
         command = "sweep"
-    elif done < wanted or not files.metrics.exists() or directory.other_format(files) is not None:
+    elif done < wanted or not files.metrics.exists() or other_format(files) is not None:
         command = "evaluate"
     elif not files.front.exists():
         command = "front"

@@ -18,7 +18,6 @@ from pipelines.config import Config, ConfigError, Train
 from pipelines.config import given as _named
 from pipelines.evaluate import external
 from pipelines.rewards import names as reward_names
-from pipelines.runs import mirror
 from pipelines.runs.directory import RunDir
 from pipelines.study import arms, limits, models, statistics
 from pipelines.study import trainings as planned
@@ -220,6 +219,6 @@ def _check_adapters(config: Config, trainings: Sequence[Train]) -> None:
             if not records.same_record(found, wanted):
                 difference = records.difference(found, wanted)
                 raise ConfigError(
-                    f"{mirror.shown(folder)}: this adapter was made {difference}: choose another run.name and "
+                    f"{files.shown(folder)}: this adapter was made {difference}: choose another run.name and "
                     "keep it (--adapter NAME=FOLDER evaluates it there), or delete the folder to train it again"
                 )

@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from aig import folders
 from pipelines import config as configuration
 from pipelines.config import Config, ConfigError
-from pipelines.runs import identity, mirror
+from pipelines.runs import identity
+from pipelines.runs.directory import RunDir
 from pipelines.show import progress
 from pipelines.show.program import command_line
 
@@ -33,6 +33,11 @@ class Session:
         self.cluster: Cluster | None = None
         self.locked = False
 
+    @property
+    def run(self) -> RunDir:
+        """The run's directory."""
+        return RunDir.of(self.config)
+
     def __enter__(self) -> Session:
         return self
 
@@ -45,18 +50,12 @@ class Session:
 
     def open(self) -> None:
         """Check that the configuration fits the run's directory, and bring a remote run's mirror up to date."""
-        root = identity.check_directory(self.config)
-        self.result = f"Run directory: {mirror.shown(root)}"
-        if mirror.is_mirror(root):
-            self.result += f", mirrored in {root}"
-            self.bring()
-
-    def bring(self) -> None:
-        """For a remote run: lock the local mirror, then sync it from the store."""
-        root = self.config.directory
-        self.lock()
-        mirror.complete(root)
-        mirror.pull(root, without=mirror.APART)
+        run = identity.check_directory(self.config)
+        self.result = f"Run directory: {run.shown()}"
+        if run.mirror is not None:
+            self.result += f", mirrored in {run.root}"
+            self.lock()
+            run.bring()
 
     def claim(self) -> None:
         """Lock the run's directory until the session ends, check it again, and write its configuration."""
@@ -65,20 +64,19 @@ class Session:
 
     def claim_existing(self) -> None:
         """The same for a command that works on what others left."""
-        if not (self.config.directory / configuration.CONFIG_FILE).exists():
+        if not (self.run.root / configuration.CONFIG_FILE).exists():
             raise ConfigError(
-                f"there is no run in {mirror.shown(self.config.directory)}: run `{command_line('sweep')}` with "
-                "the same configuration first"
+                f"there is no run in {self.run.shown()}: run `{command_line('sweep')}` with the same configuration "
+                "first"
             )
         self.claim()
 
     def lock(self) -> None:
-        """Hold the run's lock on this machine."""
+        """Hold the run's lock on this machine, and put back what a killed writer left aside."""
         if not self.locked:
             self.held.enter_context(identity.lock_directory(self.config))
             self.locked = True
-            for parent in (self.config.directory, self.config.directory / "adapters"):
-                folders.recover_all(parent)
+            self.run.recover()
 
     def connect(self, dashboard: bool = False) -> Cluster:
         """Ray, connected or started on the first call: a run with nothing left to do needs none.

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pipelines.commands.session import Session
-from pipelines.runs import mirror
 
 if TYPE_CHECKING:
     from aig.models import Model
@@ -110,8 +109,8 @@ def report(session: Session) -> None:
     with session.stage("report"):
         from pipelines.report import write_report
 
-        mirror.pull(session.config.directory / "images")
-        path = write_report(session.config.directory)
+        session.run.pull(session.run.images)
+        path = write_report(session.run)
     print(f"Report: {path}")
 
 

@@ -9,7 +9,6 @@ from pipelines.commands import keys, steps
 from pipelines.commands.command import Command, configured
 from pipelines.commands.session import Session
 from pipelines.config import Config
-from pipelines.runs import mirror
 
 READS = (
     *keys.TRAININGS, *keys.PROMPTS, *keys.SCORES, "run.*", "model.*", "rewards.*", "train.*", "ray.*",
@@ -41,16 +40,16 @@ def run(session: Session) -> None:
     session.claim()
     files, key = RunDir.of(config), adapter_key(config.train)
     if records.is_finished(config):
-        checkpoints.discard(files.checkpoints(key))  # a kill just after the end leaves them
-        print(f"Finished already: {mirror.shown(files.adapters / key)}{stop(config)}")
+        checkpoints.discard(files, files.checkpoints(key))  # a kill just after the end leaves them
+        print(f"Finished already: {files.shown(files.adapters / key)}{stop(config)}")
         return
     cluster = session.connect()
     room_for(config, cluster)
     steps.normalize(session, lambda: cluster)
-    with session.stage("train"), trainings(files.progress, [key], partial(mirror.glance, files.progress)):
+    with session.stage("train"), trainings(files.progress, [key], partial(files.glance, files.progress)):
         folder = train(config)
-    mirror.pull(files.adapters, key, f"{key}@*")
-    print(f"Adapter: {mirror.shown(folder)}{stop(config)}")
+    files.pull(files.adapters, key, f"{key}@*")
+    print(f"Adapter: {files.shown(folder)}{stop(config)}")
 
 
 def print_plan(config: Config) -> None:

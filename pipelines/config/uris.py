@@ -16,6 +16,11 @@ def is_uri(storage: str) -> bool:
     return "://" in storage
 
 
+def is_remote(storage: str) -> bool:
+    """Whether runs there have a local mirror: file:// is the local disk."""
+    return is_uri(storage) and not storage.startswith("file://")
+
+
 def wrong_with(uri: str) -> str | None:
     """What is wrong with a storage URI in itself, with the fix; None if nothing is."""
     scheme, parts = uri.partition("://")[0], urlsplit(uri)

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from torch import nn
 
-from aig import adapters, folders
+from aig import adapters
 from pipelines.config import Config, ConfigError, given
-from pipelines.runs import mirror
 from pipelines.runs.directory import RunDir
 from pipelines.study import trainings
 
@@ -53,19 +52,18 @@ def check(config: Config, denoiser: nn.Module) -> None:
 
 def bring(config: Config) -> None:
     """Copy what the run does not have yet; each copy appears whole or not at all."""
-    folder = RunDir.of(config).adapters
+    run = RunDir.of(config)
     for name, source in trainings.external(config).items():
-        target = folder / name
+        target = run.adapters / name
         if target.exists():
             continue
         weights = adapters.weights_file(source)
         known = weights.name if weights.name == adapters.FULL_WEIGHTS else adapters.WEIGHTS
-        with folders.whole(target) as part:
+        with run.whole_folder(target) as part:
             shutil.copyfile(weights, part / known)
             record = weights.parent / adapters.RECORD
             if record.exists():
                 shutil.copyfile(record, part / adapters.RECORD)
-        mirror.push_whole(target)
         print(f"Copied {weights} to {target}: the run has all that it needs.")
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from pipelines.config import RunError
-from pipelines.evaluate.scorers import PART, commit
-from pipelines.runs import directory
+from pipelines.evaluate.scorers import PART
 from pipelines.runs.directory import RunDir
 from pipelines.study.resolved import Resolved
 
@@ -40,10 +38,10 @@ class EvaluationError(RunError):
 class Failures:
     """The units that fail while a plan is carried out: written as they come, and a stop to what fails without end."""
 
-    def __init__(self, path: Path, units: Iterable[Unit], most_in_a_row: int) -> None:
-        self.path, self.most = path, most_in_a_row
+    def __init__(self, run: RunDir, units: Iterable[Unit], most_in_a_row: int) -> None:
+        self.run, self.path, self.most = run, run.failures, most_in_a_row
         self.units: Mapping[str, Unit] = {unit.name: unit for unit in units}
-        self.known = {row["unit"] for row in read(path)}
+        self.known = {row["unit"] for row in read(run)}
         self.rows: list[dict[str, Any]] = []
         self.in_a_row = 0
 
@@ -55,7 +53,7 @@ class Failures:
         told = self.units[unit]
         about = {"prompt_id": told.prompt_id, "prompt": told.prompt, "seeds": list(told.seeds)}
         self.rows.append({"unit": unit, **about, "stage": stage, "error": error})
-        commit(pa.Table.from_pylist(self.rows, SCHEMA), self.path)
+        self.run.write_parquet(self.path, pa.Table.from_pylist(self.rows, SCHEMA))
         self.in_a_row += unit not in self.known
         if self.in_a_row >= self.most:
             raise EvaluationError(
@@ -69,12 +67,12 @@ class Failures:
     def close(self) -> None:
         """At the plan's end: of what had failed before, everything that is not in the table now has been made."""
         if not self.rows and self.path.exists():
-            directory.forget(self.path)
+            self.run.forget(self.path)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(run: RunDir) -> list[dict[str, Any]]:
     """The rows of a table of failures; none where there is no table."""
-    return directory.read_parquet(path, FIX).to_pylist() if path.exists() else []
+    return run.read_parquet(run.failures, FIX).to_pylist() if run.failures.exists() else []
 
 
 FIX = "delete it, and run `python -m pipelines evaluate` again, which tells of what fails anew"
@@ -82,7 +80,7 @@ FIX = "delete it, and run `python -m pipelines evaluate` again, which tells of w
 
 def of_run(files: RunDir) -> list[dict[str, Any]]:
     """The run's failures whose images are not there."""
-    return [row for row in read(files.failures) if not (files.images / PART.format(unit=row["unit"])).exists()]
+    return [row for row in read(files) if not (files.images / PART.format(unit=row["unit"])).exists()]
 
 
 def conclude(study: Resolved) -> None:

@@ -29,11 +29,9 @@ from pipelines.evaluate.attempt import attempt
 from pipelines.evaluate.images import OTHERWISE
 from pipelines.evaluate.pixels import PIXEL_STD, pixel_std
 from pipelines.evaluate.scorers import PART, Pictures, scoring_device, to_png
-from pipelines.evaluate.scorers import commit as commit  # for who writes tables beside the images
 from pipelines.evaluate.units import Unit, has_path, image_id, units
 from pipelines.rewards import names
 from pipelines.rewards.scores import Scores
-from pipelines.runs import directory, mirror
 from pipelines.runs.directory import IMAGES_FORMAT
 from pipelines.show.bar import Bar
 from pipelines.study import models
@@ -52,9 +50,9 @@ def generate(
     need more than the cluster has, and EvaluationError where everything fails.
     """
     files = study.directory
-    mirror.pull(files.images)
+    files.pull(files.images)
     wanted = units(study)
-    _drop_others(study, files.images, {unit.name for unit in wanted})
+    _drop_others(study, {unit.name for unit in wanted})
     missing = [unit for unit in wanted if not (files.images / PART.format(unit=unit.name)).exists()]
     if len(missing) < len(wanted):
         print(f"{len(wanted) - len(missing)} of {len(wanted)} groups of images are there already.")
@@ -62,7 +60,7 @@ def generate(
         pool = pools.generators(study.config, connect(), memory)
         plan, arms = _plan(study, missing, pool, generator or Generator), len(study.arms)
         total, left = (arms * sum(len(unit.seeds) for unit in some) for some in (wanted, missing))
-        failed = failures.Failures(files.failures, missing, study.config.evaluate.failures_in_a_row)
+        failed = failures.Failures(files, missing, study.config.evaluate.failures_in_a_row)
         streaming.run(plan, Bar("images", total, total - left, arms), failed)
         failed.close()
     return len(missing)
@@ -92,7 +90,7 @@ class Generator:
         self.config, self.sampling, self.arms = study.config, study.sampling, study.arms
         torch.set_num_threads(self.config.evaluate.threads)
         files = study.directory
-        mirror.pull(files.adapters)
+        files.pull(files.adapters)
         self.model = models.load_model(self.config)
         self.has_kl = Grid(self.model, self.sampling).has_path_kl
         for name in dict.fromkeys(arm.arm.adapter for arm in self.arms):
@@ -172,14 +170,14 @@ class Evaluation:
         self.study, evaluate = study, study.config.evaluate
         self.threads, self.batch = evaluate.threads, evaluate.score_batch
 
-    @property
-    def folder(self) -> Path:
-        return self.study.directory.images
+    def save(self, unit: str, table: pa.Table) -> None:
+        run = self.study.directory
+        run.write_parquet(run.images / PART.format(unit=unit), table)
 
     def scores(self) -> Scores:
-        study, config, root = self.study, self.study.config, self.study.directory.root
-        if mirror.is_mirror(root):  # which may be the first of this run on the scorer's node
-            root.mkdir(parents=True, exist_ok=True)
+        study, config, run = self.study, self.study.config, self.study.directory
+        if run.mirror is not None:  # which may be the first of this run on the scorer's node
+            run.root.mkdir(parents=True, exist_ok=True)
         gold, extractor = names.gold(config), config.evaluate.features
         return Scores(study.columns, study.statistics, gold, extractor, scoring_device())
 
@@ -210,12 +208,13 @@ def identity_columns(
     }
 
 
-def _drop_others(study: Drawable, folder: Path, wanted: set[str]) -> None:
+def _drop_others(study: Drawable, wanted: set[str]) -> None:
     """Remove units of an earlier format, or of adapters, rewards or features that have changed since, and what a
     killed writer left.
 
     ConfigError, before anything is removed, where the folder holds images of another run.
     """
+    run, folder = study.directory, study.directory.images
     if not folder.is_dir():
         return
     others = [path for path in folder.glob("part-*.parquet") if path.stem.removeprefix("part-") not in wanted]
@@ -225,7 +224,7 @@ def _drop_others(study: Drawable, folder: Path, wanted: set[str]) -> None:
     for path in folder.glob(".part-*.part"):
         path.unlink()
     for path in others:
-        directory.forget(path)
+        run.forget(path)
 
 
 def _check_ours(study: Drawable, paths: Sequence[Path]) -> None:

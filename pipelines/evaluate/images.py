@@ -14,9 +14,8 @@ import pyarrow.parquet as pq
 from pipelines.config import ConfigError
 from pipelines.evaluate import failures
 from pipelines.evaluate.scorers import PART
-from pipelines.evaluate.scorers import commit as commit  # for who writes tables beside the images
 from pipelines.evaluate.units import units
-from pipelines.runs import directory, mirror
+from pipelines.runs.directory import RunDir
 from pipelines.study.resolved import Drawable
 
 
@@ -62,10 +61,10 @@ def read(study: Drawable, without: Sequence[str] = ()) -> Images:
     Prompts of units that failed are left out whole, so that all arms have the same. One unit is in memory beside what
     is kept of the others: columns that are not needed, the images above all, belong into `without`.
     """
-    folder = study.directory.images
-    mirror.pull(folder)
+    run, folder = study.directory, study.directory.images
+    run.pull(folder)
     asked = units(study)
-    failed = {row["unit"] for row in failures.of_run(study.directory)}
+    failed = {row["unit"] for row in failures.of_run(run)}
     left_out = tuple(sorted({unit.prompt_id for unit in asked if unit.name in failed}))
     expected, rows, tables, paths = 0, 0, [], []
     for unit in asked:
@@ -75,7 +74,7 @@ def read(study: Drawable, without: Sequence[str] = ()) -> Images:
         ids = set(unit.ids)
         expected += len(ids)
         if path.exists():
-            found, kept = _read_unit(path, ids, without)
+            found, kept = _read_unit(run, path, ids, without)
             rows += found
             tables.append(kept)
             paths.append(path)
@@ -92,9 +91,9 @@ def read(study: Drawable, without: Sequence[str] = ()) -> Images:
     return Images(unique, cost=_mean_cost(paths), paths=tuple(paths), **counts, **about)
 
 
-def _read_unit(path: Path, ids: set[str], without: Sequence[str]) -> tuple[int, pa.Table]:
+def _read_unit(run: RunDir, path: Path, ids: set[str], without: Sequence[str]) -> tuple[int, pa.Table]:
     """How many rows a unit's file has, and the first of each of these ids."""
-    table = directory.read_parquet(path, REMAKE, without=[name for name in without if name != "id"])
+    table = run.read_parquet(path, REMAKE, without=[name for name in without if name != "id"])
     first: dict[str, int] = {}
     for row, name in enumerate(table["id"].to_pylist()):
         if name in ids:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
 from pipelines.evaluate.attempt import attempt
 from pipelines.rewards.scores import Scores
-from pipelines.runs import directory
 
 PART = "part-{unit}.parquet"
 
@@ -51,9 +47,8 @@ class Job(Protocol):
     keeps_failures: bool
     """Whether a unit whose scoring raises is tried again and then given out as failed, instead of ending the plan."""
 
-    @property
-    def folder(self) -> Path:
-        """Where the units' files go, on the machine that asks."""
+    def save(self, unit: str, table: pa.Table) -> None:
+        """Write a unit's file, whole."""
         ...
 
     def scores(self) -> Scores:
@@ -88,7 +83,7 @@ class Scorer:
         said = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
         if table is None:
             return {"unit": name, "images": 0, "predictions": 0, "said": said, "stage": "scored", "error": error}
-        commit(table, self.job.folder / PART.format(unit=name))
+        self.job.save(name, table)
         predictions = row.get("predictions") or 0
         return {"unit": name, "images": len(table), "predictions": predictions, "said": said}
 
@@ -173,24 +168,6 @@ def decode(contents: Sequence[bytes | OSError]) -> tuple[list[np.ndarray | None]
             reason = getattr(error, "strerror", None) or str(error).partition(" <_io")[0]
             errors[place] = f"not an image that can be read ({reason})"
     return images, errors
-
-
-def commit(table: pa.Table, path: Path) -> None:
-    """Write beside, flush to disk, move into place; FileNotFoundError where the folder's own folder is gone.
-
-    What was a mount that vanished is not made anew on the disk beneath it.
-    """
-    try:
-        path.parent.mkdir(exist_ok=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{path.parent.parent} is gone, and {path.name} cannot be written there: bring the storage back, and run "
-            "the same command again"
-        ) from None
-    with directory.whole(path, by=f".{os.getpid()}") as part, part.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def to_png(pixels: np.ndarray) -> bytes:

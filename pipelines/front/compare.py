@@ -13,7 +13,6 @@ import pyarrow as pa
 from aig.pareto import Bootstrap, bootstrap, no_interval
 from pipelines.config import Config, ConfigError
 from pipelines.config.values import slug
-from pipelines.evaluate import generate
 from pipelines.front import front
 from pipelines.measure.measure import read_sets
 from pipelines.measure.sets import SHARES, SetMeasures
@@ -74,7 +73,7 @@ def compare(a: Resolved, b: Resolved, *, shared: bool = False) -> Comparison:
     shared_by_all = {"prompts": len(prompts), "seeds": table_a.seeds}
     rows = [{**row, **shared_by_all, "warning": warned.get(row["name"])} for row in found]
     path = b.directory.root / FOLDER / f"{a.config.run.name}.parquet"
-    generate.commit(pa.Table.from_pylist(rows, SCHEMA), path)
+    b.directory.write_parquet(path, pa.Table.from_pylist(rows, SCHEMA))
     alone = ([n for n in table_a.arms if n not in table_b.arms], [n for n in table_b.arms if n not in table_a.arms])
     return Comparison(rows, path, len(prompts), differences(a.config, b.config), alone)
 

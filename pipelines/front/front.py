@@ -33,7 +33,6 @@ from pipelines.front.results import AHEAD, BEHIND, UNDECIDED
 from pipelines.measure.table import Table, read_rows, read_table
 from pipelines.rewards import names as reward_names
 from pipelines.rewards.scores import GOLD
-from pipelines.runs import directory
 from pipelines.study import trials
 from pipelines.study.arms import Study
 from pipelines.study.prompts import prompt_lists
@@ -58,10 +57,10 @@ def write_front(study: Resolved) -> Path:
     files, config = study.directory, study.config
     table, measured = read_table(study), _measured(read_rows(files))
     _check_axes(config.front, table)
-    cost = directory.read_json(files.arms)["cost"] if files.arms.exists() else None
+    cost = files.read_json(files.arms)["cost"] if files.arms.exists() else None
     found = content(config, study.studies, table, measured, cost)
-    front_table.write(files.table, study.studies, found["studies"])
-    directory.write_json(files.front, _finite(found))
+    front_table.write(files, study.studies, found["studies"])
+    files.write_json(files.front, _finite(found))
     return files.front
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from pipelines.runs import directory
+from pipelines.runs.directory import RunDir
 from pipelines.study.arms import Study, StudyArm
 
 SETTINGS = ("reward", "k", "lr", "rank", "kl_weight", "train_seed", "step")
 
 
-def write(path: Path, studies: Sequence[Study], found: Sequence[Mapping[str, Any]]) -> None:
+def write(run: RunDir, studies: Sequence[Study], found: Sequence[Mapping[str, Any]]) -> None:
     """Write the arms of the studies; `found` has what `front.json` says of each study.
 
     `on_front` is of the proxy's plane, `on_held_out_front` of the held-out reward's. A metric has three columns, its
@@ -21,7 +20,7 @@ def write(path: Path, studies: Sequence[Study], found: Sequence[Mapping[str, Any
     """
     rows = [row for study, said in zip(studies, found, strict=True) for row in _rows(study, said)]
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with directory.whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+    with run.whole(run.table) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)

@@ -20,7 +20,7 @@ from aig.pareto import LEAST_PROMPTS, Subsample, bootstrap, no_interval
 from pipelines.cluster.connect import Cluster
 from pipelines.config import Front
 from pipelines.config.values import slug
-from pipelines.evaluate import failures, generate
+from pipelines.evaluate import failures
 from pipelines.evaluate import images as dataset
 from pipelines.evaluate.pixels import PIXEL_STD
 from pipelines.measure.feature_file import gathered
@@ -38,7 +38,6 @@ from pipelines.measure.table import (
 )
 from pipelines.rewards import names as reward_names
 from pipelines.rewards.scores import ACCURACIES, GOLD
-from pipelines.runs import directory
 from pipelines.runs.directory import IMAGES_FORMAT
 from pipelines.show import tables
 from pipelines.show.estimates import Estimate
@@ -67,8 +66,8 @@ def measure(study: Resolved, images: dataset.Images, command: str, connect: Call
     table = _per_prompt(study, list(kept.values()), scores, found)
     whole = _set_measures(study, found)
     _write_rows(study, [*_mean_rows(config.front, table), *_set_rows(whole), floor], table)
-    generate.commit(_subsets_to_long(whole), files.root / PER_SUBSET)
-    generate.commit(_to_long(table, list(kept)), files.root / PER_PROMPT)
+    files.write_parquet(files.root / PER_SUBSET, _subsets_to_long(whole))
+    files.write_parquet(files.root / PER_PROMPT, _to_long(table, list(kept)))
     listed = [
         {**arm.to_dict(), "broken": table.broken.get(arm.arm.name), "warning": table.warned.get(arm.arm.name)}
         for arm in [*study.arms, *study.mean_arms]
@@ -77,7 +76,7 @@ def measure(study: Resolved, images: dataset.Images, command: str, connect: Call
     if images.left_out:
         check["prompts_left_out"] = [study.prompts[i] for i in images.left_out]
     versions = {package: version(package) for package in ("torch", "diffusers", "peft", "ray")}
-    directory.write_json(
+    files.write_json(
         files.arms,
         {
             "format": IMAGES_FORMAT,
@@ -264,7 +263,7 @@ def _write_rows(study: Resolved, rows: list[dict[str, Any]], table: Table) -> No
     for row in whole:
         row |= {"broken": table.broken.get(row["arm"]), "warning": table.warned.get(row["arm"])}
         row["n"] = row["prompts"] * row["seeds"] * members.get(row["arm"], 1)
-    generate.commit(pa.Table.from_pylist(whole, SCHEMA), study.directory.metrics)
+    study.directory.write_parquet(study.directory.metrics, pa.Table.from_pylist(whole, SCHEMA))
 
 
 def _to_long(table: Table, places: list[int]) -> pa.Table:

@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.config import CONFIG_FILE, ConfigError
-from pipelines.runs import directory, mirror
-from pipelines.runs.directory import IMAGES_FORMAT, RunDir
+from pipelines.runs.directory import IMAGES_FORMAT, RunDir, other_format
 from pipelines.study.resolved import Resolved
 
 PER_PROMPT = "per_prompt.parquet"
@@ -50,7 +49,7 @@ def notes(rows: list[dict[str, Any]], column: str) -> dict[str, str]:
 
 def again(files: RunDir) -> str:
     """The command that measures a run anew."""
-    return shlex.join(["python", "-m", "pipelines", "measure", mirror.storage_path(files.root)])
+    return shlex.join(["python", "-m", "pipelines", "measure", files.storage_path()])
 
 
 def read_table(study: Resolved) -> Table:
@@ -68,7 +67,7 @@ def read_table(study: Resolved) -> Table:
 def read_rows(files: RunDir) -> list[dict[str, Any]]:
     """The rows of `metrics.parquet`; ConfigError if it is missing or another version measured."""
     path = files.metrics
-    if (made := directory.other_format(files)) is not None:
+    if (made := other_format(files)) is not None:
         raise ConfigError(
             f"{path} was measured by another version, on images of format {made} where this one makes {IMAGES_FORMAT}: "
             f"run `python -m pipelines evaluate --config {files.root / CONFIG_FILE}` first, or use that version"
@@ -82,12 +81,12 @@ def read_rows(files: RunDir) -> list[dict[str, Any]]:
 def read_written(files: RunDir, path: Path) -> pa.Table:
     """A table that `measure` wrote; ConfigError with the command that makes it if it is missing or spoilt."""
     if not path.exists():
-        raise ConfigError(f"{mirror.shown(path)} is missing: {_made_by(files)}")
-    return directory.read_parquet(path, _made_by(files))
+        raise ConfigError(f"{files.shown(path)} is missing: {_made_by(files)}")
+    return files.read_parquet(path, _made_by(files))
 
 
 def _made_by(files: RunDir) -> str:
     """What to run for the measures of a run: `evaluate` if it has no images yet."""
-    if any(name.startswith("part-") for name in mirror.names(files.images)):
+    if any(name.startswith("part-") for name in files.names(files.images)):
         return f"run `{again(files)}` first"
     return "run `python -m pipelines evaluate` with the same configuration first"

@@ -13,35 +13,35 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from aig import folders
 from pipelines.front import front
 from pipelines.front.results import FAMILIES, Arm, Difference, Run, Study, family_name, metric_name, sample, spread
 from pipelines.report import drawing, figures, images, planes, style, words
 from pipelines.report.reading import read_run
-from pipelines.runs import mirror
+from pipelines.runs.directory import RunDir
 from pipelines.show import estimates
 from pipelines.show.estimates import UNKNOWN, Estimate
 
 _PACKAGES = ("aig", "torch", "diffusers", "transformers", "peft", "accelerate", "ray", "numpy", "matplotlib")
 
 
-def write_report(run: Path, progress: Callable[[str], None] | None = None) -> Path:
+def write_report(run: RunDir | str | Path, progress: Callable[[str], None] | None = None) -> Path:
     """Writes RUN/report/ from a run's config.yaml, arms.json, metrics.parquet, front.json, curves/ and images/.
 
     The report is index.html, which loads nothing from outside itself, and the main figures as PNGs: tradeoff, planes,
     curves, reward_vs_kl, hypervolume and images, with "-STUDY" in their names where there are several studies, and
     then an overview. An earlier report is replaced once the new one is complete.
 
-    run: the run directory. progress: called with a few words at each stage.
+    run: the run's directory, its path or its URI. progress: called with a few words at each stage.
     Returns the path of index.html. Raises ConfigError naming the file, the reason and the fix if an input is missing or
     corrupt, and OSError if the directory cannot be written. Curves and images may be missing: the page then says so.
     """
-    run = Path(run)
+    place = RunDir.at(run)
+    root = place.root
     say = progress or (lambda _: None)
     say("reading")
-    data = read_run(run)
-    grids = [images.read_grid(run / "images", study) for study in data.studies]
-    with folders.whole(run / "report") as folder:
+    data = read_run(root)
+    grids = [images.read_grid(root / "images", study) for study in data.studies]
+    with place.whole_folder(root / "report") as folder:
         with style.style():
             sections = []
             for study, grid in zip(data.studies, grids, strict=True):
@@ -53,9 +53,8 @@ def write_report(run: Path, progress: Callable[[str], None] | None = None) -> Pa
                 overview.png(folder / "overview.png")
         say("writing the page")
         (folder / "index.html").write_text(_render(data, sections, summary), encoding="utf-8")
-    mirror.push_whole(run / "report")
     say("done")
-    return run / "report" / "index.html"
+    return root / "report" / "index.html"
 
 
 def _section(run: Run, study: Study, grid: images.Grid | None, folder: Path) -> dict[str, Any]:

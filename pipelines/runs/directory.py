@@ -1,37 +1,192 @@
-"""Where a run keeps what, and how its files are written: whole, or not at all."""
+"""A run's directory: where it keeps what, its lock, whole writes, and its mirror if it is kept in a store."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aig import folders
-from pipelines.config import Config, ConfigError
-from pipelines.runs import mirror
+from pipelines.config import Config
+from pipelines.config.uris import is_remote, is_uri, joined, local_folder, parted
+from pipelines.runs import files, locks
+from pipelines.runs.mirror import APART, Mirror, StorageError
 
 RECORD = "adapter.json"  # `aig.adapters.RECORD`, without its torch
-# What an earlier version has left is of an earlier format, is said to be, and is never read as if it were of this one.
+# Files of an earlier version have an earlier format: they are refused as such, never read as if they were of this one.
 RECORD_FORMAT = 2  # of adapters' records; 1 had no such key, and a fingerprint of the ends of the model's files
 IMAGES_FORMAT = 3  # of the units' files and what is measured of them; 2 had ids of (arm, prompt, seed index) alone
+LOCK_FILE = ".lock"
+PUSH_SECONDS = 15.0  # between two pushes of what grows all the time
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """Where a run keeps what."""
+    """A run's directory: a local folder or, for a run with a URI, the local mirror of its folder in a store.
+
+    Paths are local; methods that take one expect it beneath `root`. Of a local run nothing is pushed or pulled.
+    """
 
     root: Path
+    uri: str | None = None
 
     @classmethod
     def of(cls, config: Config) -> RunDir:
         """The directory of a configuration's run."""
-        return cls(mirror.mirror(config.run.storage, config.run.name))
+        storage, name = config.run.storage, config.run.name
+        return cls(local_folder(storage, name), joined(storage, name) if is_remote(storage) else None)
+
+    @classmethod
+    def at(cls, place: RunDir | str | Path) -> RunDir:
+        """The directory that a path or a URI names."""
+        if isinstance(place, RunDir):
+            return place
+        if not is_uri(str(place)):
+            return cls(Path(place).expanduser().absolute())
+        storage, name = parted(str(place))
+        return cls(local_folder(storage, name), str(place) if is_remote(storage) else None)
+
+    @property
+    def mirror(self) -> Mirror | None:
+        """The store's mirror; None for a local run."""
+        return None if self.uri is None else Mirror(self.root, self.uri)
+
+    @property
+    def storage(self) -> str:
+        """`run.storage` of the run."""
+        return str(self.root.parent) if self.uri is None else parted(self.uri)[0]
+
+    # --- names ---------------------------------------------------------------------------------------------------
+
+    def shown(self, path: Path | None = None) -> str:
+        """What users see of a path, the root by default: the path, or its URI in the store without the query."""
+        path = path or self.root
+        return str(path) if self.mirror is None else self.mirror.shown(path)
+
+    def storage_path(self, path: Path | None = None) -> str:
+        """A path, the root by default, as Ray takes it: the path, or its URI in the store."""
+        path = path or self.root
+        return str(path) if self.mirror is None else self.mirror.storage_path(path)
+
+    def place(self, path: Path) -> tuple[Any, str]:
+        """pyarrow's filesystem that really holds a path, and the path there."""
+        from pyarrow import fs
+
+        return (fs.LocalFileSystem(), str(path)) if self.mirror is None else self.mirror.place(path)
+
+    def names(self, folder: Path) -> list[str]:
+        """What a folder holds, without hidden entries for a store; nothing if there is no folder."""
+        if self.mirror is not None:
+            return self.mirror.names(folder)
+        return [entry.name for entry in folder.iterdir()] if folder.exists() else []
+
+    # --- reading and writing -------------------------------------------------------------------------------------
+
+    @contextmanager
+    def whole(self, path: Path) -> Iterator[Path]:
+        """Yield a path to write to; at the end the file is there whole, or not at all, and in the store too."""
+        with files.whole(path) as part:
+            yield part
+        self.push(path)
+
+    @contextmanager
+    def whole_folder(self, folder: Path) -> Iterator[Path]:
+        """Yield an empty folder to write to, which replaces `folder` at the end, and in the store too."""
+        with folders.whole(folder) as part:
+            yield part
+        self.push_whole(folder)
+
+    def write_json(self, path: Path, content: Any) -> None:
+        """Whole or not at all; ValueError for a number that is not finite."""
+        files.write_json(path, content)
+        self.push(path)
+
+    def write_parquet(self, path: Path, table: Any) -> None:
+        """Whole or not at all, and flushed to the disk; FileNotFoundError if the run's directory is gone."""
+        files.write_parquet(path, table)
+        self.push(path)
+
+    def read_json(self, path: Path) -> Any:
+        """The content of a JSON file; ConfigError if it cannot be read."""
+        return files.read_json(path, self.shown(path))
+
+    def read_parquet(
+        self, path: Path, fix: str, columns: Sequence[str] | None = None, without: Sequence[str] = ()
+    ) -> Any:
+        """A table, of all its columns or some, but those `without`; ConfigError with the fix if it cannot be read."""
+        return files.read_parquet(path, self.shown(path), fix, columns, without)
+
+    def forget(self, path: Path) -> None:
+        """Remove a file or a folder, here and in the store; nothing if there is none."""
+        if path.is_dir():
+            folders.remove(path)
+        else:
+            path.unlink(missing_ok=True)
+        if self.mirror is not None:
+            self.mirror.remove(path)
+
+    # --- the store -----------------------------------------------------------------------------------------------
+
+    def push(self, path: Path) -> None:
+        """Upload a file, or a folder's changed files, to the store."""
+        if self.mirror is not None:
+            self.mirror.push(path)
+
+    def push_whole(self, folder: Path) -> None:
+        """Replace a folder of the store: the new one counts once all of it is there."""
+        if self.mirror is not None:
+            self.mirror.push_whole(folder)
+
+    def pull(self, path: Path, *patterns: str, without: Collection[str] = ()) -> None:
+        """Make a local file or folder, or those of its entries that match `patterns`, what the store has."""
+        if self.mirror is not None:
+            self.mirror.pull(path, *patterns, without=without)
+
+    def glance(self, folder: Path) -> None:
+        """Download what is newer in the store, to show it; a store that fails is left to those who work with it."""
+        if self.mirror is not None:
+            with suppress(StorageError):
+                self.mirror.pull(folder, newer=True)
+
+    def bring(self) -> None:
+        """Finish pushes that were cut off, then pull the run, but for images and Ray's own files."""
+        if self.mirror is not None:
+            self.mirror.complete()
+            self.mirror.pull(self.root, without=APART)
+
+    def refresh(self) -> None:
+        """Pull the run in order to read it, unless a process of this machine works in the mirror."""
+        if self.mirror is not None:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with self.lock() as ours:
+                if ours:
+                    self.mirror.pull(self.root, without=APART)
+
+    def patiently(self, path: Path, work: Callable[[], T]) -> T:
+        """What `work` returns; on a store it is tried again for some seconds, on a local path once."""
+        return work() if self.mirror is None else self.mirror.patiently(path, work)
+
+    # --- the lock ------------------------------------------------------------------------------------------------
+
+    def lock(self) -> AbstractContextManager[bool]:
+        """Hold the run's lock on this machine within the context, if it is free: yields whether we hold it."""
+        return locks.hold(self.root / LOCK_FILE)
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether a process of this machine holds the run."""
+        return locks.is_held(self.root / LOCK_FILE)
+
+    def recover(self) -> None:
+        """Put back the folders that a killed writer had moved aside."""
+        for parent in (self.root, self.adapters):
+            folders.recover_all(parent)
+
+    # --- paths ---------------------------------------------------------------------------------------------------
 
     @property
     def adapters(self) -> Path:
@@ -43,22 +198,22 @@ class RunDir:
 
     @property
     def validation(self) -> Path:
-        """A folder a training, with a picture of each validation."""
+        """A folder per training, with a picture of each validation."""
         return self.root / "validation"
 
     @property
     def tensorboard(self) -> Path:
-        """A folder a training, for `tensorboard --logdir`."""
+        """A folder per training, for `tensorboard --logdir`."""
         return self.root / "tensorboard"
 
     @property
     def tracking(self) -> Path:
-        """What trackers elsewhere know the trainings as."""
+        """The names by which trackers know the trainings."""
         return self.root / "tracking"
 
     @property
     def progress(self) -> Path:
-        """One small file a training under way."""
+        """One small file per training under way."""
         return self.root / "progress"
 
     @property
@@ -67,7 +222,7 @@ class RunDir:
 
     @property
     def failures(self) -> Path:
-        """Groups of images that could not be made; missing where there are none."""
+        """Groups of images that could not be made; missing if there are none."""
         return self.root / "failures.parquet"
 
     @property
@@ -80,7 +235,7 @@ class RunDir:
 
     @property
     def reward_statistics(self) -> Path:
-        """The base model's scores, by which the terms of weighted sums are z-scored."""
+        """The base model's scores, which z-score the terms of weighted sums."""
         return self.root / "reward_statistics.json"
 
     @property
@@ -89,22 +244,22 @@ class RunDir:
 
     @property
     def table(self) -> Path:
-        """Every arm of every study, its settings and what was measured of it."""
+        """Every arm of every study, with its settings and measures."""
         return self.root / "table.csv"
 
     @property
     def searches(self) -> Path:
-        """A folder a search for schedules."""
+        """A folder per search for schedules."""
         return self.root / "search"
 
     @property
     def schedules(self) -> Path:
-        """The schedules that searches have found, a file each."""
+        """The schedules that searches found, one file each."""
         return self.root / "schedules"
 
     @property
     def sweep(self) -> Path:
-        """What a sweep has drawn, what it stopped and what failed: see `pipelines.study.trials`."""
+        """Drawn, stopped and failed trials: see `pipelines.study.trials`."""
         return self.root / "sweep.json"
 
     @property
@@ -117,88 +272,10 @@ class RunDir:
         return self.ray / "train" / key
 
 
-def other_format(files: RunDir) -> int | None:
-    """The format of the images that another version has measured; None where this one has, or nothing was."""
+def other_format(run: RunDir) -> int | None:
+    """The format of the images that another version measured; None if this one did, or nothing was measured."""
     try:
-        found = json.loads(files.arms.read_text()).get("format", 2)
+        number = json.loads(run.arms.read_text()).get("format", 2)
     except (OSError, ValueError, AttributeError):
         return None
-    return None if found == IMAGES_FORMAT else found
-
-
-def file_digest(path: Path) -> str:
-    """A hash of a file's content."""
-    with path.open("rb") as file:
-        return digest_of(file.read)
-
-
-def digest_of(read: Callable[[int], bytes]) -> str:
-    """A hash of what `read` gives, a piece of so many bytes at a time."""
-    digest = hashlib.blake2b(digest_size=8)
-    while piece := read(2**24):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-@contextmanager
-def whole(path: Path, by: str = "") -> Iterator[Path]:
-    """A path beside to write to, which is moved into place at the end: the file is there whole, or not at all.
-
-    So it is in the store of a run that is kept elsewhere. `by` names the writer where several may write the same file.
-    A disk without room is named, in an OSError that says what to do.
-    """
-    part = path.with_name(f".{path.name}{by}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield part
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise OSError(
-            f"{os.strerror(error.errno)} for {path.name} in {path.parent}: make room there, and run the same command "
-            "again"
-        ) from None
-    mirror.push(path)
-
-
-def forget(path: Path) -> None:
-    """Remove a file or a folder of a run, wherever that is kept; nothing where there is none."""
-    if path.is_dir():
-        folders.remove(path)
-    else:
-        path.unlink(missing_ok=True)
-    mirror.remove(path)
-
-
-def read_json(path: Path) -> Any:
-    """The content of a file of ours; ConfigError where it cannot be read."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{mirror.shown(path)} cannot be read ({error}): restore it, or delete it to have it made again"
-        ) from error
-
-
-def read_parquet(path: Path, fix: str, columns: Sequence[str] | None = None, without: Sequence[str] = ()) -> Any:
-    """A table of ours, of all its columns or some, but those `without`; ConfigError with the fix where it cannot be
-    read."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        names = pq.read_schema(path).names if columns is None else columns
-        return pq.read_table(path, columns=[name for name in names if name not in without])
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{mirror.shown(path)} cannot be read ({reason}): {fix}") from error
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all."""
-    with whole(path) as part:
-        part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    return None if number == IMAGES_FORMAT else number

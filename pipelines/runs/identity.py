@@ -7,83 +7,81 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from pipelines.config import CONFIG_FILE, ONCE_L2, SECTIONS, Config, from_dict, to_yaml, uris
-from pipelines.config import ConfigError as ConfigError
+from pipelines.config import CONFIG_FILE, ONCE_L2, SECTIONS, Config, ConfigError, from_dict, to_yaml
 from pipelines.config.loading import merge, parse_override, read_yaml
 from pipelines.config.values import plain
-from pipelines.runs import locks, mirror
-from pipelines.runs.directory import RunDir
+from pipelines.runs.directory import LOCK_FILE, RunDir
+from pipelines.runs.mirror import StorageError
+
+# What a first start that was killed may leave before there is a configuration.
+OWN_FILES = (f".{CONFIG_FILE}.part", LOCK_FILE)
 
 
-def of_run(directory: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration that a run's directory keeps, wherever it lies now, with overrides; ConfigError for no run."""
-    path = find_run(directory)
-    if not (path / CONFIG_FILE).is_file():
+def of_run(place: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that a run keeps, wherever its directory lies now, with overrides; ConfigError for no run."""
+    run = find_run(place)
+    kept = run.root / CONFIG_FILE
+    if not kept.is_file():
         raise ConfigError(
-            f"{mirror.shown(path)} is no run (it has no {CONFIG_FILE}): give the directory of one, as ~/aig-runs/demo"
+            f"{run.shown()} is no run (it has no {CONFIG_FILE}): give the directory of one, as ~/aig-runs/demo"
         )
     values: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
-    merge(values, _read_kept(path / CONFIG_FILE), str(path / CONFIG_FILE))
+    merge(values, _read_kept(kept), str(kept))
     for text in overrides:
         merge(values, parse_override(text), text)
-    values["run"] |= {"name": path.name, "storage": mirror.storage_of(path)}
-    return Config(**{name: SECTIONS[name](**given) for name, given in values.items()})  # type: ignore[arg-type]
+    values["run"] |= {"name": run.root.name, "storage": run.storage}
+    return Config(**{name: SECTIONS[name](**section) for name, section in values.items()})  # type: ignore[arg-type]
 
 
-def find_run(directory: str | Path) -> Path:
-    """The folder that a run's path or URI names; of a URI its mirror, with the run's configuration if there is one.
+def find_run(place: str | Path) -> RunDir:
+    """The directory that a run's path or URI names; for a URI its mirror, with the run's configuration if it has one.
 
-    ConfigError where a store cannot be read.
+    ConfigError if a store cannot be read.
     """
-    if not uris.is_uri(str(directory)):
-        return Path(directory).expanduser().absolute()
-    storage, name = uris.parted(str(directory))
-    path = mirror.mirror(storage, name)
-    _check_store(path, writing=False)
-    return path
+    run = RunDir.at(place)
+    _check_store(run, writing=False)
+    return run
 
 
-def _check_store(path: Path, writing: bool) -> None:
-    """Whether a run's store can be used; then its configuration is here, if it has one.
+def _check_store(run: RunDir, writing: bool) -> None:
+    """Check that a run's store can be used, and pull its configuration if it has one.
 
-    The mirror of a run in which a process of this machine works is that one's, and is left as it is.
+    A mirror in which another process of this machine works is left as it is.
     """
-    if not mirror.is_mirror(path):
+    if run.mirror is None:
         return
+    kept = None
     try:
-        mirror.check(path, writing)
-        path.mkdir(parents=True, exist_ok=True)
-        file = locks.take(path / LOCK_FILE)
-        if file is None:
-            return
-        with file:
-            kept = mirror.set_aside(path)
-            mirror.pull(path / CONFIG_FILE)
-    except mirror.StorageError as error:
+        run.mirror.check(writing)
+        run.root.mkdir(parents=True, exist_ok=True)
+        with run.lock() as ours:
+            if ours:
+                kept = run.mirror.set_aside()
+                run.pull(run.root / CONFIG_FILE)
+    except StorageError as error:
         raise ConfigError(f"run.storage: {error}") from error
     if kept is not None:
-        print(f"{mirror.shown(path)} is empty: what was mirrored of a run there is kept in {kept}")
+        print(f"{run.shown()} is empty: what was mirrored of a run there is kept in {kept}")
 
 
-def check_directory(config: Config) -> Path:
+def check_directory(config: Config) -> RunDir:
     """The run's directory, which is new, empty or this run's own, and can be written; nothing is written yet.
 
-    ConfigError where it is something else.
+    ConfigError if it is something else.
     """
-    path = RunDir.of(config).root
-    made = path / CONFIG_FILE
-    _check_store(path, writing=True)
+    run = RunDir.of(config)
+    path, kept = run.root, run.root / CONFIG_FILE
+    _check_store(run, writing=True)
     try:
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path} is a file: choose another run.name or run.storage")
-        if made.exists():
-            _check_same_run(config, made)
-        elif any(name not in OWN_FILES for name in mirror.names(path)):
+        if kept.exists():
+            _check_same_run(config, run)
+        elif any(name not in OWN_FILES for name in run.names(path)):
             raise ConfigError(
-                f"{mirror.shown(path)} is not empty and holds no {CONFIG_FILE} of ours: choose another run.name or "
-                "run.storage"
+                f"{run.shown()} is not empty and holds no {CONFIG_FILE} of ours: choose another run.name or run.storage"
             )
     except OSError as error:
         raise ConfigError(
@@ -92,38 +90,33 @@ def check_directory(config: Config) -> Path:
     there = next(folder for folder in (path, *path.parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(f"{path}: cannot write there ({there} is not a writable folder): choose another run.storage")
-    return path
+    return run
 
 
-def lock_directory(config: Config) -> TextIO:
-    """Make the run's directory, and hold its lock on this machine until the file that is returned is closed.
+@contextmanager
+def lock_directory(config: Config) -> Iterator[RunDir]:
+    """Make the run's directory and hold its lock on this machine within the context.
 
-    ConfigError where another process holds it.
+    ConfigError if another process holds it.
     """
-    path = RunDir.of(config).root
-    with _writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-        file = locks.take(path / LOCK_FILE)
-    if file is None:
-        raise ConfigError(
-            f"another process is working in {mirror.shown(path)}: wait for it, or choose another run.name"
-        )
-    return file
+    run = RunDir.of(config)
+    with _writing(run.root):
+        run.root.mkdir(parents=True, exist_ok=True)
+    with run.lock() as ours:
+        if not ours:
+            raise ConfigError(f"another process is working in {run.shown()}: wait for it, or choose another run.name")
+        yield run
 
 
-def claim_directory(config: Config) -> Path:
+def claim_directory(config: Config) -> RunDir:
     """Make the run's directory, after `check_directory`, and write its `config.yaml`.
 
-    Where other processes may do the same, hold its lock before: what was checked is still so when it is written.
+    If other processes may do the same, hold its lock first: what was checked then still holds when it is written.
     """
-    path = check_directory(config)
-    with _writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-        part = path / f".{CONFIG_FILE}.part"
+    run = check_directory(config)
+    with _writing(run.root), run.whole(run.root / CONFIG_FILE) as part:
         part.write_text(to_yaml(config))
-        part.replace(path / CONFIG_FILE)
-        mirror.push(path / CONFIG_FILE)
-    return path
+    return run
 
 
 @contextmanager
@@ -132,21 +125,16 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(
-            f"{path}: cannot write the run directory ({error.strerror}): choose another run.storage"
+            f"{path}: cannot write the run directory ({error.strerror or error}): choose another run.storage"
         ) from error
 
 
-LOCK_FILE = mirror.LOCK_FILE
-# What a first start that was killed may leave before there is a configuration.
-OWN_FILES = (f".{CONFIG_FILE}.part", LOCK_FILE)
-
-
-def _check_same_run(config: Config, made: Path) -> None:
+def _check_same_run(config: Config, run: RunDir) -> None:
     try:
-        existing = from_dict(_read_kept(made))
+        existing = from_dict(_read_kept(run.root / CONFIG_FILE))
     except ConfigError as error:
         raise ConfigError(
-            f"{mirror.shown(made.parent)} belongs to another version or program ({error}): choose another run.name"
+            f"{run.shown()} belongs to another version or program ({error}): choose another run.name"
         ) from error
     differing = [
         f"{key} = {plain(theirs)}, not {plain(ours)}"
@@ -155,8 +143,8 @@ def _check_same_run(config: Config, made: Path) -> None:
     ]
     if differing:
         raise ConfigError(
-            f"run {config.run.name!r} in {mirror.storage_of(made.parent)} was made with {'; '.join(differing)}: "
-            "choose another run.name, or give the same configuration to resume it"
+            f"run {config.run.name!r} in {run.storage} was made with {'; '.join(differing)}: choose another run.name, "
+            "or give the same configuration to resume it"
         )
 
 
@@ -173,8 +161,10 @@ def identity(config: Config) -> Iterator[tuple[str, Any]]:
 
 
 def _read_kept(path: Path) -> Any:
-    """The configuration that a run keeps. A key that it lacks is younger than the run, and its default what was done
-    then; only the optimizer's has changed."""
+    """The configuration that a run keeps.
+
+    A key that it lacks is younger than the run, and its default is what was done then; only the optimizer's changed.
+    """
     values = read_yaml(path)
     if not isinstance(values, dict) or not isinstance(values.get("train", {}), dict):
         return values

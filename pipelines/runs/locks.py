@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import fcntl
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+
+from filelock import FileLock, Timeout
 
 
-def take(path: Path) -> TextIO | None:
-    """The open file of a lock, which holds it until it is closed; None where another process has the lock.
+@contextmanager
+def hold(path: Path) -> Iterator[bool]:
+    """Hold a lock within the context, unless another process has it: yields whether we do.
 
-    The file is made where there is none; its folder has to be there. Its holder may remove it.
+    The lock file's folder has to exist; the holder may remove the file.
     """
-    while True:
-        file = path.open("a")  # "w" would change the time of a file that another process holds
+    lock = FileLock(path, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds a lock, seen without writing: `filelock` would open the file for that."""
+    if not path.exists():
+        return False
+    with path.open() as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            there = os.stat(path)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.close()
-            return None
-        except FileNotFoundError:
-            there = None
-        if there is not None and os.path.samestat(there, os.fstat(file.fileno())):
-            return file
-        file.close()  # its holder has removed it since it was opened: a lock on it keeps nobody out
+            return True
+    return False

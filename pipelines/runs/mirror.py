@@ -1,12 +1,11 @@
-"""Runs that are kept in an object store or another filesystem of pyarrow's: a local mirror of each, pushed at every
-commit.
+"""Runs in an object store, or another filesystem of pyarrow's: a local mirror of each, pushed at every commit.
 
 All other code reads and writes the mirror, as it does a run in a local folder. What is committed there is pushed at
-once, whole, before anything depends on it; what is there when a driver starts is what the store has. So the store alone
-says what is done, and a mirror may be deleted whenever nothing works in it. Hidden files (`.lock`, `.part`) stay here.
+once, whole, before anything depends on it; when a driver starts, it pulls what the store has. So the store alone says
+what is done, and a mirror may be deleted whenever nothing works in it. Hidden files (`.lock`, `.part`) stay local.
 
-A file's time of change here is set to the store's, in whole seconds, when it is pushed or pulled: equal times and sizes
-say that the two are the same. Of local folders nothing here knows: every function leaves them alone at once.
+A file's local modification time is set to the store's, in whole seconds, when it is pushed or pulled: equal times and
+sizes mean that the two are the same.
 """
 
 from __future__ import annotations
@@ -19,266 +18,269 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.config import RunError
-from pipelines.config.uris import is_uri, joined, local_folder, parted
-from pipelines.runs import locks
+from pipelines.config.uris import joined
 
 T = TypeVar("T")
 
 # pyarrow itself is imported where it is needed: --help and a misspelled key answer without it.
 ATOMIC = ("s3", "gcs", "abfs")  # by pyarrow's names: a file there appears when it is closed
-LOCK_FILE = ".lock"
 INCOMPLETE = ".incomplete"  # in a folder that is being pushed, or whose push was cut off: it does not count
 PROBE = ".aig-probe"
 AT_ONCE = 8  # downloads
 CHECK_SECONDS = 30.0
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds between tries, each of which pyarrow tries for seconds itself
 LONGEST = 300  # characters of a reason
-PUSH_SECONDS = 15.0  # between two pushes of what grows all the time
+# Parts of a run that are not pulled with it: Ray writes to the store itself, and images are pulled where they are read.
+APART = ("ray", "images")
+BRING_BACK = "bring the store within reach, check its credentials, and give the same command again"
 
 
 class StorageError(RunError):
     """A store cannot be reached or written; the message names it, the reason and the fix."""
 
 
-_runs: dict[Path, str] = {}
-"""The mirrors that this process knows, and the URIs of their runs."""
+@dataclass(frozen=True)
+class Mirror:
+    """A run's folder on this machine and its URI in the store; paths are those of the folder."""
 
+    root: Path
+    uri: str
 
-def mirror(storage: str, name: str) -> Path:
-    """The local folder of a run: its mirror, which this process knows from now on; of file:// the folder itself."""
-    root = local_folder(storage, name)
-    if is_uri(storage) and not storage.startswith("file://"):
-        _runs[root] = joined(storage, name)
-    return root
+    def shown(self, path: Path) -> str:
+        """The URI of what a path mirrors, without its query, as users see it."""
+        return joined(self.uri.partition("?")[0], *path.relative_to(self.root).parts)
 
+    def storage_path(self, path: Path) -> str:
+        """The URI of what a path mirrors, as Ray takes it."""
+        return joined(self.uri, *path.relative_to(self.root).parts)
 
-def is_mirror(path: Path) -> bool:
-    return _root(path) is not None
+    def place(self, path: Path) -> tuple[Any, str]:
+        """pyarrow's filesystem of the store, and the path there."""
+        filesystem, base = _opened(self.uri)
+        return filesystem, "/".join([base, *path.relative_to(self.root).parts])
 
+    def names(self, folder: Path) -> list[str]:
+        """What a folder of the store holds, but for hidden entries; nothing if there is no folder."""
+        from pyarrow import fs
 
-def shown(path: Path) -> str:
-    """What a path is called before the user: the URI without its query, of what is mirrored."""
-    root = _root(path)
-    return str(path) if root is None else joined(_runs[root].partition("?")[0], *path.relative_to(root).parts)
+        filesystem, base = self.place(folder)
+        selector = fs.FileSelector(base, allow_not_found=True)
+        infos = self.patiently(folder, lambda: filesystem.get_file_info(selector))
+        return [info.base_name for info in infos if not info.base_name.startswith(".")]
 
-
-def storage_path(path: Path) -> str:
-    """The path, or the URI of what is mirrored, as Ray takes it."""
-    root = _root(path)
-    return str(path) if root is None else joined(_runs[root], *path.relative_to(root).parts)
-
-
-def storage_of(root: Path) -> str:
-    """`run.storage` of the run in a folder or a mirror."""
-    return parted(_runs[root])[0] if root in _runs else str(root.parent)
-
-
-def place(path: Path) -> tuple[Any, str]:
-    """pyarrow's filesystem in which a path really lies, and the path there."""
-    from pyarrow import fs
-
-    root = _root(path)
-    if root is None:
-        return fs.LocalFileSystem(), str(path)
-    filesystem, base = _opened(_runs[root])
-    return filesystem, "/".join([base, *path.relative_to(root).parts])
-
-
-def names(folder: Path) -> list[str]:
-    """What lies in a folder, but for what is hidden where it is mirrored; nothing where there is no folder."""
-    if not is_mirror(folder):
-        return [entry.name for entry in folder.iterdir()] if folder.exists() else []
-    from pyarrow import fs
-
-    filesystem, base = place(folder)
-    selector = fs.FileSelector(base, allow_not_found=True)
-    found = patiently(folder, lambda: filesystem.get_file_info(selector))
-    return [info.base_name for info in found if not info.base_name.startswith(".")]
-
-
-def push(path: Path) -> None:
-    """Put a file, or what has changed of a folder's files, into the store; each is there whole, or as it was before."""
-    if not is_mirror(path):
-        return
-    if not path.is_dir():
-        _upload(path)
-        return
-    there = _there(path, (), ())
-    for relative in sorted(_here(path, (), ())):
-        if relative not in there or not _same(path / relative, there[relative]):
-            _upload(path / relative)
-
-
-def push_whole(folder: Path) -> None:
-    """Put a folder into the place of the one in the store, if any: it counts as there when all of it is."""
-    if not is_mirror(folder):
-        return
-    filesystem, base = place(folder)
-    files, mark = _here(folder, (), ()), folder / INCOMPLETE
-    others = [relative for relative in _there(folder, (), (), incomplete=True) if relative not in files]
-
-    def begin() -> None:
-        _make_room(filesystem, f"{base}/{INCOMPLETE}")
-        with filesystem.open_output_stream(f"{base}/{INCOMPLETE}") as file:
-            file.write(b"\n")  # some stores take an empty object for a folder
-
-    patiently(mark, begin)
-    for relative in sorted(files):
-        _upload(folder / relative)
-    for relative in others:
-        remove(folder / relative)
-    remove(mark)
-
-
-def complete(root: Path) -> None:
-    """Push again each folder of a run whose push was cut off, where it is here: ours is whole, this one or the last."""
-    if not is_mirror(root):
-        return
-    for folder in sorted(root / name for name in _half(_files(root, (), APART))):
-        if folder.is_dir():
-            push_whole(folder)
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder from the store; what is here is the caller's."""
-    if not is_mirror(path):
-        return
-    from pyarrow import fs
-
-    filesystem, there = place(path)
-
-    def work() -> None:
-        kind = filesystem.get_file_info(there).type
-        if kind == fs.FileType.Directory:
-            filesystem.delete_dir(there)
-        elif kind != fs.FileType.NotFound:
-            filesystem.delete_file(there)
-
-    with suppress(FileNotFoundError):
-        patiently(path, work)
-
-
-def pull(path: Path, *patterns: str, without: Collection[str] = (), newer: bool = False) -> None:
-    """Make a file or a folder here what the store has: fetch what differs, remove what it does not have.
-
-    `patterns` choose among a folder's own entries, `without` leaves some out. With `newer` nothing is removed, and only
-    what is newer there is fetched.
-    """
-    if not is_mirror(path):
-        return
-    (_root(path) or path).mkdir(parents=True, exist_ok=True)
-    there = _there(path, patterns, without)
-    here = _here(path, patterns, without)
-    for relative in () if newer else here - there.keys():
-        _forget(path, path / relative)
-    wanted = [
-        (path / relative, info)
-        for relative, info in there.items()
-        if not _same(path / relative, info) and not (newer and _is_newer(path / relative, info))
-    ]
-    if not wanted:
-        return
-    with ThreadPoolExecutor(min(AT_ONCE, len(wanted))) as pool:
-        for _ in pool.map(lambda item: _download(*item), wanted):
-            pass
-
-
-def glance(folder: Path) -> None:
-    """Pull what is newer of a folder in the store, to show it; a store that fails is left to those who work with it."""
-    with suppress(StorageError):
-        pull(folder, newer=True)
-
-
-def set_aside(root: Path) -> Path | None:
-    """Where the store has nothing at all of a run, move its mirror out of the way: it may be the last copy."""
-    if not is_mirror(root) or not _here(root, (), ()) or names(root):
-        return None
-    kept = root.with_name(f"{root.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-    root.rename(kept)
-    return kept
-
-
-# Of a run: what Ray keeps, which goes by the store itself, and what is large and pulled where it is read.
-APART = ("ray", "images")
-
-
-def refresh(root: Path) -> None:
-    """`pull` a run in order to read it. Where a process of this machine works in it, the mirror is that one's."""
-    if not is_mirror(root):
-        return
-    root.mkdir(parents=True, exist_ok=True)
-    file = locks.take(root / LOCK_FILE)
-    if file is not None:
-        with file:
-            pull(root, without=APART)
-
-
-def check(root: Path, writing: bool) -> None:
-    """StorageError, after seconds, where the store of a run cannot be read or, with `writing`, written."""
-    if not is_mirror(root):
-        return
-    from pyarrow import fs
-
-    def work() -> None:
-        filesystem, base = place(root)
-        filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True))
-        if not writing:
+    def push(self, path: Path) -> None:
+        """Upload a file, or a folder's changed files; each is there whole, or as it was before."""
+        if not path.is_dir():
+            self._upload(path)
             return
-        probe = f"{base.rpartition('/')[0]}/{PROBE}"
-        _make_room(filesystem, probe)
-        with filesystem.open_output_stream(probe) as file:
-            file.write(b"\n")
-        filesystem.delete_file(probe)
+        there = self._remote_files(path)
+        for relative in sorted(_local_files(path)):
+            if relative not in there or not _same(path / relative, there[relative]):
+                self._upload(path / relative)
 
-    errors: list[Exception] = [TimeoutError(f"no answer in {CHECK_SECONDS:g} seconds")]
+    def push_whole(self, folder: Path) -> None:
+        """Replace a folder of the store: the new one counts once all of it is there."""
+        filesystem, base = self.place(folder)
+        files, mark = _local_files(folder), folder / INCOMPLETE
+        stale = [relative for relative in self._remote_files(folder, incomplete=True) if relative not in files]
 
-    def attempt() -> None:
+        def begin() -> None:
+            _make_parents(filesystem, f"{base}/{INCOMPLETE}")
+            with filesystem.open_output_stream(f"{base}/{INCOMPLETE}") as file:
+                file.write(b"\n")  # some stores take an empty object for a folder
+
+        self.patiently(mark, begin)
+        for relative in sorted(files):
+            self._upload(folder / relative)
+        for relative in stale:
+            self.remove(folder / relative)
+        self.remove(mark)
+
+    def complete(self) -> None:
+        """Push again every folder whose push was cut off, if it is here: ours is whole, this one or the last."""
+        for folder in sorted(self.root / name for name in _incomplete(self._every_file(self.root, (), APART))):
+            if folder.is_dir():
+                self.push_whole(folder)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file or a folder from the store alone."""
+        from pyarrow import fs
+
+        filesystem, there = self.place(path)
+
+        def work() -> None:
+            kind = filesystem.get_file_info(there).type
+            if kind == fs.FileType.Directory:
+                filesystem.delete_dir(there)
+            elif kind != fs.FileType.NotFound:
+                filesystem.delete_file(there)
+
+        with suppress(FileNotFoundError):
+            self.patiently(path, work)
+
+    def pull(self, path: Path, *patterns: str, without: Collection[str] = (), newer: bool = False) -> None:
+        """Make a local file or folder what the store has: download what differs, delete what the store lacks.
+
+        `patterns` choose among a folder's own entries, `without` leaves some out. With `newer` nothing is deleted, and
+        only what is newer in the store is downloaded.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        there = self._remote_files(path, patterns, without)
+        for relative in () if newer else _local_files(path, patterns, without) - there.keys():
+            _delete(path, path / relative)
+        stale = [
+            (path / relative, info)
+            for relative, info in there.items()
+            if not _same(path / relative, info) and not (newer and _is_newer(path / relative, info))
+        ]
+        if stale:
+            with ThreadPoolExecutor(min(AT_ONCE, len(stale))) as pool:
+                list(pool.map(lambda item: self._download(*item), stale))
+
+    def set_aside(self) -> Path | None:
+        """If the store has nothing at all of the run, rename its mirror, which may be the last copy; the new path."""
+        if not _local_files(self.root) or self.names(self.root):
+            return None
+        kept = self.root.with_name(f"{self.root.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        self.root.rename(kept)
+        return kept
+
+    def check(self, writing: bool) -> None:
+        """StorageError, after seconds, if the store cannot be read or, with `writing`, written."""
+        from pyarrow import fs
+
+        def work() -> None:
+            filesystem, base = self.place(self.root)
+            filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True))
+            if not writing:
+                return
+            probe = f"{base.rpartition('/')[0]}/{PROBE}"
+            _make_parents(filesystem, probe)
+            with filesystem.open_output_stream(probe) as file:
+                file.write(b"\n")
+            filesystem.delete_file(probe)
+
+        errors: list[Exception] = [TimeoutError(f"no answer in {CHECK_SECONDS:g} seconds")]
+
+        def attempt() -> None:
+            try:
+                work()
+                errors.clear()
+            except Exception as error:  # whatever it is, it is raised where the check was asked for
+                errors[:] = [error]
+
+        # Some of pyarrow's filesystems try for a quarter of an hour, and cannot be told otherwise.
+        thread = threading.Thread(target=attempt, daemon=True)
+        thread.start()
+        thread.join(CHECK_SECONDS)
+        if errors:
+            raise self._error(self.root, errors[0]) from errors[0]
+
+    def patiently(self, path: Path, work: Callable[[], T]) -> T:
+        """What `work` on a path returns, tried again if the store fails; FileNotFoundError, or StorageError at last."""
+        for wait in (*WAITS, None):
+            try:
+                return work()
+            except FileNotFoundError:
+                raise
+            except (OSError, ValueError) as error:  # pyarrow's own errors are among them
+                if wait is None or not isinstance(error, OSError) or _fix(error) != BRING_BACK:
+                    raise self._error(path, error) from error
+            time.sleep(wait)
+        raise AssertionError  # the last try has returned or raised
+
+    def _error(self, path: Path, error: Exception) -> StorageError:
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]} ..."
+        return StorageError(f"{self.shown(path)}: the store does not do as asked ({reason}): {_fix(error)}")
+
+    def _remote_files(
+        self, path: Path, patterns: Collection[str] = (), without: Collection[str] = (), incomplete: bool = False
+    ) -> dict[str, Any]:
+        """What pyarrow knows of each file of a folder in the store, by relative name, or "" for a file.
+
+        Hidden files are left out, and incomplete folders unless they are asked for.
+        """
+        files = self._every_file(path, patterns, without)
+        cut_off = _incomplete(files)
+        return {
+            name: info
+            for name, info in files.items()
+            if not _is_hidden(name) and (incomplete or name.rpartition("/")[0] not in cut_off)
+        }
+
+    def _every_file(self, path: Path, patterns: Collection[str], without: Collection[str]) -> dict[str, Any]:
+        """The same, hidden files and incomplete folders included."""
+        from pyarrow import fs
+
+        filesystem, base = self.place(path)
+
+        def listed(folder: str, recursive: bool) -> list[Any]:
+            return filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True, recursive=recursive))
+
+        def work() -> list[Any]:
+            own = filesystem.get_file_info(base)
+            if own.type != fs.FileType.Directory:
+                return [own] if own.type == fs.FileType.File else []
+            if not patterns and not without:
+                return listed(base, True)
+            entries = [info for info in listed(base, False) if _chosen(info.base_name, patterns, without)]
+            folders = [info.path for info in entries if info.type == fs.FileType.Directory]
+            return [*entries, *(info for folder in folders for info in listed(folder, True))]
+
+        infos = {info.path[len(base) :].strip("/"): info for info in self.patiently(path, work)}
+        return {name: info for name, info in infos.items() if info.type == fs.FileType.File}
+
+    def _upload(self, file: Path) -> None:
+        from pyarrow import fs
+
+        filesystem, target = self.place(file)
+        atomic = filesystem.type_name in ATOMIC
+        folder, _, name = target.rpartition("/")
+        part = target if atomic else f"{folder}/.{name}.{os.getpid()}.part"
+
+        def work() -> Any:
+            _make_parents(filesystem, target)
+            # In one call, which Ctrl-C does not break: a Python loop would close, and so commit, half a file. And
+            # without threads, with which pyarrow's uploads to S3 may hang (apache/arrow#32372).
+            fs.copy_files(
+                str(file), part, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem,
+                use_threads=False,
+            )  # fmt: skip
+            if not atomic:
+                if filesystem.type_name == "hdfs" and filesystem.get_file_info(target).type != fs.FileType.NotFound:
+                    filesystem.delete_file(target)  # it moves nothing onto a file
+                filesystem.move(part, target)
+            return filesystem.get_file_info(target)
+
+        _mark(file, self.patiently(file, work))
+
+    def _download(self, file: Path, info: Any) -> None:
+        from pyarrow import fs
+
+        filesystem, source = self.place(file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.part")
+        local = fs.LocalFileSystem()
         try:
-            work()
-            errors.clear()
-        except Exception as error:  # whatever it is, it is said where the check was asked for
-            errors[:] = [error]
-
-    # Some of pyarrow's filesystems try for a quarter of an hour, and cannot be told otherwise.
-    thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    thread.join(CHECK_SECONDS)
-    if errors:
-        raise _told(root, errors[0]) from errors[0]
-
-
-def patiently(path: Path, work: Callable[[], T]) -> T:
-    """What `work` returns, tried again where the store fails; FileNotFoundError, or StorageError in the end.
-
-    Work on a local path is done once, and its errors are its own.
-    """
-    if not is_mirror(path):
-        return work()
-    for wait in (*WAITS, None):
-        try:
-            return work()
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError) as error:  # pyarrow's own errors are among them
-            if wait is None or not isinstance(error, OSError) or _fix(error) != BRING_BACK:
-                raise _told(path, error) from error
-        time.sleep(wait)
-    raise AssertionError  # the last try has returned or raised
-
-
-BRING_BACK = "bring the store within reach, check its credentials, and give the same command again"
-
-
-def _told(path: Path, error: Exception) -> StorageError:
-    reason = " ".join(str(error).split())
-    reason = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]} ..."
-    return StorageError(f"{shown(path)}: the store does not do as asked ({reason}): {_fix(error)}")
+            self.patiently(
+                file,
+                lambda: fs.copy_files(source, str(part), source_filesystem=filesystem, destination_filesystem=local),
+            )
+            _mark(part, info)
+            part.replace(file)
+        except FileNotFoundError:  # removed since it was listed
+            if file.exists():
+                _delete(file.parent, file)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def _fix(error: Exception) -> str:
@@ -306,11 +308,6 @@ def _opened(uri: str) -> tuple[Any, str]:
     return filesystem, base.rstrip("/")
 
 
-def _root(path: Path) -> Path | None:
-    """The mirror that a path lies in."""
-    return next((root for root in _runs if path == root or root in path.parents), None) if _runs else None
-
-
 def _is_hidden(relative: str) -> bool:
     return any(part.startswith(".") for part in relative.split("/"))
 
@@ -319,8 +316,8 @@ def _chosen(name: str, patterns: Collection[str], without: Collection[str]) -> b
     return name not in without and (not patterns or any(fnmatch(name, pattern) for pattern in patterns))
 
 
-def _here(path: Path, patterns: Collection[str], without: Collection[str]) -> set[str]:
-    """Relative names of the files of a folder, or "" of a file."""
+def _local_files(path: Path, patterns: Collection[str] = (), without: Collection[str] = ()) -> set[str]:
+    """Relative names of a local folder's files, hidden ones left out; "" for a file."""
     if not path.is_dir():
         return {""} if path.exists() else set()
     entries = [entry for entry in path.iterdir() if _chosen(entry.name, patterns, without)]
@@ -329,43 +326,9 @@ def _here(path: Path, patterns: Collection[str], without: Collection[str]) -> se
     return {name for name in relative if not _is_hidden(name)}
 
 
-def _there(path: Path, patterns: Collection[str], without: Collection[str], incomplete: bool = False) -> dict[str, Any]:
-    """The same of the store, with what pyarrow knows of each; folders that are incomplete only where asked for."""
-    files = _files(path, patterns, without)
-    half = _half(files)
-    return {
-        name: info
-        for name, info in files.items()
-        if not _is_hidden(name) and (incomplete or name.rpartition("/")[0] not in half)
-    }
-
-
-def _half(files: Collection[str]) -> set[str]:
-    """The folders among a store's files that are incomplete."""
+def _incomplete(files: Collection[str]) -> set[str]:
+    """The folders among a store's files whose push was cut off."""
     return {name.rpartition("/")[0] for name in files if name.rpartition("/")[2] == INCOMPLETE}
-
-
-def _files(path: Path, patterns: Collection[str], without: Collection[str]) -> dict[str, Any]:
-    """All files of a folder of the store, hidden ones too."""
-    from pyarrow import fs
-
-    filesystem, base = place(path)
-
-    def listed(folder: str, recursive: bool) -> list[Any]:
-        return filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True, recursive=recursive))
-
-    def work() -> list[Any]:
-        own = filesystem.get_file_info(base)
-        if own.type != fs.FileType.Directory:
-            return [own] if own.type == fs.FileType.File else []
-        if not patterns and not without:
-            return listed(base, True)
-        entries = [info for info in listed(base, False) if _chosen(info.base_name, patterns, without)]
-        folders = [info.path for info in entries if info.type == fs.FileType.Directory]
-        return [*entries, *(info for folder in folders for info in listed(folder, True))]
-
-    infos = {info.path[len(base) :].strip("/"): info for info in patiently(path, work)}
-    return {name: info for name, info in infos.items() if info.type == fs.FileType.File}
 
 
 def _seconds(info: Any) -> int | None:
@@ -375,77 +338,31 @@ def _seconds(info: Any) -> int | None:
 
 def _same(file: Path, info: Any) -> bool:
     try:
-        found = file.stat()
+        stat = file.stat()
     except FileNotFoundError:
         return False
     seconds = _seconds(info)
-    return seconds is not None and (found.st_size, found.st_mtime_ns) == (info.size, seconds * 10**9)
+    return seconds is not None and (stat.st_size, stat.st_mtime_ns) == (info.size, seconds * 10**9)
 
 
 def _is_newer(file: Path, info: Any) -> bool:
     return file.exists() and file.stat().st_mtime >= (_seconds(info) or 0)
 
 
-def _make_room(filesystem: Any, target: str) -> None:
-    if filesystem.type_name not in ATOMIC:
-        filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-
-
-def _upload(file: Path) -> None:
-    from pyarrow import fs
-
-    filesystem, target = place(file)
-    atomic = filesystem.type_name in ATOMIC
-    folder, _, name = target.rpartition("/")
-    part = target if atomic else f"{folder}/.{name}.{os.getpid()}.part"
-
-    def work() -> Any:
-        _make_room(filesystem, target)
-        # In one call, which Ctrl-C does not break: a Python loop would close, and so commit, half a file. And without
-        # threads, with which pyarrow's uploads to S3 may hang (apache/arrow#32372).
-        fs.copy_files(
-            str(file), part, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem,
-            use_threads=False,
-        )  # fmt: skip
-        if not atomic:
-            if filesystem.type_name == "hdfs" and filesystem.get_file_info(target).type != fs.FileType.NotFound:
-                filesystem.delete_file(target)  # it moves nothing onto a file
-            filesystem.move(part, target)
-        return filesystem.get_file_info(target)
-
-    _mark(file, patiently(file, work))
-
-
-def _download(file: Path, info: Any) -> None:
-    from pyarrow import fs
-
-    filesystem, source = place(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.part")
-    local = fs.LocalFileSystem()
-    try:
-        patiently(
-            file,
-            lambda: fs.copy_files(source, str(part), source_filesystem=filesystem, destination_filesystem=local),
-        )
-        _mark(part, info)
-        part.replace(file)
-    except FileNotFoundError:  # removed since it was listed
-        if file.exists():
-            _forget(file.parent, file)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _mark(file: Path, info: Any) -> None:
-    """Say by its time that a file is what the store has."""
+    """Set a file's time to the store's, which says that the two are the same."""
     seconds = _seconds(info)
     if seconds is not None and file.stat().st_size == info.size:
         os.utime(file, ns=(seconds * 10**9, seconds * 10**9))
 
 
-def _forget(base: Path, file: Path) -> None:
-    """Remove a file here, and its folders beneath `base` that are empty then."""
+def _make_parents(filesystem: Any, target: str) -> None:
+    if filesystem.type_name not in ATOMIC:
+        filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+
+
+def _delete(base: Path, file: Path) -> None:
+    """Delete a local file, and its folders beneath `base` that are empty then."""
     file.unlink(missing_ok=True)
     for folder in file.parents:
         if folder == base or base not in folder.parents:

@@ -23,11 +23,12 @@ from aig import rewards
 from pipelines.cluster import resources
 from pipelines.cluster.connect import Cluster
 from pipelines.config import Config, ConfigError, RunError, given, uris
-from pipelines.evaluate.scorers import PART, Pictures, commit, scoring_device
+from pipelines.evaluate.scorers import PART, Pictures, scoring_device
 from pipelines.rewards import names as reward_names
 from pipelines.rewards.names import Columns
 from pipelines.rewards.scores import Scores
 from pipelines.runs import locks
+from pipelines.runs.files import write_parquet
 from pipelines.score import listing
 from pipelines.score.listing import Listed, Listing
 from pipelines.show.bar import Bar
@@ -70,6 +71,9 @@ class FolderJob:
 
     def __init__(self, folder: Path, columns: Columns, threads: int, batch: int) -> None:
         self.folder, self.columns, self.threads, self.batch = folder, columns, threads, batch
+
+    def save(self, unit: str, table: pa.Table) -> None:
+        write_parquet(self.folder / PART.format(unit=unit), table)
 
     def scores(self) -> Scores:
         return Scores(self.columns, device=scoring_device())
@@ -158,7 +162,7 @@ def score(
             _stream(config, columns, files, missing)
         table = _collect(files, columns, found)
         if not files.out.exists() or pq.read_table(files.out) != table:
-            commit(table, files.out)
+            write_parquet(files.out, table)
         shutil.rmtree(files.parts)
     return table, len(missing)
 
@@ -216,16 +220,15 @@ def _locked(files: Files) -> Iterator[None]:
     path = files.out.with_name(f".{files.out.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = locks.take(path)
-    except OSError as error:
+        with locks.hold(path) as ours:
+            if not ours:
+                raise ConfigError(f"another process is scoring into {files.out}: wait for it")
+            try:
+                yield
+            finally:
+                path.unlink()
+    except PermissionError as error:
         raise ConfigError(f"{files.out}: cannot write there ({error.strerror}): choose another --out") from error
-    if lock is None:
-        raise ConfigError(f"another process is scoring into {files.out}: wait for it")
-    with lock:
-        try:
-            yield
-        finally:
-            path.unlink()
 
 
 def _key(columns: Columns) -> str:

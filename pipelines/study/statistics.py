@@ -21,7 +21,6 @@ from pipelines.config import Config, ConfigError
 from pipelines.rewards import names as reward_names
 from pipelines.rewards.names import Columns, Statistics
 from pipelines.rewards.scores import Scores
-from pipelines.runs import directory
 from pipelines.runs.directory import RunDir
 from pipelines.study import models
 from pipelines.study.prompts import validation_prompts, validation_seeds
@@ -70,7 +69,8 @@ def ensure(config: Config, connect: Callable[[], Cluster]) -> None:
     for name, row in found.items():
         print(f"  {name}: mean {row['mean']:.4g}, standard deviation {row['std']:.4g}")
     found = {name: {**row, "digest": digests[name]} for name, row in found.items()}
-    directory.write_json(RunDir.of(config).reward_statistics, {**_measured_on(config), "components": known | found})
+    run = RunDir.of(config)
+    run.write_json(run.reward_statistics, {**_measured_on(config), "components": known | found})
 
 
 def _task(config: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -122,8 +122,9 @@ def _moments(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def _components(config: Config) -> dict[str, Any]:
-    path = RunDir.of(config).reward_statistics
-    return directory.read_json(path)["components"] if path.exists() else {}
+    run = RunDir.of(config)
+    path = run.reward_statistics
+    return run.read_json(path)["components"] if path.exists() else {}
 
 
 def _measured_on(config: Config) -> dict[str, Any]:
@@ -133,10 +134,11 @@ def _measured_on(config: Config) -> dict[str, Any]:
 
 def _current(config: Config) -> dict[str, Any]:
     """Of `_components` those that were measured on this model, and with the weights that the rewards have here."""
-    path = RunDir.of(config).reward_statistics
+    run = RunDir.of(config)
+    path = run.reward_statistics
     if not path.exists():
         return {}
-    file, asked = directory.read_json(path), _measured_on(config)
+    file, asked = run.read_json(path), _measured_on(config)
     if any(file.get(key) != value for key, value in asked.items()):
         return {}
     digests = _digests(wanted(config))

@@ -13,7 +13,6 @@ from typing import Any
 
 from pipelines.config import Config, ConfigError, Train
 from pipelines.config.values import slug
-from pipelines.runs import directory
 from pipelines.runs.directory import RunDir
 from pipelines.study import limits, trainings
 from pipelines.study.trainings import adapter_key
@@ -33,7 +32,8 @@ class Record:
     """Why a trial failed."""
 
     def write(self, config: Config) -> None:
-        directory.write_json(RunDir.of(config).sweep, asdict(self))
+        run = RunDir.of(config)
+        run.write_json(run.sweep, asdict(self))
 
 
 def read(config: Config) -> Record:

@@ -23,7 +23,8 @@ from typing import Any
 from pyarrow import fs
 
 from aig import folders
-from pipelines.runs import directory, mirror
+from pipelines.runs import files
+from pipelines.runs.directory import RunDir
 
 STATE = "state.pt"
 SEAL = "checkpoint.json"
@@ -33,84 +34,84 @@ RAYS_LIST = "checkpoint_manager_snapshot.json"
 
 def seal(folder: Path, step: int) -> None:
     """Write down the step and the hash of the state that was written into this folder."""
-    directory.write_json(folder / SEAL, {"step": step, STATE: directory.file_digest(folder / STATE)})
+    files.write_json(folder / SEAL, {"step": step, STATE: files.file_digest(folder / STATE)})
 
 
-def fault(folder: Path) -> str | None:
+def fault(run: RunDir, folder: Path) -> str | None:
     """What is wrong with a checkpoint; None where it is whole.
 
     A store that does not answer says nothing about what lies there: its StorageError spoils no checkpoint.
     """
     try:
-        if _seal_of(folder)[STATE] != _digest(folder / STATE):
+        if _seal_of(run, folder)[STATE] != _digest(run, folder / STATE):
             return f"{STATE} has not the content that it was sealed with"
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = os.strerror(number) if (number := getattr(error, "errno", None)) else "its seal cannot be read"
-        return f"{reason}: {mirror.shown(folder / SEAL)}"
+        return f"{reason}: {run.shown(folder / SEAL)}"
     return None
 
 
-def _seal_of(folder: Path) -> dict[str, Any]:
-    filesystem, path = mirror.place(folder / SEAL)
+def _seal_of(run: RunDir, folder: Path) -> dict[str, Any]:
+    filesystem, path = run.place(folder / SEAL)
 
     def work() -> bytes:
         with filesystem.open_input_stream(path) as file:
             return file.read()
 
-    return json.loads(mirror.patiently(folder / SEAL, work))
+    return json.loads(run.patiently(folder / SEAL, work))
 
 
-def _digest(state: Path) -> str:
-    """As `layout.file_digest`, wherever the file lies."""
-    filesystem, path = mirror.place(state)
+def _digest(run: RunDir, state: Path) -> str:
+    """As `files.file_digest`, wherever the file lies."""
+    filesystem, path = run.place(state)
 
     def work() -> str:
         with filesystem.open_input_stream(path) as file:
-            return directory.digest_of(file.read)
+            return files.digest_of(file.read)
 
-    return mirror.patiently(state, work)
+    return run.patiently(state, work)
 
 
-def step_of(folder: Path) -> int:
+def step_of(run: RunDir, folder: Path) -> int:
     """The step that a checkpoint says it is of; -1 where it does not say."""
     try:
-        return int(_seal_of(folder)["step"])
+        return int(_seal_of(run, folder)["step"])
     except (OSError, ValueError, KeyError, TypeError):
         return -1
 
 
-def newest(storage: Path) -> tuple[Path | None, list[str]]:
+def newest(run: RunDir, storage: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a training, and a warning for every newer one that is not whole."""
-    steps = {folder: step_of(folder) for folder in _folders(storage)}
+    steps = {folder: step_of(run, folder) for folder in _folders(run, storage)}
     spoiled = []
     # Those that do not say their step may be the newest: they come first.
     for folder in sorted(steps, key=lambda f: (steps[f] < 0, steps[f], f.name), reverse=True):
-        reason = fault(folder)
+        reason = fault(run, folder)
         if reason is None:
             return folder, [f"{said}: going on from {folder.name}, step {steps[folder]}" for said in spoiled]
-        spoiled.append(f"checkpoint {mirror.shown(folder)} is skipped ({reason})")
+        spoiled.append(f"checkpoint {run.shown(folder)} is skipped ({reason})")
     return None, [f"{said}: starting from step 0" for said in spoiled]
 
 
-def _folders(storage: Path) -> list[Path]:
+def _folders(run: RunDir, storage: Path) -> list[Path]:
     """The checkpoints of a training, whole or not."""
-    filesystem, base = mirror.place(storage)
-    infos = mirror.patiently(storage, lambda: filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True)))
+    filesystem, base = run.place(storage)
+    infos = run.patiently(storage, lambda: filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True)))
     names = [info.base_name for info in infos if info.type == fs.FileType.Directory]
     return [storage / name for name in names if name.startswith("checkpoint_")]
 
 
 @contextmanager
-def here(folder: Path) -> Iterator[Path]:
+def local_copy(run: RunDir, folder: Path) -> Iterator[Path]:
     """A checkpoint's folder on this machine: itself, or of a store a copy for the length of the context."""
-    if not mirror.is_mirror(folder):
+    if run.mirror is None:
         yield folder
         return
-    filesystem, source = mirror.place(folder)
+    filesystem, source = run.place(folder)
     copy = scratch()
     try:
         local = fs.LocalFileSystem()
-        mirror.patiently(
+        run.patiently(
             folder,
             lambda: fs.copy_files(source, str(copy), source_filesystem=filesystem, destination_filesystem=local),
         )
@@ -119,8 +120,8 @@ def here(folder: Path) -> Iterator[Path]:
         shutil.rmtree(copy, ignore_errors=True)
 
 
-def _remove(folder: Path) -> None:
-    filesystem, path = mirror.place(folder)
+def _remove(run: RunDir, folder: Path) -> None:
+    filesystem, path = run.place(folder)
     with suppress(OSError):  # what is left is found, and removed, another time
         filesystem.delete_dir(path)
 
@@ -133,14 +134,18 @@ def clean_saves(adapters: Path, key: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def clean(storage: Path, chosen: Path | None, listed: Collection[str], keep: int) -> None:
+def clean(run: RunDir, storage: Path, chosen: Path | None, listed: Collection[str], keep: int) -> None:
     """Remove what a crash has left: checkpoints that Ray's list does not name, but for the chosen one and the newest
     before it up to `keep` in all; scratch folders of processes that are gone."""
-    steps = {folder: step_of(folder) for folder in _folders(storage) if folder != chosen and folder.name not in listed}
-    most = step_of(chosen) if chosen else -1
+    steps = {
+        folder: step_of(run, folder)
+        for folder in _folders(run, storage)
+        if folder != chosen and folder.name not in listed
+    }
+    most = step_of(run, chosen) if chosen else -1
     before = sorted((f for f in steps if 0 <= steps[f] <= most), key=lambda f: steps[f], reverse=True)
     for folder in steps.keys() - set(before[: keep - 1]):
-        _remove(folder)
+        _remove(run, folder)
     for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
         pid = folder.name.removeprefix(SCRATCH).partition("-")[0]
         if pid.isdecimal() and not _lives(int(pid)):
@@ -162,13 +167,13 @@ def scratch() -> Path:
     return Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-"))
 
 
-def begin(storage: Path) -> None:
+def begin(run: RunDir, storage: Path) -> None:
     """Before a training starts, or goes on: Ray's own list of checkpoints is begun anew."""
-    filesystem, path = mirror.place(storage / RAYS_LIST)
+    filesystem, path = run.place(storage / RAYS_LIST)
     with suppress(FileNotFoundError):
-        mirror.patiently(storage, lambda: filesystem.delete_file(path))
+        run.patiently(storage, lambda: filesystem.delete_file(path))
 
 
-def discard(storage: Path) -> None:
+def discard(run: RunDir, storage: Path) -> None:
     """After a training: its adapter's record says that it is finished, and its checkpoints would only take room."""
-    _remove(storage)
+    _remove(run, storage)

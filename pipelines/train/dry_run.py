@@ -26,7 +26,7 @@ from aig.models.empty import empty, parameters
 from aig.models.protocol import Condition
 from aig.models.published import PUBLISHED
 from pipelines.config import Config, given
-from pipelines.runs import mirror
+from pipelines.runs.directory import RunDir
 from pipelines.study import models
 from pipelines.study.prompts import EVALUATE, TRAIN, missing, prompt_lists, told
 from pipelines.train import parallel
@@ -202,7 +202,7 @@ def lines(plan: Plan) -> list[str]:
         "memory": f"about {_size(total)}: weights {_size(plan.weights)}, what is trained with its optimizer "
         f"{_size(states)}, activations of {min(train.micro_batch, train.batch)} images {_size(plan.activations)}; "
         "the reward's are not in it",
-        "run directory": mirror.shown(config.directory),
+        "run directory": RunDir.of(config).shown(),
     }
     return [f"{name:<20}{value}" for name, value in rows.items()]
 

@@ -8,7 +8,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from pipelines.runs import mirror
+from pipelines.runs import files
+from pipelines.runs.directory import PUSH_SECONDS, RunDir
 from pipelines.show.progress import REDRAW_SECONDS
 
 PACE_STEPS = 100
@@ -34,8 +35,8 @@ class Pace:
 class StatusFile:
     """A training worker's side: the status, written at most once a second and replaced whole."""
 
-    def __init__(self, path: Path, **values: Any) -> None:
-        self.path = path
+    def __init__(self, run: RunDir, path: Path, **values: Any) -> None:
+        self.run, self.path = run, path
         self.values = values
         self.written = self.pushed = 0.0
 
@@ -43,11 +44,9 @@ class StatusFile:
         self.values |= values
         if not force and time.monotonic() - self.written < REDRAW_SECONDS:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f".{self.path.name}.part")
-        part.write_text(json.dumps(self.values))
-        part.replace(self.path)
+        with files.whole(self.path) as part:
+            part.write_text(json.dumps(self.values))
         self.written = time.monotonic()
-        if force or self.written - self.pushed >= mirror.PUSH_SECONDS:
-            mirror.push(self.path)
+        if force or self.written - self.pushed >= PUSH_SECONDS:
+            self.run.push(self.path)
             self.pushed = self.written

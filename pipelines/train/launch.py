@@ -20,7 +20,6 @@ from pipelines import config as configuration
 from pipelines.cluster import resources
 from pipelines.cluster.connect import Cluster
 from pipelines.config import Config
-from pipelines.runs import directory, mirror
 from pipelines.runs.directory import RunDir
 from pipelines.study.trainings import adapter_key
 from pipelines.train import checkpoints
@@ -66,8 +65,8 @@ def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
     """
     files, key, settings = RunDir.of(config), adapter_key(config.train), config.train
     (least, most), storage = settings.workers, files.checkpoints(key)
-    checkpoints.begin(storage)
-    directory.forget(files.progress / f"{key}.json")  # an interrupted one's would be shown until the first step
+    checkpoints.begin(files, storage)
+    files.forget(files.progress / f"{key}.json")  # an interrupted one's would be shown until the first step
     trainer = TorchTrainer(
         worker,
         train_loop_config={"config": configuration.to_dict(config)},
@@ -78,7 +77,7 @@ def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
         ),
         run_config=RunConfig(
             name=key,
-            storage_path=mirror.storage_path(storage.parent),
+            storage_path=files.storage_path(storage.parent),
             failure_config=FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=settings.num_to_keep),
             callbacks=[*callbacks, EndAtOnce()],
@@ -92,7 +91,7 @@ def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
             told = failure.__dict__.get(TOLD)
             raise failure from (None if told is None else InWorkerError(f"\n{told}"))
         raise
-    checkpoints.discard(storage)
+    checkpoints.discard(files, storage)
     return files.adapters / key
 
 

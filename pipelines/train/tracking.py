@@ -24,7 +24,6 @@ import numpy as np
 from PIL import Image
 
 from pipelines.config import Config, ConfigError
-from pipelines.runs import directory, mirror
 from pipelines.runs.directory import RunDir
 from pipelines.study import trainings
 
@@ -65,7 +64,7 @@ class Tracker:
 
     def __init__(self, config: Config, record: Mapping[str, Any], step: int) -> None:
         files, key = RunDir.of(config), trainings.adapter_key(config.train)
-        self.board, self.folder = None, files.tensorboard / key
+        self.run_directory, self.board, self.folder = files, None, files.tensorboard / key
         if config.run.tensorboard:
             from tensorboardX import SummaryWriter  # a second that other processes need not wait for
 
@@ -98,18 +97,18 @@ class Tracker:
             with Image.open(picture) as image:
                 self.board.add_image("validation/images", np.asarray(image.convert("RGB")), step, dataformats="HWC")
             self.board.flush()
-            mirror.push(self.folder)
+            self.run_directory.push(self.folder)
         for name, service in self.services.items():
             run = self.known["runs"][name]
             if step > run["step"] and _sent(name, service, step, values, picture):
                 run["step"] = step
         if self.services:
-            directory.write_json(self.path, self.known)
+            self.run_directory.write_json(self.path, self.known)
 
     def close(self) -> None:
         if self.board is not None:
             self.board.close()
-            mirror.push(self.folder)
+            self.run_directory.push(self.folder)
         for service in self.services.values():
             service.close()
 

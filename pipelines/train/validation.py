@@ -28,7 +28,7 @@ from pipelines.config.values import slug
 from pipelines.rewards import names
 from pipelines.rewards.names import Statistics
 from pipelines.rewards.scores import ACCURACIES, GOLD, Scores
-from pipelines.runs import directory
+from pipelines.runs.directory import RunDir
 from pipelines.study import statistics as reward_statistics
 from pipelines.study.prompts import validation_prompts, validation_seeds
 
@@ -46,13 +46,13 @@ class Validation:
     """(P, S, 3, h, w) uint8, prompts by seeds."""
     prompts: list[str]
 
-    def write(self, path: Path) -> None:
+    def write(self, run: RunDir, path: Path) -> None:
         """The images as one PNG, whole or not at all: a row a prompt, which stand in its text `prompts` as JSON."""
         count, seeds, _, height, width = self.pixels.shape
         sheet = self.pixels.permute(0, 3, 1, 4, 2).reshape(count * height, seeds * width, 3)
         about = PngInfo()
         about.add_itxt("prompts", json.dumps(self.prompts))
-        with directory.whole(path) as part:
+        with run.whole(path) as part:
             Image.fromarray(np.ascontiguousarray(sheet.numpy())).save(part, "PNG", pnginfo=about)
 
 

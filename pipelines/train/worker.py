@@ -27,7 +27,6 @@ from aig.ema import Ema
 from aig.models import Model
 from pipelines.config import Config, ConfigError, Train
 from pipelines.rewards import names as reward_names
-from pipelines.runs import directory, mirror
 from pipelines.runs.directory import RunDir
 from pipelines.study import limits, models, trainings
 from pipelines.study import statistics as reward_statistics
@@ -79,11 +78,11 @@ def resume(training: Training) -> None:
     found, warnings = None, []
     if training.scores is not None:
         checkpoints.clean_saves(training.files.adapters, training.key)  # first: every worker looks at what is saved
-        found, warnings = checkpoints.newest(storage)
+        found, warnings = checkpoints.newest(training.files, storage)
     name = broadcast_from_rank_zero(found.name if found else None)
     chosen = storage / name if name is not None else None
     if chosen is not None:
-        with checkpoints.here(chosen) as folder:
+        with checkpoints.local_copy(training.files, chosen) as folder:
             training.restore(folder / checkpoints.STATE)
     if training.scores is not None:
         if warnings:
@@ -91,7 +90,7 @@ def resume(training: Training) -> None:
             training.status.update({**place, "warnings": warnings}, force=True)
         reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED, timeout_s=10)
         listed = {Path(each.checkpoint.path).name for each in reported}
-        checkpoints.clean(storage, chosen, listed, training.config.train.num_to_keep)
+        checkpoints.clean(training.files, storage, chosen, listed, training.config.train.num_to_keep)
 
 
 class Training:
@@ -124,7 +123,7 @@ class Training:
         self.sums: dict[str, float] = {}
         self.curve: list[dict[str, Any]] = []
         place = {"pid": os.getpid(), "host": socket.gethostname()}
-        self.status = heartbeat.StatusFile(self.files.progress / f"{self.key}.json", **place)
+        self.status = heartbeat.StatusFile(self.files, self.files.progress / f"{self.key}.json", **place)
         self.begun = time.monotonic()
         self.empty = 0
         self.guard = Guard(settings, self.parameters if self.ema is None else self.ema.means)
@@ -197,9 +196,9 @@ class Training:
         if self.scores is not None:
             self.tracker = Tracker(self.config, records.training_record(self.config, self.config.train, 0), self.step)
             if self.guard.stop is None and trainings.stopped(self.config) is not None:
-                directory.forget(self.files.adapters / self.key)  # what this training came to is found anew
+                self.files.forget(self.files.adapters / self.key)  # what this training came to is found anew
             if self.step == 0:
-                directory.forget(self.files.validation / self.key)
+                self.files.forget(self.files.validation / self.key)
             else:
                 write_curve(self.files, self.key, self.curve)
         if self.step == 0:
@@ -240,7 +239,7 @@ class Training:
             "reward_statistics": getattr(self.reward, "statistics", None),
         }
         saved = adapters.save(self.model.denoiser, ADAPTER, self.files.adapters / name, {**record, **made_with, **more})
-        mirror.push_whole(saved)
+        self.files.push_whole(saved)
 
     def settle(self, stop: Stop) -> None:
         """Make the adapter that the guard held the last one, and remove the snapshots of later steps; every worker has
@@ -253,7 +252,7 @@ class Training:
                 self.save(self.key, step, {"stopped": asdict(stop)})
         for later in trainings.snapshot_steps(self.config):
             if later > step:
-                directory.forget(self.files.adapters / f"{self.key}@{later}")
+                self.files.forget(self.files.adapters / f"{self.key}@{later}")
         self.status.update({"stopped": limits.told({"step": step, "stopped": asdict(stop)})}, force=True)
 
     def finish(self) -> None:
@@ -276,7 +275,7 @@ class Training:
         self.curve = [*(r for r in self.curve if r["step"] != self.step), row]
         write_curve(self.files, self.key, self.curve)
         picture = self.files.validation / self.key / f"step-{self.step:06d}.png"
-        found.write(picture)
+        found.write(self.files, picture)
         if self.tracker is not None:
             self.tracker.validation(self.step, validation.metrics(row), picture)
         shown = {name: row.get(name) for name in ("path", "kl_to_base", "diversity", "held_out")}
@@ -346,7 +345,7 @@ class Training:
         found = json.loads(state["record"])
         if not records.same_record(found, wanted):
             raise ConfigError(
-                f"the interrupted training {self.key} in {mirror.shown(self.files.checkpoints(self.key))} was made "
+                f"the interrupted training {self.key} in {self.files.shown(self.files.checkpoints(self.key))} was made "
                 f"{records.difference(found, wanted)}: choose another run.name, or delete the folder to train anew"
             )
         if not all(records.is_saved(self.config, self.files.adapters / name, step) for name, step in earlier):
@@ -372,9 +371,9 @@ class Training:
 
 def bring(files: RunDir, key: str) -> None:
     """What a worker reads of a run that is kept elsewhere: its training's own files, and what all share."""
-    mirror.pull(files.root, files.reward_statistics.name)
-    mirror.pull(files.adapters, key, f"{key}@*")
-    mirror.pull(files.tracking / f"{key}.json")
+    files.pull(files.root, files.reward_statistics.name)
+    files.pull(files.adapters, key, f"{key}@*")
+    files.pull(files.tracking / f"{key}.json")
 
 
 def attach(settings: Train, denoiser: nn.Module) -> None:
@@ -402,7 +401,7 @@ def draft_config(config: Config, model: Model) -> DraftConfig:
 
 def write_curve(files: RunDir, key: str, rows: Sequence[dict[str, Any]]) -> None:
     """Whole or not at all."""
-    with directory.whole(files.curves / f"{key}.jsonl") as part:
+    with files.whole(files.curves / f"{key}.jsonl") as part:
         part.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -27,7 +27,7 @@ def test_perceptual_diversity_refuses_one_image_and_values_that_are_not_finite()
         mean_pairwise_perceptual_distance(torch.zeros(1, 3, 8, 8), brightness)
     with pytest.raises(ValueError, match="images hold values that are not finite"):
         mean_pairwise_perceptual_distance(torch.full((2, 3, 8, 8), torch.nan), brightness)
-    with pytest.raises(ValueError, match="one finite number a pair"):
+    with pytest.raises(ValueError, match="one finite number per pair"):
         mean_pairwise_perceptual_distance(torch.zeros(3, 3, 8, 8), lambda a, b: (a - b).mean())
 
 

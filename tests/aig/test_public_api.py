@@ -24,6 +24,7 @@ WITHOUT_EXAMPLE = {
     "aig.models.StableDiffusion3Model": PRETRAINED,
     "aig.models.StableDiffusionModel": PRETRAINED,
     "aig.models.StableDiffusionXLModel": PRETRAINED,
+    "aig.models.Model": "a protocol, which every model of aig.load meets",
     "aig.vision.Clip": PRETRAINED,
     "aig.vision.load_clip": PRETRAINED,
 }
@@ -40,14 +41,16 @@ PUBLIC = public_objects()
 EXAMPLES = {
     full: doctest.DocTestFinder(recurse=False).find(each, full, globs={})[0].examples for full, each in PUBLIC.items()
 }
-SHOWN = "\n".join(example.source for examples in EXAMPLES.values() for example in examples)
+SHOWN = [example for examples in EXAMPLES.values() for example in examples]
 
 
 def has_example(full: str) -> bool:
-    """Whether an example uses the name as its users do (`aig.metrics.Moments`), or calls a function that returns it."""
-    returned = (getattr(each, "__annotations__", {}).get("return") for other, each in PUBLIC.items() if EXAMPLES[other])
-    used = re.search(rf"{re.escape(full)}\b", SHOWN) is not None
-    return used or any(kind in (PUBLIC[full], PUBLIC[full].__name__) for kind in returned)
+    """Whether an example uses the name by its path (`aig.metrics.Moments`), prints one, or calls what returns it."""
+    name = full.rpartition(".")[2]
+    returned = (str(each.__annotations__.get("return")) for other, each in PUBLIC.items() if EXAMPLES[other])
+    return any(
+        re.search(rf"{re.escape(full)}\b", example.source) or f"{name}(" in example.want for example in SHOWN
+    ) or any(re.search(rf"\b{name}\b", kind) for kind in returned)
 
 
 def test_every_public_name_has_a_docstring():

@@ -373,7 +373,7 @@ def test_lists_names_and_mappings_nest():
         ({"name": "clip", "wheights": "/mine"}, "unknown key 'wheights'; did you mean 'weights'"),
         ({"name": "clip", "weight": "much"}, "weight must be a finite number"),
         ({"name": "clip", "weights": 3}, "weights must be a text"),
-        ({"name": "fragile", "weights": "/mine"}, "are of the pretrained rewards"),
+        ({"name": "fragile", "weights": "/mine"}, "are for the pretrained rewards"),
         ("clip + 2*clip", "clip occurs twice"),
         ("nowhere:score", "cannot be imported"),
     ],
@@ -466,11 +466,11 @@ def broken(value):
         (broken(float("nan")), WORLD, r"rows \[1\] have NaN or lie outside", (1,)),
         (broken(1.5), WORLD, r"images in \[0, 1\].*highest 1\.5", (1,)),
         (GOOD * 2 - 1, WORLD, "needs images / 2 \\+ 0.5", (0, 1)),
-        (GOOD[0], WORLD, r"images \(B, 3, H, W\), got \(3, 32, 32\)", ()),
+        (GOOD[0], WORLD, r"images \(B, 3, H, W\) as a tensor, got \(3, 32, 32\)", ()),
         (GOOD[:, :1], WORLD, r"got \(2, 1, 32, 32\)", ()),
         (GOOD[:0], [], r"got \(0, 3, 32, 32\)", ()),
         (tiny.saved(GOOD), WORLD, "got torch.uint8.*aig.rewards.report", ()),
-        (GOOD.numpy(), WORLD, "takes a tensor of images", ()),
+        (GOOD.numpy(), WORLD, "as a tensor, got ndarray", ()),
         (GOOD, ["a red star"], "2 images, 1 prompts", ()),
         (GOOD, "a red star", "one string", ()),
         (GOOD, ["a red star", " "], r"the prompts of rows \[1\] are empty", (1,)),
@@ -484,7 +484,7 @@ def test_bad_input_is_named(images, prompts, message, rows):
 
 @pytest.mark.parametrize("images", [GOOD, tiny.saved(GOOD)[0], tiny.saved(GOOD).numpy()])
 def test_a_report_takes_8_bit_images_only(images):
-    with pytest.raises(rewards.InputError, match="reports score images"):
+    with pytest.raises(rewards.InputError, match="a report takes images"):
         rewards.report(rewards.load("fragile"), images, WORLD)
 
 

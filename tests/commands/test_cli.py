@@ -138,7 +138,7 @@ def test_a_second_process_in_the_same_run_is_refused(model, tmp_path, capsys):
     from pipelines.runs import identity
 
     arguments = overrides(model, tmp_path)
-    path = identity.claim_directory(configuration.load("smoke", None, arguments))
+    path = identity.claim_directory(configuration.load("smoke", None, arguments)).root
     with (path / identity.LOCK_FILE).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert main(["report", "--preset", "smoke", *arguments]) == 2

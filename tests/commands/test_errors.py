@@ -17,7 +17,7 @@ from pipelines.config import ConfigError, RunError
 from pipelines.evaluate import external
 from pipelines.front import front
 from pipelines.measure import measure, per_arm, sets
-from pipelines.runs import directory, identity
+from pipelines.runs import identity
 from pipelines.runs.directory import RunDir
 from pipelines.runs.mirror import StorageError
 
@@ -182,4 +182,4 @@ def test_statistics_that_cannot_be_read_are_named(tmp_path, capsys):
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"a": 1})[:-1])
     with pytest.raises(ConfigError, match=r"x\.json cannot be read .*: restore it, or delete it"):
-        directory.read_json(path)
+        RunDir(path.parent).read_json(path)

@@ -22,6 +22,7 @@ from pipelines.__main__ import main
 from pipelines.commands import overview
 from pipelines.runs import directory, identity
 from pipelines.runs.directory import RunDir
+from pipelines.runs.files import write_json
 from pipelines.study import trainings
 from pipelines.study.resolved import resolve
 from pipelines.study.trials import Record
@@ -42,8 +43,8 @@ def train(run, weight):
     single = replace(run, train=replace(run.train, kl_weight=weight))
     files = RunDir.of(run)
     for name, step in trainings.adapter_folders(single):
-        directory.write_json(files.adapters / name / "adapter.json", {"format": directory.RECORD_FORMAT, "step": step})
-    directory.write_json(files.curves / f"{trainings.adapter_key(single.train)}.jsonl", {})
+        write_json(files.adapters / name / "adapter.json", {"format": directory.RECORD_FORMAT, "step": step})
+    write_json(files.curves / f"{trainings.adapter_key(single.train)}.jsonl", {})
 
 
 def draw(run, count):
@@ -92,7 +93,7 @@ def test_trainings_are_done_errored_stopped_interrupted_or_running(run):
     files, key = RunDir.of(run), "fragile-k1-kl10-s0"
     train(run, 0)
     assert line(run, "fragile-k1-kl0-s0").split() == ["done", "4/4", "0"]
-    directory.write_json(files.progress / f"{key}.json", {"step": 3, "steps": 4, "rate": 1.5, "loss": -2.0})
+    write_json(files.progress / f"{key}.json", {"step": 3, "steps": 4, "rate": 1.5, "loss": -2.0})
     assert line(run, key).startswith("interrupted  3/4   10         1.50 s/step  0:02 left")
     with held(run):
         assert line(run, key).startswith("running  3/4   10         1.50 s/step")
@@ -118,7 +119,7 @@ def test_a_training_whose_worker_is_gone_or_silent_is_told_of(run):
     status = {"step": 1, "steps": 4, "rate": 0.5, "host": socket.gethostname()}
 
     def said(**more):
-        directory.write_json(path, {**status, **more})
+        write_json(path, {**status, **more})
         with held(run):
             return line(run, path.stem)
 
@@ -163,7 +164,7 @@ def test_the_next_command_follows_what_is_there(run):
     for path, then in ((files.metrics, "front"), (files.front, "report")):
         path.touch()
         assert next_command(run).startswith(f"python -m pipelines {then} ")
-    directory.write_json(files.root / "report" / "index.html", {})
+    write_json(files.root / "report" / "index.html", {})
     assert next_command(run).startswith("nothing is missing; open ")
 
 
@@ -198,10 +199,10 @@ def test_arms_and_units_are_as_many_as_the_evaluation_draws(asked):
 
 def test_a_search_shows_what_it_came_to(run):
     folder = RunDir.of(run).searches / "mine"
-    directory.write_json(folder / "settings.json", {})
+    write_json(folder / "settings.json", {})
     (folder / "evaluations.jsonl").write_text("{}\n{}\n")
     assert line(run, "search") == "mine: under way or interrupted, 2 units drawn"
-    directory.write_json(folder / "search.json", {"statement": "It holds."})
+    write_json(folder / "search.json", {"statement": "It holds."})
     assert line(run, "search") == "mine: done: It holds."
 
 

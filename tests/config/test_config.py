@@ -141,14 +141,14 @@ def run_in(folder, *overrides):
 
 
 def test_the_same_configuration_resumes_a_run_whatever_machine_it_is_carried_out_on(tmp_path):
-    path = identity.claim_directory(run_in(tmp_path))
+    path = identity.claim_directory(run_in(tmp_path)).root
     again = run_in(tmp_path, "train.threads=2", "evaluate.generators=1", "ray.num_cpus=8", "train.kl_weight=3")
-    assert identity.claim_directory(again) == path
+    assert identity.claim_directory(again).root == path
     assert configuration.from_dict(yaml.safe_load((path / "config.yaml").read_text())) == again
 
 
 def test_another_configuration_is_refused_and_the_difference_named(tmp_path):
-    path = identity.claim_directory(run_in(tmp_path))
+    path = identity.claim_directory(run_in(tmp_path)).root
     before = (path / "config.yaml").read_text()
     with pytest.raises(ConfigError, match=r"was made with train\.lr = 0\.001, not 0\.01: choose another run\.name"):
         identity.claim_directory(run_in(tmp_path, "train.lr=0.01"))

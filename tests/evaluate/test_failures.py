@@ -29,6 +29,7 @@ from pipelines.measure import table as measured_table
 from pipelines.rewards import names
 from pipelines.rewards import scores as rewards_scores
 from pipelines.runs.directory import RunDir
+from pipelines.runs.files import write_parquet
 from pipelines.study.prompts import resolve_prompts
 from pipelines.study.resolved import resolve, resolve_images
 
@@ -94,6 +95,9 @@ class Job:
     def __init__(self, folder, keeps_failures=True):
         self.folder, self.keeps_failures = folder, keeps_failures
 
+    def save(self, unit, table):
+        write_parquet(self.folder / scorers.PART.format(unit=unit), table)
+
     def scores(self):
         return rewards_scores.Scores(names.columns(configuration.load(), ["pipeline_toys:refusing"]))
 
@@ -128,20 +132,20 @@ def test_a_reward_that_fails_for_want_of_storage_ends_the_plan_and_makes_no_fold
 
 
 def test_failures_are_written_as_they_come_and_forgotten_when_all_is_made(tmp_path):
-    path, units = tmp_path / "failures.parquet", [Unit(name) for name in "abc"]
-    kept = failures.Failures(path, units, 8)
+    run, units = RunDir(tmp_path), [Unit(name) for name in "abc"]
+    kept = failures.Failures(run, units, 8)
     kept.add("a", "drawn", "ValueError: no")
     expected = {"unit": "a", "prompt_id": 0, "prompt": "a star", "seeds": [0, 1], "stage": "drawn"}
-    assert failures.read(path) == [{**expected, "error": "ValueError: no"}]
+    assert failures.read(run) == [{**expected, "error": "ValueError: no"}]
     kept.close()
-    assert path.exists()
-    failures.Failures(path, units, 8).close()
-    assert not path.exists() and failures.read(path) == []
+    assert run.failures.exists()
+    failures.Failures(run, units, 8).close()
+    assert not run.failures.exists() and failures.read(run) == []
 
 
 def test_too_many_failures_in_a_row_end_the_plan_unless_one_was_made_between_or_they_had_failed_before(tmp_path):
     units = [Unit(str(i)) for i in range(20)]
-    kept = failures.Failures(tmp_path / "f.parquet", units, 3)
+    kept = failures.Failures(RunDir(tmp_path), units, 3)
     for i in range(6):
         kept.add(str(i), "drawn", "no")
         kept.succeeded()
@@ -150,7 +154,7 @@ def test_too_many_failures_in_a_row_end_the_plan_unless_one_was_made_between_or_
     with pytest.raises(failures.EvaluationError, match=r"3 groups of images failed in a row.*with CUDA is gone"):
         kept.add("8", "drawn", "CUDA is gone")
 
-    again = failures.Failures(tmp_path / "f.parquet", units, 3)
+    again = failures.Failures(RunDir(tmp_path), units, 3)
     for i in range(9):
         again.add(str(i), "drawn", "no")
     again.add("9", "drawn", "no")
@@ -166,7 +170,7 @@ def run(tmp_path):
     lost = [unit for unit in generate.units(resolve_images(found, TinyModel.defaults)) if unit.prompt_id == 2][1]
     files = RunDir.of(found)
     (files.images / generate.PART.format(unit=lost.name)).unlink()
-    failures.Failures(files.failures, [lost], 8).add(lost.name, "drawn", "ValueError: no")
+    failures.Failures(files, [lost], 8).add(lost.name, "drawn", "ValueError: no")
     return found
 
 
@@ -236,7 +240,7 @@ def test_a_run_of_which_too_little_is_left_is_not_measured(tmp_path):
     found = build(settings(tmp_path))
     files, units = RunDir.of(found), generate.units(resolve_images(found, TinyModel.defaults))
     lost = [unit for unit in units if unit.prompt_id > 0]
-    kept = failures.Failures(files.failures, lost, 99)
+    kept = failures.Failures(files, lost, 99)
     for unit in lost:
         (files.images / generate.PART.format(unit=unit.name)).unlink()
         kept.add(unit.name, "drawn", "no")
@@ -323,7 +327,7 @@ def test_an_evaluation_goes_on_without_a_poison_prompt_and_then_ends_with_exit_c
         said = capsys.readouterr()
         assert "Images: 32 of 40 found, 0 missing, 0 duplicate, 8 left out." in said.out
         assert "1 of 5 groups of images failed, and 1 prompts are left out: 'a green star'" in said.err
-        (row,) = failures.read(RunDir.of(found).failures)
+        (row,) = failures.read(RunDir.of(found))
         assert (row["prompt_id"], row["stage"]) == (3, "scored") and "a star has no brightness" in row["error"]
     assert "4 of 5 groups of images are there already" in said.out
     assert json.loads(RunDir.of(found).front.read_text())["prompts"] == 4
@@ -338,4 +342,4 @@ def test_an_error_that_hits_every_group_ends_the_evaluation_at_once(inputs, with
     said = capsys.readouterr().err
     assert "3 groups of images failed in a row" in said and "RuntimeError: a star has no brightness" in said
     files = RunDir(configuration.load("smoke", None, given[2:]).directory)
-    assert len(failures.read(files.failures)) == 3 and not files.metrics.exists()
+    assert len(failures.read(files)) == 3 and not files.metrics.exists()

@@ -34,6 +34,7 @@ from pipelines.report.reading import read_run
 from pipelines.rewards import names as reward_names
 from pipelines.runs import directory
 from pipelines.runs.directory import IMAGES_FORMAT, RunDir
+from pipelines.runs.files import write_json
 from pipelines.score import folder as score_folder
 from pipelines.study import models, statistics, trainings
 from pipelines.study.resolved import resolve, resolve_images
@@ -312,15 +313,15 @@ def test_statistics_of_another_model_or_of_other_weights_are_measured_anew(
     assert ensured()
     assert measured[1:] == [["own_toy-score"]]
     path = RunDir.of(found).reward_statistics
-    directory.write_json(path, {**json.loads(path.read_text()), "model": "another"})
+    write_json(path, {**json.loads(path.read_text()), "model": "another"})
     assert ensured()
     assert measured[2:] == measured[:1]
 
 
 def test_a_search_of_an_earlier_format_is_refused_with_a_word(tmp_path):
-    Store(tmp_path, {"seed": 0})
+    Store(RunDir(tmp_path), tmp_path, {"seed": 0})
     with pytest.raises(ConfigError, match=r"made by another version.*format 1, not 2\): choose another search\.name"):
-        Store(tmp_path, {"seed": 0, "format": 2})
+        Store(RunDir(tmp_path), tmp_path, {"seed": 0, "format": 2})
 
 
 def test_a_training_that_was_interrupted_under_another_reward_is_refused_and_its_checkpoint_kept(
@@ -367,19 +368,19 @@ def test_what_another_version_measured_is_refused_with_the_command_that_measures
 
 def test_status_tells_of_images_measures_and_adapters_of_another_version(earlier, capsys):
     files = RunDir.of(earlier)
-    directory.write_json(files.front, {})
+    write_json(files.front, {})
     for path in files.images.glob("*.parquet"):
         pq.write_table(pq.read_table(path).replace_schema_metadata({"cost": "{}"}), path)
     train = trainings.trainings(earlier)[0]
     single = replace(earlier, train=train)
     for name, step in trainings.adapter_folders(single):
-        directory.write_json(files.adapters / name / "adapter.json", {"format": directory.RECORD_FORMAT, "step": step})
-    directory.write_json(files.curves / f"{trainings.adapter_key(train)}.jsonl", {})
+        write_json(files.adapters / name / "adapter.json", {"format": directory.RECORD_FORMAT, "step": step})
+    write_json(files.curves / f"{trainings.adapter_key(train)}.jsonl", {})
     assert main(["status", str(earlier.directory)]) == 0
     told = capsys.readouterr().out
     assert "images     0 of 12 units" in told and "metrics    there, made by another version" in told
     assert "next: python -m pipelines evaluate" in told
-    directory.write_json(files.adapters / trainings.adapter_key(train) / "adapter.json", {"step": train.steps})
+    write_json(files.adapters / trainings.adapter_key(train) / "adapter.json", {"step": train.steps})
     assert main(["status", str(earlier.directory)]) == 0
     told = capsys.readouterr().out
     assert "1 earlier" in told and "next: an earlier version made this run's adapters" in told

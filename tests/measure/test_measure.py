@@ -175,7 +175,7 @@ def test_features_are_never_all_in_memory(tmp_path):
     for p in range(prompts):
         rows = np.random.default_rng(p).normal(size=(arms * seeds, d)).astype(np.float32)
         paths.append(tmp_path / f"{p}.parquet")
-        generate.commit(pa.table({
+        pq.write_table(pa.table({
             "arm": np.repeat([f"arm {a}" for a in range(arms)], seeds),
             "prompt_id": np.full(arms * seeds, p), "seed_index": np.tile(np.arange(seeds), arms),
             "features": pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), d),

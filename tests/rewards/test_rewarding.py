@@ -29,6 +29,7 @@ from pipelines.rewards import names
 from pipelines.rewards import scores as rewards_scores
 from pipelines.runs import identity
 from pipelines.runs.directory import RunDir
+from pipelines.runs.files import write_parquet
 from pipelines.study import models, trainings
 from pipelines.study import statistics as reward_statistics
 from pipelines.study.prompts import validation_prompts
@@ -309,6 +310,9 @@ class WarningJob:
 
     def __init__(self, folder):
         self.folder = folder
+
+    def save(self, unit, table):
+        write_parquet(self.folder / scorers.PART.format(unit=unit), table)
 
     def scores(self):
         return rewards_scores.Scores(names.columns(configuration.load(), [SPOILED]))

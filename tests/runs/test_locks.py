@@ -122,15 +122,14 @@ def test_of_many_starts_at_once_one_makes_the_run_and_its_configuration_is_what_
 
 def test_a_lock_that_its_holder_removed_is_made_anew_and_keeps_others_out(tmp_path):
     path = tmp_path / "lock"
-    held = locks.take(path)
-    assert held is not None and locks.take(path) is None
-    path.unlink()
-    with held, locks.take(path) as again:
-        assert locks.take(path) is None
-    assert again.closed
-    last = locks.take(path)
-    assert last is not None
-    last.close()
+    with locks.hold(path) as first, locks.hold(path) as second:
+        assert first and not second and locks.is_held(path)
+        path.unlink()
+        with locks.hold(path) as again, locks.hold(path) as other:
+            assert again and not other
+    assert not locks.is_held(path)
+    with locks.hold(path) as last:
+        assert last
 
 
 def test_scores_of_other_rewards_wait_for_the_lock_of_their_file_and_then_are_refused(tmp_path, monkeypatch):

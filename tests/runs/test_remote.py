@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import pickle
@@ -36,8 +35,8 @@ from pipelines.commands.session import Session
 from pipelines.config import ConfigError, uris
 from pipelines.evaluate import generate
 from pipelines.evaluate import images as dataset
-from pipelines.evaluate.scorers import PART, Scorer, commit
-from pipelines.runs import directory, identity, mirror
+from pipelines.evaluate.scorers import PART, Scorer
+from pipelines.runs import identity, mirror
 from pipelines.runs.directory import RunDir
 from pipelines.study.resolved import resolve_images
 from pipelines.study.trainings import adapter_key
@@ -71,7 +70,6 @@ def client(endpoint):
 def storage(endpoint, client, tmp_path, monkeypatch):
     """The URI of an empty bucket, with mirrors of its own."""
     monkeypatch.setenv("AIG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(mirror, "_runs", {})
     monkeypatch.setattr(mirror, "WAITS", ())
     bucket = f"runs-{uuid.uuid4().hex[:8]}"
     client.create_bucket(Bucket=bucket)
@@ -89,12 +87,16 @@ def keys(client, storage):
     return {entry["Key"].removeprefix(f"{prefix}/") for entry in found if not entry["Key"].endswith("/")}
 
 
+def at(storage, name="run"):
+    return RunDir.at(uris.joined(storage, name))
+
+
 @pytest.fixture
 def run(storage):
     """The mirror of a run."""
-    root = mirror.mirror(storage, "run")
-    root.mkdir(parents=True)
-    return root
+    found = at(storage)
+    found.root.mkdir(parents=True)
+    return found
 
 
 def write(path: Path, text: str) -> Path:
@@ -106,7 +108,7 @@ def write(path: Path, text: str) -> Path:
 def elsewhere(storage, monkeypatch, tmp_path):
     """The mirror of the same run on another machine, from now on the one that counts."""
     monkeypatch.setenv("AIG_CACHE", str(tmp_path / "another"))
-    return mirror.mirror(storage, "run")
+    return at(storage)
 
 
 def test_names_beneath_a_uri_come_before_its_query_and_are_parted_again():
@@ -132,7 +134,7 @@ def test_a_storage_that_cannot_be_one_is_refused_with_its_fix_and_without_its_se
 
 def test_a_file_uri_is_the_folder_itself(tmp_path):
     found = configuration.load("smoke", None, [f"run.storage=file://{tmp_path}/runs"])
-    assert RunDir.of(found).root == tmp_path / "runs" / "smoke" and not mirror.is_mirror(RunDir.of(found).root)
+    assert RunDir.of(found).root == tmp_path / "runs" / "smoke" and RunDir.of(found).mirror is None
     identity.claim_directory(found)
     assert identity.of_run(f"file://{tmp_path}/runs/smoke").directory == RunDir.of(found).root
 
@@ -140,44 +142,43 @@ def test_a_file_uri_is_the_folder_itself(tmp_path):
 def test_what_is_committed_is_in_the_store_at_once_and_comes_to_another_machine(
     run, storage, client, monkeypatch, tmp_path
 ):
-    directory.write_json(run / "sweep.json", {"errored": {}})
-    mirror.push(write(run / "curves" / "a.jsonl", "1\n"))
-    write(run / ".lock", "")
-    mirror.push(run)
+    run.write_json(run.root / "sweep.json", {"errored": {}})
+    run.push(write(run.root / "curves" / "a.jsonl", "1\n"))
+    write(run.root / ".lock", "")
+    run.push(run.root)
     assert keys(client, storage) == {"run/sweep.json", "run/curves/a.jsonl"}
     other = elsewhere(storage, monkeypatch, tmp_path)
-    mirror.pull(other)
-    assert (other / "sweep.json").read_bytes() == (run / "sweep.json").read_bytes()
-    assert (other / "curves" / "a.jsonl").read_text() == "1\n"
+    other.pull(other.root)
+    assert (other.root / "sweep.json").read_bytes() == (run.root / "sweep.json").read_bytes()
+    assert (other.root / "curves" / "a.jsonl").read_text() == "1\n"
 
 
 def test_an_object_of_several_parts_arrives_whole(run, storage, client, monkeypatch, tmp_path):
     content = os.urandom(12 * 2**20)  # pyarrow uploads 10 MiB at once
-    (run / "large").write_bytes(content)
-    mirror.push(run / "large")
+    (run.root / "large").write_bytes(content)
+    run.push(run.root / "large")
     other = elsewhere(storage, monkeypatch, tmp_path)
-    mirror.pull(other)
-    assert (other / "large").read_bytes() == content
+    other.pull(other.root)
+    assert (other.root / "large").read_bytes() == content
 
 
 def test_files_without_content_and_with_odd_names_arrive(run, storage, monkeypatch, tmp_path):
     names = ("empty", "a b+c%20é?.txt", "red-k1@2/w=1&x")
     for name in names:
-        mirror.push(write(run / name, "" if name == "empty" else name))
+        run.push(write(run.root / name, "" if name == "empty" else name))
     other = elsewhere(storage, monkeypatch, tmp_path)
-    mirror.pull(other)
-    assert {p.relative_to(other).as_posix() for p in other.rglob("*") if p.is_file()} == set(names)
-    assert (other / "empty").read_bytes() == b"" and (other / names[1]).read_text() == names[1]
+    other.pull(other.root)
+    assert {p.relative_to(other.root).as_posix() for p in other.root.rglob("*") if p.is_file()} == set(names)
+    assert (other.root / "empty").read_bytes() == b"" and (other.root / names[1]).read_text() == names[1]
 
 
 def test_where_files_show_while_they_are_written_they_are_written_under_another_name(monkeypatch, tmp_path):
     """As in HDFS; a folder stands for it here."""
     store = tmp_path / "store"
     monkeypatch.setenv("AIG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(mirror, "_runs", {})
     monkeypatch.setattr(mirror, "_opened", lambda uri: (fs.LocalFileSystem(), str(store)))
-    root = mirror.mirror("hdfs://host/runs", "run")
-    mirror.push(write(root / "folder" / "file", "whole"))
+    run = at("hdfs://host/runs")
+    run.push(write(run.root / "folder" / "file", "whole"))
 
     def dies(source, target, **_):
         Path(target).write_text("ha")
@@ -186,96 +187,101 @@ def test_where_files_show_while_they_are_written_they_are_written_under_another_
     with monkeypatch.context() as patch:
         patch.setattr(fs, "copy_files", dies)
         with pytest.raises(KeyboardInterrupt):
-            mirror.push(write(root / "folder" / "file", "another"))
+            run.push(write(run.root / "folder" / "file", "another"))
     assert (store / "folder" / "file").read_text() == "whole"
-    mirror.pull(root)
-    assert (root / "folder" / "file").read_text() == "whole"
-    assert mirror.names(root / "folder") == ["file"]
-    mirror.push(write(root / "folder" / "file", "another"))
+    run.pull(run.root)
+    assert (run.root / "folder" / "file").read_text() == "whole"
+    assert run.names(run.root / "folder") == ["file"]
+    run.push(write(run.root / "folder" / "file", "another"))
     assert (store / "folder" / "file").read_text() == "another"
 
 
 def test_what_is_the_same_is_neither_pushed_nor_pulled_again(run, storage, monkeypatch, tmp_path):
     for name in "abc":
-        write(run / "board" / name, name)
+        write(run.root / "board" / name, name)
     moved = []
     for name in ("_upload", "_download"):
-        original = getattr(mirror, name)
-        monkeypatch.setattr(mirror, name, lambda file, *more, o=original: (moved.append(file.name), o(file, *more))[1])
-    mirror.push(run / "board")
-    mirror.push(run / "board")
-    mirror.pull(run)
+        original = getattr(mirror.Mirror, name)
+
+        def counted(self, file, *more, original=original):
+            moved.append(file.name)
+            return original(self, file, *more)
+
+        monkeypatch.setattr(mirror.Mirror, name, counted)
+    run.push(run.root / "board")
+    run.push(run.root / "board")
+    run.pull(run.root)
     assert sorted(moved) == ["a", "b", "c"]
-    write(run / "board" / "b", "longer")
-    mirror.push(run / "board")
+    write(run.root / "board" / "b", "longer")
+    run.push(run.root / "board")
     assert moved[3:] == ["b"]
     other = elsewhere(storage, monkeypatch, tmp_path)
-    mirror.pull(other)
-    mirror.pull(other)
-    assert sorted(moved[4:]) == ["a", "b", "c"] and (other / "board" / "b").read_text() == "longer"
+    other.pull(other.root)
+    other.pull(other.root)
+    assert sorted(moved[4:]) == ["a", "b", "c"] and (other.root / "board" / "b").read_text() == "longer"
 
 
 def test_a_mirror_becomes_what_the_store_has(run, storage, monkeypatch, tmp_path):
     """Files of a process that died before it pushed them are no more than those that another machine removed."""
     for name in ("kept", "removed"):
-        mirror.push(write(run / "images" / name, "old"))
+        run.push(write(run.root / "images" / name, "old"))
     other = elsewhere(storage, monkeypatch, tmp_path)
-    mirror.pull(other)
-    mirror.remove(other / "images" / "removed")
-    mirror.push(write(other / "images" / "kept", "newer"))
-    write(run / "adapters" / "unpushed" / "adapter.json", "{}")
-    write(run / ".lock", "")
-    mirror.pull(run)
-    there = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
-    assert there == {"images/kept", ".lock"} and (run / "images" / "kept").read_text() == "newer"
-    assert not (run / "adapters" / "unpushed").exists()
+    other.pull(other.root)
+    other.mirror.remove(other.root / "images" / "removed")
+    other.push(write(other.root / "images" / "kept", "newer"))
+    write(run.root / "adapters" / "unpushed" / "adapter.json", "{}")
+    write(run.root / ".lock", "")
+    run.pull(run.root)
+    there = {path.relative_to(run.root).as_posix() for path in run.root.rglob("*") if path.is_file()}
+    assert there == {"images/kept", ".lock"} and (run.root / "images" / "kept").read_text() == "newer"
+    assert not (run.root / "adapters" / "unpushed").exists()
 
 
 def test_patterns_and_exceptions_choose_what_is_pulled(run, storage, monkeypatch, tmp_path):
     for name in ("adapters/a/w", "adapters/a@2/w", "adapters/b/w", "images/part", "ray/tune/x", "config.yaml"):
-        mirror.push(write(run / name, name))
+        run.push(write(run.root / name, name))
     other = elsewhere(storage, monkeypatch, tmp_path)
 
     def there():
-        return {path.relative_to(other).as_posix() for path in other.rglob("*") if path.is_file()}
+        return {path.relative_to(other.root).as_posix() for path in other.root.rglob("*") if path.is_file()}
 
-    mirror.pull(other / "adapters", "a", "a@*")
+    other.pull(other.root / "adapters", "a", "a@*")
     assert there() == {"adapters/a/w", "adapters/a@2/w"}
-    mirror.pull(other, without=mirror.APART)
+    other.pull(other.root, without=mirror.APART)
     assert there() == {"adapters/a/w", "adapters/a@2/w", "adapters/b/w", "config.yaml"}
-    mirror.remove(run / "adapters" / "a")
-    mirror.pull(other / "adapters", "b*")
+    run.mirror.remove(run.root / "adapters" / "a")
+    other.pull(other.root / "adapters", "b*")
     assert "adapters/a/w" in there()
-    mirror.pull(other / "adapters")
+    other.pull(other.root / "adapters")
     assert "adapters/a/w" not in there() and "config.yaml" in there()
 
 
 def test_a_folder_whose_push_was_cut_off_is_not_there_until_it_is_pushed_again(
     run, storage, client, monkeypatch, tmp_path
 ):
-    folder = run / "adapters" / "red"
+    folder = run.root / "adapters" / "red"
     for name in ("adapter.json", "config.json", "weights"):
         write(folder / name, name)
-    original, calls = mirror._upload, []
+    original, calls = mirror.Mirror._upload, []
 
-    def dies(file):
+    def dies(self, file):
         calls.append(file.name)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        original(file)
+        original(self, file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(mirror, "_upload", dies)
+        patch.setattr(mirror.Mirror, "_upload", dies)
         with pytest.raises(KeyboardInterrupt):
-            mirror.push_whole(folder)
+            run.push_whole(folder)
     assert "run/adapters/red/adapter.json" in keys(client, storage)
     other = elsewhere(storage, monkeypatch, tmp_path)
-    mirror.pull(other)
-    assert not (other / "adapters" / "red").exists()
-    write(other / "adapters" / "red" / "weights", "retrained")
-    mirror.push_whole(other / "adapters" / "red")
+    other.pull(other.root)
+    assert not (other.root / "adapters" / "red").exists()
+    write(other.root / "adapters" / "red" / "weights", "retrained")
+    other.push_whole(other.root / "adapters" / "red")
     assert keys(client, storage) == {"run/adapters/red/weights"}
-    mirror.pull(run)
+    run.pull(run.root)
     assert [path.name for path in folder.iterdir()] == ["weights"]
 
 
@@ -284,39 +290,39 @@ def test_a_replacement_whose_push_was_cut_off_loses_neither_folder_where_the_sam
 ):
     found = configuration.load("smoke", None, [f"run.storage={storage}"])
     identity.claim_directory(found)
-    folder = RunDir.of(found).root / "adapters" / "red@best"
+    run = RunDir.of(found)
+    folder = run.root / "adapters" / "red@best"
     for name in ("adapter.json", "weights"):
         write(folder / name, "old")
-    mirror.push_whole(folder)
+    run.push_whole(folder)
     for name in ("adapter.json", "weights"):
         write(folder / name, "new!")
-    original = mirror._upload
+    original = mirror.Mirror._upload
 
-    def dies(file):
-        original(file)
+    def dies(self, file):
+        original(self, file)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(mirror, "_upload", dies)
+        patch.setattr(mirror.Mirror, "_upload", dies)
         with pytest.raises(KeyboardInterrupt):
-            mirror.push_whole(folder)
-    assert not mirror._there(folder, (), ())
+            run.push_whole(folder)
+    assert not run.mirror._remote_files(folder)
     with Session(found, "a command", argparse.Namespace()) as session:
-        session.bring()
+        session.open()
     assert {path.name: path.read_text() for path in folder.iterdir()} == {"adapter.json": "new!", "weights": "new!"}
-    assert set(mirror._there(folder, (), ())) == {"adapter.json", "weights"}
+    assert set(run.mirror._remote_files(folder)) == {"adapter.json", "weights"}
     assert not any(name.endswith(mirror.INCOMPLETE) for name in keys(client, storage))
 
 
 def test_a_run_is_read_without_touching_what_a_process_here_works_on(run):
-    mirror.push(write(run / "sweep.json", "pushed"))
-    write(run / "sweep.json", "about to be pushed")
-    with (run / mirror.LOCK_FILE).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        mirror.refresh(run)
-        assert (run / "sweep.json").read_text() == "about to be pushed"
-    mirror.refresh(run)
-    assert (run / "sweep.json").read_text() == "pushed"
+    run.push(write(run.root / "sweep.json", "pushed"))
+    write(run.root / "sweep.json", "about to be pushed")
+    with run.lock():
+        run.refresh()
+        assert (run.root / "sweep.json").read_text() == "about to be pushed"
+    run.refresh()
+    assert (run.root / "sweep.json").read_text() == "pushed"
 
 
 def test_a_mirror_in_which_a_process_works_is_neither_brought_up_to_date_nor_set_aside_by_another(storage, capsys):
@@ -324,7 +330,7 @@ def test_a_mirror_in_which_a_process_works_is_neither_brought_up_to_date_nor_set
     with identity.lock_directory(found):
         identity.claim_directory(found)
         write(RunDir.of(found).root / "adapters" / "red" / "weights", "about to be pushed")
-        mirror.remove(RunDir.of(found).root)  # as if nothing had been pushed yet
+        RunDir.of(found).mirror.remove(RunDir.of(found).root)  # as if nothing had been pushed yet
         before = {path: path.stat().st_mtime_ns for path in RunDir.of(found).root.rglob("*")}
         assert main(["front", "--preset", "smoke", f"run.storage={storage}", "front.level=0.5"]) == 2
         assert "another process is working in s3://" in capsys.readouterr().err
@@ -341,11 +347,11 @@ def test_a_failing_store_is_tried_again_and_then_named(run, monkeypatch):
             raise OSError("the connection is gone")
         return "there"
 
-    assert mirror.patiently(run / "x", work) == "there"
+    assert run.patiently(run.root / "x", work) == "there"
     tries.clear()
     monkeypatch.setattr(mirror, "WAITS", (0.0,))
     with pytest.raises(mirror.StorageError, match=r"some/where/run/x: .*connection is gone.*same command again"):
-        mirror.patiently(run / "x", work)
+        run.patiently(run.root / "x", work)
     assert len(tries) == 2
 
 
@@ -414,7 +420,7 @@ def test_a_run_of_another_configuration_is_refused_as_locally_and_a_foreign_fold
         identity.check_directory(other)
     foreign = configuration.load("smoke", None, [f"run.storage={storage}", "run.name=foreign"])
     RunDir.of(foreign).root.mkdir(parents=True)
-    mirror.push(write(RunDir.of(foreign).root / "thesis.txt", "mine"))
+    RunDir.of(foreign).push(write(RunDir.of(foreign).root / "thesis.txt", "mine"))
     with pytest.raises(ConfigError, match=r"s3://.*/foreign is not empty and holds no config.yaml of ours"):
         identity.check_directory(foreign)
 
@@ -422,9 +428,9 @@ def test_a_run_of_another_configuration_is_refused_as_locally_and_a_foreign_fold
 def test_the_mirror_of_a_run_that_is_gone_from_the_store_is_kept_and_not_taken_for_the_run(storage, client, capsys):
     found = configuration.load("smoke", None, [f"run.storage={storage}"])
     identity.claim_directory(found)
-    mirror.push(write(RunDir.of(found).root / "adapters" / "red" / "weights", "dear"))
-    mirror.remove(RunDir.of(found).root)
-    assert list(identity.check_directory(found).iterdir()) == []
+    RunDir.of(found).push(write(RunDir.of(found).root / "adapters" / "red" / "weights", "dear"))
+    RunDir.of(found).mirror.remove(RunDir.of(found).root)
+    assert list(identity.check_directory(found).root.iterdir()) == []
     kept = Path(capsys.readouterr().out.split()[-1])
     assert (kept / "adapters" / "red" / "weights").read_text() == "dear" and (kept / "config.yaml").exists()
     identity.claim_directory(found)
@@ -441,12 +447,15 @@ def test_a_run_knows_its_storage_by_the_uri_that_it_is_found_at(storage):
         identity.of_run(uris.joined(storage, "none"))
 
 
-def test_local_folders_are_left_alone(tmp_path):
-    path = write(tmp_path / "x", "1")
+def test_a_local_run_is_neither_pushed_nor_pulled(tmp_path):
+    run, path = RunDir(tmp_path), write(tmp_path / "x", "1")
     before = path.stat()
-    for function in (mirror.push, mirror.push_whole, mirror.pull, mirror.remove, mirror.refresh):
+    for function in (run.push, run.push_whole, run.pull, run.glance):
         function(path)
-    assert path.stat() == before and mirror.shown(path) == mirror.storage_path(path) == str(path)
+    run.refresh()
+    run.bring()
+    assert path.stat() == before and run.shown(path) == run.storage_path(path) == str(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
 
 
 @pytest.fixture(scope="module")
@@ -485,27 +494,28 @@ def test_a_training_goes_on_elsewhere_from_the_last_whole_checkpoint_in_the_stor
     single = configured(model, storage)
     with pytest.raises(bare_training.Killed):
         bare_training.run(single, dies_after=2)
-    checkpointed = RunDir.of(single).checkpoints(adapter_key(single.train))
-    first, second = sorted(mirror.names(checkpointed))
+    run = RunDir.of(single)
+    checkpointed = run.checkpoints(adapter_key(single.train))
+    first, second = sorted(RunDir.of(single).names(checkpointed))
     assert not checkpointed.exists()  # but in the store
-    bucket, key = mirror.place(checkpointed / second / checkpoints.STATE)[1].split("/", 1)
+    bucket, key = RunDir.of(single).place(checkpointed / second / checkpoints.STATE)[1].split("/", 1)
     client.put_object(Bucket=bucket, Key=key, Body=b"cut off")
     snapshot = versions(client, storage, "@3/")
     assert len(snapshot) == 2
 
     shutil.rmtree(RunDir.of(single).root)
     monkeypatch.setenv("AIG_CACHE", str(tmp_path / "another"))
-    (warning,) = checkpoints.newest(checkpointed)[1]
+    (warning,) = checkpoints.newest(run, checkpointed)[1]
     assert f"{second} is skipped" in warning and f"going on from {first}, step 2" in warning
     bare_training.run(single)
     # What was kept before the kill is as old as it was: the step that it is of was made again, and it was not.
     assert versions(client, storage, "@3/") == snapshot
     check_same(single, undisturbed)
     shutil.rmtree(RunDir.of(single).root)
-    mirror.pull(RunDir.of(single).root)
+    RunDir.of(single).pull(RunDir.of(single).root)
     check_same(single, undisturbed)
-    checkpoints.discard(checkpointed)
-    assert mirror.names(checkpointed) == []
+    checkpoints.discard(run, checkpointed)
+    assert run.names(checkpointed) == []
 
 
 def test_workers_on_other_machines_bring_what_they_read_and_leave_what_they_make_in_the_store(
@@ -523,7 +533,7 @@ def test_workers_on_other_machines_bring_what_they_read_and_leave_what_they_make
         Scorer(pickle.loads(job))(drawn.slice(row, 1))
         assert [path.stem for path in RunDir.of(single).images.iterdir()] == [f"part-{unit.name}"]
     monkeypatch.setenv("AIG_CACHE", str(tmp_path / "driver"))
-    mirror.pull(RunDir.of(single).root, without=mirror.APART)
+    RunDir.of(single).pull(RunDir.of(single).root, without=mirror.APART)
     images = dataset.read(study)
     assert (images.missing, images.duplicate) == (0, 0) and images.found == len(study.arms) * 4
 
@@ -534,7 +544,7 @@ def test_measures_fronts_and_comparisons_of_runs_in_a_store_are_those_of_local_o
     for place in (tmp_path / "runs", storage):
         for name, gain in (("one", 1.0), ("other", 0.5)):
             found = measured_runs.build(measured_runs.settings(place, f"run.name={name}"), gain=gain)
-            mirror.push(RunDir.of(found).adapters)
+            RunDir.of(found).push(RunDir.of(found).adapters)
     monkeypatch.setenv("AIG_CACHE", str(tmp_path / "another"))
     left = {}
     for place in (str(tmp_path / "runs"), storage):
@@ -565,7 +575,7 @@ def test_a_search_goes_on_elsewhere_and_draws_nothing_twice(storage, client, mon
         search(toy_plan(storage, *asked), before)
     monkeypatch.setenv("AIG_CACHE", str(tmp_path / "another"))
     made = toy_plan(storage, *asked)
-    mirror.pull(RunDir.of(made.config).root)
+    RunDir.of(made.config).pull(RunDir.of(made.config).root)
     assert json.loads(search(made, after).read_text()) == expected
     assert before.units + after.units == whole.units
     found = {name for name in keys(client, storage) if name.startswith("run/")}
@@ -583,20 +593,21 @@ def test_a_store_that_is_gone_in_the_middle_ends_what_needs_it_and_loses_what_wa
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    images = mirror.mirror(storage.replace(endpoint, f"{host}:{port}"), "run") / "images"
+    run = at(storage.replace(endpoint, f"{host}:{port}"))
+    images = run.images
     images.parent.mkdir(parents=True)
     units = [images / PART.format(unit=name) for name in "ab"]
-    commit(pa.table({"id": ["a"]}), units[0])
+    run.write_parquet(units[0], pa.table({"id": ["a"]}))
     server.stop()
     with pytest.raises(mirror.StorageError, match=r"part-b\.parquet: .*[Cc]onnect.*: bring the store within reach"):
-        commit(pa.table({"id": ["b"]}), units[1])
+        run.write_parquet(units[1], pa.table({"id": ["b"]}))
     again = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     again.start()
     try:
         assert units[1].exists()
-        mirror.pull(images)
+        run.pull(images)
         assert [path.name for path in images.iterdir()] == [units[0].name]
-        commit(pa.table({"id": ["b"]}), units[1])
+        run.write_parquet(units[1], pa.table({"id": ["b"]}))
         assert keys(client, storage) == {f"run/images/{unit.name}" for unit in units}
     finally:
         again.stop()
@@ -658,7 +669,7 @@ def test_a_killed_run_in_a_store_is_finished_from_another_machine_and_makes_noth
     said = capsys.readouterr().out
     assert "1 done" in said and "images     10 of 10 units" in said and "next: nothing is missing" in said
     ours, theirs = (configuration.load("smoke", None, each) for each in (given, local))
-    mirror.pull(RunDir.of(ours).root, without=["ray"])
+    RunDir.of(ours).pull(RunDir.of(ours).root, without=["ray"])
     check_same(ours, theirs)
     assert drawn(ours) == drawn(theirs)
     for name in ("metrics.parquet", "per_prompt.parquet", "table.csv", "front.json"):
@@ -668,9 +679,9 @@ def test_a_killed_run_in_a_store_is_finished_from_another_machine_and_makes_noth
     assert not any("checkpoint_" in key for key in after)
 
 
-def newest_step(storage):
-    found = checkpoints.newest(storage)[0]
-    return -1 if found is None else checkpoints.step_of(found)
+def newest_step(run, storage):
+    found = checkpoints.newest(run, storage)[0]
+    return -1 if found is None else checkpoints.step_of(run, found)
 
 
 @pytest.mark.slow
@@ -688,15 +699,15 @@ def test_a_training_whose_driver_was_killed_goes_on_elsewhere_from_rays_checkpoi
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     with (tmp_path / "log").open("w+") as log:
         driver = start("train", given, tmp_path / "first", log)
-        kill(driver, lambda: newest_step(checkpointed) >= 6, log)
-        mirror.pull(points)
+        kill(driver, lambda: newest_step(files, checkpointed) >= 6, log)
+        files.pull(points)
         begun = (points / f"{key}.jsonl").read_text().splitlines()[:2]
         finish("train", given, tmp_path / "second", log)
-    mirror.pull(RunDir.of(single).root, without=["ray"])
+    RunDir.of(single).pull(RunDir.of(single).root, without=["ray"])
     # With their seconds: these validations were not made again.
     assert (points / f"{key}.jsonl").read_text().splitlines()[:2] == begun
     assert [json.loads(line)["step"] for line in begun] == [0, 4]
     other = configuration.load("smoke", None, overrides(model, tmp_path / "local", **asked))
     bare_training.run(other)
     check_same(single, other)
-    assert mirror.names(checkpointed) == []
+    assert RunDir.of(single).names(checkpointed) == []

@@ -55,7 +55,7 @@ def found_volume(trials):
 
 def searched(folder, draw, *asked):
     made = toy_plan(folder, *asked)
-    return run(Work(made, Store(made.folder, made.identity()), draw))
+    return run(Work(made, Store(made.run, made.folder, made.identity()), draw))
 
 
 def test_an_even_grid_of_steps_finds_the_known_front_exactly(tmp_path):
@@ -221,19 +221,19 @@ def test_the_cost_of_a_search_stands_beside_that_of_separate_loops(tmp_path):
 
 def test_the_measurements_of_an_earlier_version_are_refused_with_what_to_do(tmp_path):
     made = toy_plan(tmp_path)
-    Work(made, Store(made.folder, made.identity()), ToyDraw(knapsack)).measure(SEARCH, ["linear"])
+    Work(made, Store(made.run, made.folder, made.identity()), ToyDraw(knapsack)).measure(SEARCH, ["linear"])
     path = made.folder / EVALUATIONS
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     old = [{key: value for key, value in line.items() if key != "cost"} | {"naive": 4} for line in lines]
     path.write_text("".join(json.dumps(line) + "\n" for line in old))
     with pytest.raises(ConfigError, match=r"line 1 is of an earlier version \(it has no 'cost'\): delete .*search"):
-        Store(made.folder, made.identity())
+        Store(made.run, made.folder, made.identity())
 
 
 def test_two_texts_of_one_curve_are_drawn_once(tmp_path):
     draw = ToyDraw(knapsack)
     made = toy_plan(tmp_path)
-    table = Work(made, Store(made.folder, made.identity()), draw).measure(
+    table = Work(made, Store(made.run, made.folder, made.identity()), draw).measure(
         SEARCH, ["step:0.55", "step:0.6", "tuned", "step:0"]
     )
     assert [len(unit.curves) for unit in draw.units] == [2, 2]
@@ -242,21 +242,21 @@ def test_two_texts_of_one_curve_are_drawn_once(tmp_path):
 
 def test_a_line_whose_writer_was_killed_is_cut_off_and_drawn_again(tmp_path):
     made = toy_plan(tmp_path)
-    Work(made, Store(made.folder, made.identity()), ToyDraw(knapsack)).measure(SEARCH, ["linear"])
+    Work(made, Store(made.run, made.folder, made.identity()), ToyDraw(knapsack)).measure(SEARCH, ["linear"])
     path = made.folder / EVALUATIONS
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
     draw = ToyDraw(knapsack)
-    Work(made, Store(made.folder, made.identity()), draw).measure(SEARCH, ["linear"])
+    Work(made, Store(made.run, made.folder, made.identity()), draw).measure(SEARCH, ["linear"])
     assert [unit.prompt_ids for unit in draw.units] == [(1,)]
     assert path.read_bytes() == whole
 
 
 def test_a_search_with_other_settings_under_the_same_name_is_refused_and_the_difference_shown(tmp_path):
     made = toy_plan(tmp_path)
-    Store(made.folder, made.identity())
+    Store(made.run, made.folder, made.identity())
     with pytest.raises(ConfigError, match=r"was made with seed = 0, not 1: choose another search\.name"):
-        Store(made.folder, toy_plan(tmp_path, "search.seed=1").identity())
+        Store(made.run, made.folder, toy_plan(tmp_path, "search.seed=1").identity())
 
 
 def flat(table, curves, prompts, noise):
@@ -304,7 +304,7 @@ def test_three_held_out_prompts_give_values_and_no_verdict(tmp_path):
 def test_the_kept_schedules_are_few_distinct_new_and_each_adds_to_the_front(tmp_path):
     made = toy_plan(tmp_path, "search.keep=3", "search.sampler=random", "search.trials=64")
     draw = ToyDraw(knapsack)
-    work = Work(made, Store(made.folder, made.identity()), draw)
+    work = Work(made, Store(made.run, made.folder, made.identity()), draw)
     trials, _ = run(work)
     references = work.measure(SEARCH, REFERENCES)
     kept = findings.choose(made, trials, references)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipelines.cluster.errors import root_cause
-from pipelines.runs import directory
+from pipelines.runs.files import write_json
 from pipelines.show import progress
 from pipelines.show.progress import Log, Screen, training_line
 from pipelines.train import heartbeat
@@ -18,7 +18,7 @@ STATUS = {
 
 
 def written(folder, key="a", **more):
-    directory.write_json(folder / f"{key}.json", {**STATUS, **more})
+    write_json(folder / f"{key}.json", {**STATUS, **more})
 
 
 def test_the_line_has_step_rate_time_left_loss_reward_distance_and_diversity():

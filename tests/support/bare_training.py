@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from aig import adapters
 from pipelines import config as configuration
-from pipelines.runs import identity, mirror
+from pipelines.runs import identity
 from pipelines.runs.directory import RunDir
 from pipelines.study.trainings import adapter_key
 from pipelines.train import worker
@@ -39,15 +39,16 @@ def left(single):
 
 def run(single, dies_after=None):
     """Train in this process; with `dies_after`, die once so many checkpoints have been written."""
-    storage = RunDir.of(single).checkpoints(adapter_key(single.train))
-    written = sum(name.startswith("checkpoint_") for name in mirror.names(storage))
+    files = RunDir.of(single)
+    storage = files.checkpoints(adapter_key(single.train))
+    written = sum(name.startswith("checkpoint_") for name in files.names(storage))
 
     def report(metrics, checkpoint=None, **_):
         nonlocal written
         if checkpoint is None:
             return
         written += 1
-        filesystem, target = mirror.place(storage / f"checkpoint_{written:03d}")
+        filesystem, target = files.place(storage / f"checkpoint_{written:03d}")
         filesystem.create_dir(target, recursive=True)
         fs.copy_files(checkpoint.path, target, destination_filesystem=filesystem, use_threads=False)
         shutil.rmtree(checkpoint.path)

@@ -81,5 +81,5 @@ def build(found: Config, change: Change | None = None, gain: float = 1.0) -> Con
             }))  # fmt: skip
         about = {"cost": json.dumps({"predictions": 5, "separate": 8, "published": 10}), "format": str(IMAGES_FORMAT)}
         table = pa.concat_tables(parts).replace_schema_metadata(about)
-        generate.commit(table, files.images / generate.PART.format(unit=unit.name))
+        files.write_parquet(files.images / generate.PART.format(unit=unit.name), table)
     return found

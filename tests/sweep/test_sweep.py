@@ -29,6 +29,7 @@ from pipelines.measure import measure
 from pipelines.report import write_report
 from pipelines.runs import directory, identity
 from pipelines.runs.directory import RunDir
+from pipelines.runs.files import write_json
 from pipelines.study import trainings, trials
 from pipelines.study.resolved import resolve, resolve_images
 from pipelines.study.trainings import adapter_key
@@ -223,7 +224,7 @@ def guarded(found, train, kept=4):
     files.curves.mkdir(parents=True, exist_ok=True)
     (files.curves / f"{key}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in values))
     stopped = {"step": 6, "why": "held_out", "value": 2.0, "limit": 3.0}
-    directory.write_json(files.adapters / key / directory.RECORD, {"step": kept, "stopped": stopped})
+    write_json(files.adapters / key / directory.RECORD, {"step": kept, "stopped": stopped})
     return single
 
 

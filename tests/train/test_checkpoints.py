@@ -33,8 +33,8 @@ def cut(folder):
 
 def test_the_newest_whole_checkpoint_is_the_one_of_the_latest_step(tmp_path):
     folders = [written(tmp_path, step) for step in (2, 10, 4)]
-    assert checkpoints.newest(tmp_path) == (folders[1], [])
-    assert checkpoints.newest(tmp_path / "nowhere") == (None, [])
+    assert checkpoints.newest(RunDir(tmp_path), tmp_path) == (folders[1], [])
+    assert checkpoints.newest(RunDir(tmp_path), tmp_path / "nowhere") == (None, [])
 
 
 @pytest.mark.parametrize(
@@ -52,11 +52,11 @@ def test_the_newest_whole_checkpoint_is_the_one_of_the_latest_step(tmp_path):
 def test_a_spoiled_checkpoint_is_passed_over_with_a_warning_that_names_it_and_the_one_before(spoil, tmp_path):
     before, last = written(tmp_path, 2), written(tmp_path, 4)
     spoil(last)
-    found, (warning,) = checkpoints.newest(tmp_path)
+    found, (warning,) = checkpoints.newest(RunDir(tmp_path), tmp_path)
     assert found == before
     assert str(last) in warning and "is skipped" in warning and "going on from checkpoint_002, step 2" in warning
     spoil(before)
-    found, warnings = checkpoints.newest(tmp_path)
+    found, warnings = checkpoints.newest(RunDir(tmp_path), tmp_path)
     assert found is None and len(warnings) == 2
     assert all("starting from step 0" in warning for warning in warnings)
 
@@ -65,9 +65,9 @@ def test_what_a_crash_left_is_cleared_away_but_for_what_is_still_of_use(tmp_path
     _, second, third, fourth = (written(tmp_path, step) for step in (2, 4, 6, 8))
     partial = tmp_path / "checkpoint_009"
     partial.mkdir()
-    checkpoints.clean(tmp_path, third, {fourth.name}, keep=2)
+    checkpoints.clean(RunDir(tmp_path), tmp_path, third, {fourth.name}, keep=2)
     assert sorted(tmp_path.iterdir()) == [second, third, fourth]
-    checkpoints.clean(tmp_path, third, set(), keep=1)
+    checkpoints.clean(RunDir(tmp_path), tmp_path, third, set(), keep=1)
     assert list(tmp_path.iterdir()) == [third]
 
 
@@ -78,7 +78,7 @@ def test_scratch_folders_of_dead_processes_are_removed_and_those_of_living_ones_
     names = [f"{checkpoints.SCRATCH}{dead.pid}-a", f"{checkpoints.SCRATCH}{os.getpid()}-b", "another-program"]
     for name in names:
         (tmp_path / name).mkdir()
-    checkpoints.clean(tmp_path / "storage", None, set(), keep=2)
+    checkpoints.clean(RunDir(tmp_path), tmp_path / "storage", None, set(), keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
 
 

@@ -13,6 +13,7 @@ from pipeline_toys import overrides
 from aig.sampler import Arm, sample_arms, to_uint8
 from aig.world.tiny import build_pipeline
 from pipelines import config as configuration
+from pipelines.runs.directory import RunDir
 from pipelines.train import validation
 from pipelines.train.validation import Validation
 from pipelines.train.worker import Training
@@ -53,7 +54,7 @@ def test_what_ray_is_told_are_numbers_by_readable_names(found):
 
 def test_the_picture_is_of_the_images_that_were_scored_prompts_by_seeds(training, found, tmp_path):
     path = tmp_path / "new" / "step-000000.png"
-    found.write(path)
+    found.write(RunDir(path.parent), path)
     assert [each.name for each in path.parent.iterdir()] == [path.name]
     with Image.open(path) as image:
         pixels, prompts = np.asarray(image), json.loads(image.text["prompts"])
@@ -78,6 +79,6 @@ def test_large_images_are_shrunk_in_the_picture_and_keep_shape_and_mean(tmp_path
     small = validation._small(images)
     assert small.shape == (2, 3, 3, 64, 128) and small.dtype == torch.uint8
     torch.testing.assert_close(small.float().mean((2, 3, 4)), images.float().mean((2, 3, 4)), atol=0.6, rtol=0)
-    Validation({}, small, PROMPTS).write(tmp_path / "a.png")
+    Validation({}, small, PROMPTS).write(RunDir(tmp_path), tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         assert image.size == (3 * 128, 2 * 64)

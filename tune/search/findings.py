@@ -16,11 +16,9 @@ import pyarrow as pa
 from aig import schedules
 from aig.pareto import LEAST_PROMPTS, Bootstrap, bootstrap, hypervolume, optimal_mask
 from pipelines.config.values import slug
-from pipelines.evaluate.generate import commit
 from pipelines.front.front import cost_words
 from pipelines.rewards import names as reward_names
-from pipelines.runs import directory, mirror
-from pipelines.runs.directory import RunDir
+from pipelines.runs import files
 from tune.search.plan import HELD_OUT, REFERENCES, SEARCH, Plan
 
 if TYPE_CHECKING:
@@ -212,12 +210,12 @@ def write_candidates(plan: Plan, trials: Sequence[Trial], path: Path) -> None:
         }
         for i, (trial, on) in enumerate(zip(trials, front, strict=True))
     ]  # fmt: skip
-    commit(pa.Table.from_pylist(rows), path)
+    plan.run.write_parquet(path, pa.Table.from_pylist(rows))
 
 
 def write_schedules(plan: Plan, result: dict[str, Any], earlier: Path) -> None:
     """A file for each found schedule, which `file:PATH` reads; those of an earlier result go."""
-    folder = RunDir(plan.config.directory).schedules
+    run, folder = plan.run, plan.run.schedules
     found = [row for row in result["schedules"] if row["found"]]
     for row in found:
         about = {
@@ -226,16 +224,12 @@ def write_schedules(plan: Plan, result: dict[str, Any], earlier: Path) -> None:
         }  # fmt: skip
         schedule = replace(schedules.parse(row["schedule"]), label=row["name"])
         schedules.write(folder / f"{row['name']}.json", schedule, about)
-        mirror.push(folder / f"{row['name']}.json")
+        run.push(folder / f"{row['name']}.json")
     names = {row["name"] for row in found}
     if earlier.exists():
-        for row in directory.read_json(earlier)["schedules"]:
+        for row in run.read_json(earlier)["schedules"]:
             if row["found"] and row["name"] not in names:
-                directory.forget(folder / f"{row['name']}.json")
-
-
-def write(result: dict[str, Any], path: Path) -> None:
-    directory.write_json(path, result)
+                run.forget(folder / f"{row['name']}.json")
 
 
 def _shown(estimate: Sequence[float | None], plus: bool = False) -> str:
@@ -246,7 +240,7 @@ def _shown(estimate: Sequence[float | None], plus: bool = False) -> str:
 
 def summary(path: Path) -> str:
     """The result as text: a line a schedule, the difference in hypervolume, what may be said."""
-    result = directory.read_json(path)
+    result = files.read_json(path, str(path))
     x, y = result["x"], result["y"]
     more = (*result["objectives"], result.get("by_held_out_reward", {}).get("reward"), "gold")
     shown = list(dict.fromkeys([x, y, *(m for m in more if m in result["schedules"][0][HELD_OUT])]))

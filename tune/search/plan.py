@@ -53,8 +53,13 @@ class Plan:
     """Of the adapter's weights."""
 
     @property
+    def run(self) -> RunDir:
+        """The run's directory."""
+        return RunDir.of(self.config)
+
+    @property
     def folder(self) -> Path:
-        return RunDir.of(self.config).searches / self.name
+        return self.run.searches / self.name
 
     def curve(self, schedule: str) -> str:
         """A name for what a schedule does on this sampler's grid: two texts of one curve draw the same images."""

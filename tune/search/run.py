@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.runs import directory, mirror
 from pipelines.show.bar import Bar
 from tune.search import candidates, findings, picture
 from tune.search.candidates import Candidate
@@ -42,8 +41,8 @@ def search(plan: Plan, draw: Draw) -> Path:
     """
     path = plan.folder / RESULT
     request = findings.request(plan)
-    store = Store(plan.folder, plan.identity())
-    if path.exists() and directory.read_json(path)["request"] == request:
+    store = Store(plan.run, plan.folder, plan.identity())
+    if path.exists() and plan.run.read_json(path)["request"] == request:
         print("Finished already.")
         return path
     work = Work(plan, store, draw)
@@ -60,8 +59,8 @@ def search(plan: Plan, draw: Draw) -> Path:
     findings.write_candidates(plan, trials, plan.folder / CANDIDATES)
     findings.write_schedules(plan, result, path)
     picture.draw(result, trials, plan, plan.folder / PICTURE)
-    mirror.push(plan.folder / PICTURE)
-    findings.write(result, path)
+    plan.run.push(plan.folder / PICTURE)
+    plan.run.write_json(path, result)
     return path
 
 

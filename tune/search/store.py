@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.config import ConfigError
-from pipelines.runs import directory, mirror
+from pipelines.runs.directory import PUSH_SECONDS, RunDir
 
 SETTINGS = "settings.json"
 EVALUATIONS = "evaluations.jsonl"
@@ -53,12 +53,12 @@ Draw = Callable[[Sequence[Unit]], Iterable[tuple[Unit, Measured]]]
 class Store:
     """The measurements of one search; ConfigError where the folder holds a search with other settings."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        self.path = folder / EVALUATIONS
+    def __init__(self, run: RunDir, folder: Path, identity: dict[str, Any]) -> None:
+        self.run, self.path = run, folder / EVALUATIONS
         self.known: dict[tuple[str, int, str], dict[str, float]] = {}
         self.cost: Counter[str] = Counter()
         self.pushed = time.monotonic()
-        _claim(folder, identity)
+        _claim(run, folder, identity)
         for line in self._lines():
             self._take(line)
 
@@ -73,13 +73,13 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
         self._take(line)
-        if time.monotonic() - self.pushed >= mirror.PUSH_SECONDS:
+        if time.monotonic() - self.pushed >= PUSH_SECONDS:
             self.push()
 
     def push(self) -> None:
         """Put the file, which grows all the time, into the store of a run that is kept elsewhere."""
         if self.path.exists():
-            mirror.push(self.path)
+            self.run.push(self.path)
         self.pushed = time.monotonic()
 
     def has(self, which: str, prompt_id: int, curve: str) -> bool:
@@ -115,11 +115,11 @@ class Store:
             yield found
 
 
-def _claim(folder: Path, identity: dict[str, Any]) -> None:
+def _claim(run: RunDir, folder: Path, identity: dict[str, Any]) -> None:
     """Make the folder this search's own."""
     path = folder / SETTINGS
     if not path.exists():
-        directory.write_json(path, identity)
+        run.write_json(path, identity)
         return
     try:
         found = json.loads(path.read_text())

@@ -23,7 +23,6 @@ from pipelines.config import SEARCH_SEEDS, Config
 from pipelines.evaluate.scorers import scoring_device
 from pipelines.rewards import names
 from pipelines.rewards.scores import ACCURACIES, Scores
-from pipelines.runs import mirror
 from pipelines.runs.directory import RunDir
 from pipelines.study import models
 from pipelines.study import statistics as reward_statistics
@@ -49,8 +48,8 @@ class Evaluator:
         torch.set_num_threads(self.config.evaluate.threads)
         self.prompts, self.seeds = prompts, seeds
         files = RunDir.of(self.config)
-        mirror.pull(files.root, files.reward_statistics.name)
-        mirror.pull(files.adapters, adapter)
+        files.pull(files.root, files.reward_statistics.name)
+        files.pull(files.adapters, adapter)
         self.model = models.load_model(self.config)
         adapters.load(self.model.denoiser, files.adapters / adapter, ADAPTER)
         self.sampling = sampling_of(self.config, self.model.defaults)

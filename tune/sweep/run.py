@@ -18,7 +18,6 @@ from ray import tune
 from pipelines import config as configuration
 from pipelines.cluster.connect import Cluster
 from pipelines.config import Config, ConfigError, RunError, Train
-from pipelines.runs import directory, mirror
 from pipelines.runs.directory import RunDir
 from pipelines.show import progress
 from pipelines.study import limits, trainings, trials
@@ -109,11 +108,11 @@ def _run_trials(config: Config, record: Record, first: Sequence[Train], drawing:
             "trial behind: start Ray with it (pip install 'ray[default]'), or take sweep.scheduler=none"
         )
     for each in first:
-        directory.forget(files.progress / f"{adapter_key(each)}.json")
+        files.forget(files.progress / f"{adapter_key(each)}.json")
     record.write(config)
     queue, scheduler = Queue(config, record, first, drawing), watch.scheduler(config)
     keep = watch.Keep(config, record, getattr(scheduler, "stopped", ()))
-    storage = mirror.storage_path(files.ray)
+    storage = files.storage_path(files.ray)
     tuner = tune.Tuner(
         tune.with_resources(trial, {"cpu": DRIVER_CPUS}),
         param_space={"config": configuration.to_dict(config)},
@@ -123,12 +122,12 @@ def _run_trials(config: Config, record: Record, first: Sequence[Train], drawing:
         ),
         run_config=tune.RunConfig(name="tune", storage_path=storage, verbose=0, callbacks=[keep]),
     )  # fmt: skip
-    with progress.trainings(files.progress, queue.keys, partial(mirror.glance, files.progress)):
+    with progress.trainings(files.progress, queue.keys, partial(files.glance, files.progress)):
         tuner.fit()
     keep.clean()
-    mirror.pull(files.root, files.adapters.name, files.curves.name)
+    files.pull(files.root, files.adapters.name, files.curves.name)
     for key in record.stopped:  # its checkpoints: none will go on from them
-        checkpoints.discard(files.checkpoints(key))
+        checkpoints.discard(files, files.checkpoints(key))
 
 
 def trial(parameters: dict[str, Any]) -> None:

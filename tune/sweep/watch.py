@@ -18,7 +18,6 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from pipelines.cluster import errors
 from pipelines.cluster.connect import remove_orphans
 from pipelines.config import Config, Train
-from pipelines.runs import mirror
 from pipelines.runs.directory import RunDir
 from pipelines.study import trainings
 from pipelines.study.trainings import adapter_key
@@ -85,8 +84,8 @@ class Keep(tune.Callback):
         from pipelines.train.records import is_finished  # with torch, which the trials' drivers do not need
 
         files, key = RunDir.of(self.config), trial.config["adapter"]
-        mirror.pull(files.adapters, key, f"{key}@*")
-        mirror.pull(files.curves / f"{key}.jsonl")
+        files.pull(files.adapters, key, f"{key}@*")
+        files.pull(files.curves / f"{key}.jsonl")
         if is_finished(replace(self.config, train=trained(self.config, trial.config))):
             return
         step, proxy = trial.last_result.get("step", 0), self.config.sweep.proxy
@@ -97,7 +96,7 @@ class Keep(tune.Callback):
         else:
             self.record.errored[key] = (
                 f"it ended at step {step}, and its curve, its adapter or a snapshot in "
-                f"{mirror.shown(files.adapters / key)} is missing or not what this configuration makes: if files of "
+                f"{files.shown(files.adapters / key)} is missing or not what this configuration makes: if files of "
                 "the model or a reward changed meanwhile, delete the folder, and give the same command with "
                 "--retry-errored"
             )

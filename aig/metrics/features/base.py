@@ -1,4 +1,4 @@
-"""What every extractor is: a frozen network with its own way of seeing an image, checked inputs and checked outputs."""
+"""The extractor: a frozen network with its own preprocessing, checked inputs and checked outputs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from aig.vision import Preprocess, Views
-
-TOLERANCE = 1e-3  # how far outside [0, 1] a float may lie by rounding
+from aig.vision.inputs import check_images, check_saved
 
 
 class Features:
-    """A frozen extractor; it says what it makes of an image before its network sees it."""
+    """A frozen extractor: its name, its dimension and its preprocessing."""
 
     def __init__(
         self,
@@ -30,48 +29,31 @@ class Features:
         self.input_size = input_size
         """Height and width in pixels that the network takes; None: any."""
         self.resize = resize
-        """How an image of another size comes to that one, in words."""
+        """The resize to that size, in words."""
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Features (B, d) float32 of images (B, 3, H, W), floats in [0, 1] of any size.
 
-        Raises ValueError for images that are no such floats, that have NaN or lie out of range, and for an extractor
-        that does not give (B, d).
+        Raises ValueError for other images, NaN and values out of range, and for an extractor that does not return (B,
+        d).
         """
-        self._check(images)
+        check_images(f"features {self.name!r}", images, "aig.metrics.features.report")
         return self.extract(Views(images))
 
     @torch.no_grad()
     def extract(self, views: Views) -> Tensor:
-        """Features (B, d) float32 of checked images; images of 8 bits go through the model's own processor."""
+        """Features (B, d) float32 of checked images; 8-bit images go through the model's own processor."""
         features = self._extract(views)
-        wanted = (len(views.images), self.dimension)
-        if not isinstance(features, Tensor) or tuple(features.shape) != wanted:
-            found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            raise ValueError(f"features {self.name!r} must be a tensor {wanted}, one row an image, not {found}")
+        expected = (len(views.images), self.dimension)
+        if not isinstance(features, Tensor) or tuple(features.shape) != expected:
+            got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise ValueError(f"features {self.name!r} must be a tensor {expected}, one row per image, not {got}")
         return features.float()
-
-    def _check(self, images: Tensor) -> None:
-        if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-            found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise ValueError(f"features {self.name!r} take images (B, 3, H, W), got {found}")
-        if not images.is_floating_point():
-            raise ValueError(
-                f"features {self.name!r} take images as floats in [0, 1], got {images.dtype}; give images / 255, or "
-                "8-bit images to aig.metrics.features.report"
-            )
-        low, high = images.detach().flatten(1).aminmax(dim=1)  # (B,) each; NaN passes through
-        bad = ~((low >= -TOLERANCE) & (high <= 1 + TOLERANCE))
-        if bad.any():
-            raise ValueError(
-                f"features {self.name!r} take images in [0, 1]: rows {bad.nonzero().flatten().tolist()} have NaN or "
-                "lie outside; decode gives [0, 1], a model's own [-1, 1] needs images / 2 + 0.5"
-            )
 
 
 def in_words(preprocess: Preprocess) -> str:
-    """How a preprocessing brings an image to its size, for `Features.resize`."""
+    """A preprocessing's resize in words, for `Features.resize`."""
     height, width = preprocess.size
     fit = {
         "crop": f"shortest side to {preprocess.shortest or max(preprocess.size)}, centre crop to {height}x{width}",
@@ -82,15 +64,15 @@ def in_words(preprocess: Preprocess) -> str:
 
 
 def report(extractor: Features, images: Tensor) -> Tensor:
-    """Features (B, d) float32 of images (B, 3, H, W) uint8, as they were saved: through the model's own image processor
-    where it has one.
+    """Features (B, d) float32 of images (B, 3, H, W) uint8, as they were saved, through the model's own processor if
+    any.
 
-    Raises ValueError for what is no batch of 8-bit images.
+    Raises ValueError for anything but a batch of 8-bit images.
+
+    Examples:
+        >>> images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+        >>> aig.metrics.features.report(aig.metrics.features.load("world"), images).shape
+        torch.Size([2, 64])
     """
-    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        found = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(
-            f"features {extractor.name!r}: a report takes images (B, 3, H, W) uint8, as saved, got {found}; "
-            "aig.to_uint8 rounds floats"
-        )
+    check_saved(f"features {extractor.name!r}", images)
     return extractor.extract(Views(images))

@@ -1,5 +1,5 @@
-"""DINOv2 (Oquab et al. 2023), which agrees with people on how alike images are better than Inception (Stein et al.
-2023)."""
+"""DINOv2 (Oquab et al. 2023), which agrees better with people's judgement of similarity than Inception does (Stein et
+al. 2023)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ def sources(spec: FeatureSpec) -> list[Source]:
 
 
 def load(spec: FeatureSpec, device: torch.device, dtype: torch.dtype) -> Features:
-    """The class token after the last layer norm, 768 features in the base size; resized and cropped as the processor's
-    configuration says (published: shortest side to 256 px, bicubic, centre crop of 224)."""
+    """The class token after the last layer norm, 768 features in the base size.
+
+    Images are resized and cropped by the processor's configuration (published: shortest side to 256 px, bicubic, centre
+    crop of 224).
+    """
     folder, processor = (fetch(source) for source in sources(spec))
     model = pretrained(Dinov2Model, folder, dtype, spec.user).to(device).eval().requires_grad_(False)
     preprocess = preprocess_of(BitImageProcessorPil.from_pretrained(processor, local_files_only=True), spec.user)

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import torch
 
+from aig.digests import imported
 from aig.metrics.features.base import Features
 from aig.metrics.features.spec import FeatureSpec
 from aig.vision import Source
 
 
 def sources(spec: FeatureSpec) -> list[Source]:
-    """Nothing: what a user's own code reads is its own business."""
+    """None: the files that a user's code reads are not known here."""
     return []
 
 
 def load(spec: FeatureSpec, device: torch.device, dtype: torch.dtype) -> Features:
-    """The callable (B, 3, H, W) in [0, 1] -> (B, d) behind a name, with its attributes `dimension` (d) and, where set,
-    `input_size` and `resize`. It chooses its own device and dtype, and does its own resizing."""
-    module, _, attribute = spec.name.partition(":")
+    """Import a callable (B, 3, H, W) in [0, 1] -> (B, d) with the attribute `dimension` (d), which resizes by itself.
+
+    Its attributes `input_size` and `resize` describe that if set. It chooses its own device and dtype.
+    """
     try:
-        function = getattr(import_module(module), attribute)
+        function = imported(spec.name)
         dimension = int(function.dimension)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(

@@ -1,5 +1,7 @@
-"""torchvision's Inception v3, trained on ImageNet: the FID network's architecture with other weights and another
-resize. Its distances do not compare with those in papers; take `inception` for these."""
+"""torchvision's Inception v3, trained on ImageNet: the FID network's architecture with other weights and resize.
+
+Its distances do not compare with those in papers; use `inception` for these.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,12 @@ PUBLISHED = Inception_V3_Weights.IMAGENET1K_V1
 
 
 def sources(spec: FeatureSpec) -> list[Source]:
-    """One file, by default in torch hub's cache, where torchvision keeps it too."""
+    """One file, by default in torch hub's cache, as for torchvision."""
     return [Source(spec.user, spec.weights or PUBLISHED.url, (PUBLISHED.url.rsplit("/", 1)[1],))]
 
 
 def load(spec: FeatureSpec, device: torch.device, dtype: torch.dtype) -> Features:
-    """2048 pooled features of torchvision's own preprocessing: shortest side to 342 px, centre crop of 299."""
+    """2048 pooled features after torchvision's preprocessing: shortest side to 342 px, centre crop of 299."""
     net = Inception3(transform_input=True, init_weights=False)
     fill(net, sources(spec)[0], spec)
     net.AuxLogits, net.fc = None, nn.Identity()  # type: ignore[assignment]

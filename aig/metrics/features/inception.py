@@ -32,7 +32,7 @@ SIZE, DIMENSION, CLASSES = (299, 299), 2048, 1008
 
 
 def sources(spec: FeatureSpec) -> list[Source]:
-    """One file, by default in torch hub's cache, where torch-fidelity keeps it too."""
+    """One file, by default in torch hub's cache, as for torch-fidelity."""
     return [Source(spec.user, spec.weights or ADDRESS, (FILE,))]
 
 
@@ -41,7 +41,7 @@ def load(spec: FeatureSpec, device: torch.device, dtype: torch.dtype) -> Feature
     (source,) = sources(spec)
     net = network()
     fill(net, source, spec)
-    net.fc = nn.Identity()  # type: ignore[assignment]  # the features are what goes into the last layer
+    net.fc = nn.Identity()  # type: ignore[assignment]  # the features are the last layer's input
     net = net.to(device, dtype).eval().requires_grad_(False)
 
     def extract(views: Views) -> Tensor:
@@ -53,7 +53,7 @@ def load(spec: FeatureSpec, device: torch.device, dtype: torch.dtype) -> Feature
 
 
 def fill(net: nn.Module, source: Source, spec: FeatureSpec) -> None:
-    """Load a checkpoint file's weights, all of them; ValueError where it does not fit."""
+    """Load all weights of a checkpoint file; ValueError if it does not fit."""
     path = source.file(fetch(source))
     try:
         net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -73,8 +73,10 @@ def network() -> Inception3:
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images (B, 3, H, W) bilinearly at another size as TensorFlow 1 did it with align_corners=False: output pixel i is
-    read at i * in/out, where later versions and torch read at (i + 1/2) * in/out - 1/2. No antialiasing."""
+    """Resize images (B, 3, H, W) bilinearly as TensorFlow 1 did with align_corners=False, without antialiasing.
+
+    Output pixel i is read at i * in/out; later versions and torch read at (i + 1/2) * in/out - 1/2.
+    """
     for axis, length in ((3, size[1]), (2, size[0])):
         images = _resize_axis(images, axis, length)
     return images
@@ -92,7 +94,7 @@ def _resize_axis(images: Tensor, axis: int, length: int) -> Tensor:
 
 
 def _mean_pool(x: Tensor) -> Tensor:
-    """TensorFlow's average over a window leaves the padding out of the count."""
+    """TensorFlow's average over a window, which does not count the padding."""
     return F.avg_pool2d(x, kernel_size=3, stride=1, padding=1, count_include_pad=False)
 
 
@@ -119,7 +121,7 @@ class BlockC(InceptionC):
 
 class BlockE(InceptionE):
     largest = False
-    """The last block of the published graph pools the largest value, where the architecture's paper pools the mean."""
+    """The last block of the published graph pools the maximum; the architecture's paper pools the mean."""
 
     def _forward(self, x: Tensor) -> list[Tensor]:
         single, double = self.branch3x3_1(x), self.branch3x3dbl_2(self.branch3x3dbl_1(x))

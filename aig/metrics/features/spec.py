@@ -1,4 +1,4 @@
-"""What an extractor is asked for with: a name, or a mapping."""
+"""Specifications of extractors: a name or a mapping."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ NAMES = tuple(FAMILIES)
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """One extractor."""
+    """One extractor. Raises ValueError for unknown names and for keys that it does not take."""
 
     name: str
     """One of `NAMES`, or `package.module:callable`."""
     weights: str | None = None
     """Hub id, folder or file; None: the published ones."""
     architecture: str | None = None
-    """For `clip`: an open_clip model name or the path of its config JSON; None goes through transformers."""
+    """For `clip`: an open_clip model name or the path of its config JSON; None: through transformers."""
     processor: str | None = None
-    """Hub id or folder of the image processor, for what goes through transformers; None: that of the weights."""
+    """Hub id or folder of the image processor, for extractors through transformers; None: that of the weights."""
     label: str | None = None
-    """What the extractor is called in messages; None: its name."""
+    """The extractor's name in messages; None: `name`."""
 
     def __post_init__(self) -> None:
         check_name("features {} are", self.name, NAMES)
@@ -55,11 +55,11 @@ class FeatureSpec:
 
     @property
     def user(self) -> str:
-        """How messages call it."""
+        """Its name in messages."""
         return f"features {self.title!r}"
 
 
-# family: the keys beside name and label that it reads
+# family: the keys that it reads besides name and label
 TAKES = {
     "inception": ("weights",),
     "imagenet": ("weights",),
@@ -71,9 +71,11 @@ Spec = str | Mapping[str, Any] | FeatureSpec
 
 
 def parse(spec: Spec) -> FeatureSpec:
-    """The extractor that a name or a mapping means.
+    """The specification of a name or a mapping; ValueError for an unknown name or key, with the nearest known one.
 
-    Raises ValueError for an unknown name or key, with the nearest known one.
+    Examples:
+        >>> aig.metrics.features.parse("world") == aig.metrics.features.FeatureSpec("world")
+        True
     """
     if isinstance(spec, FeatureSpec):
         return spec

@@ -17,12 +17,12 @@ SIZE = (32, 32)
 
 
 def sources(spec: FeatureSpec) -> list[Source]:
-    """Nothing: the weights are in the package."""
+    """None: the weights are in the package."""
     return []
 
 
 def load(spec: FeatureSpec, device: torch.device, dtype: torch.dtype) -> Features:
-    """The shipped network; it is small, so float32 stands in for what is narrower."""
+    """The shipped network, which is small and computes in float32 at least."""
     dtype = torch.promote_types(dtype, torch.float32)
     network: Any = weights.load("features").to(device, dtype)
 
