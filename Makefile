@@ -20,7 +20,7 @@ dev_stamp := $(VENV)/.installed-dev
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test kills lint submit bench clean
+.PHONY: help setup demo test kills lint docs submit bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +48,10 @@ lint: $(dev_stamp) ## Check style, format and types
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(python) -m pyright --pythonpath $(python)
+
+docs: $(dev_stamp) ## Build the documentation into build/site; any warning is an error
+	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict
+	@echo "Documentation: build/site/index.html"
 
 submit: $(run_stamp) ## Run a command on a cluster: make submit RUN=name ARGS="evaluate --preset demo"
 	@test -n "$(RUN)" || { echo 'make: name the run, which is what a resubmission resumes: make submit RUN=name ARGS="..."' >&2; exit 2; }

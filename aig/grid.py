@@ -20,6 +20,7 @@ from torch import Tensor
 
 from aig import schedules
 from aig.models.protocol import Model, Sampling
+from aig.schedules import Curve
 
 CLASSES = {
     "ddim": DDIMScheduler,
@@ -112,15 +113,15 @@ class Grid:
             return self.scheduler.scale_noise(x_0, times, noise)
         return self.scheduler.add_noise(x_0, noise, times)
 
-    def weights(self, schedule: str) -> list[float]:
+    def weights(self, schedule: Curve) -> list[float]:
         """The weight of the tuned model at each step: u = i/T, or 1 - t/t_max in the time domain."""
-        parsed, times = schedules.parse(schedule), self._times.tolist()
-        if parsed.domain == "time" and not all(0 <= t <= self.t_max for t in times):
+        curve, times = schedules.as_schedule(schedule), self._times.tolist()
+        if curve.domain == "time" and not all(0 <= t <= self.t_max for t in times):
             raise ValueError(
-                f"schedule {schedule!r} needs times in [0, {self.t_max}], which {self.name} with timestep_type = "
-                f"{self.scheduler.config.get('timestep_type')!r} does not use: leave '@time' out"
+                f"schedule {schedules.format_name(curve)!r} needs times in [0, {self.t_max}], which {self.name} with "
+                f"timestep_type = {self.scheduler.config.get('timestep_type')!r} does not use: leave '@time' out"
             )
-        return schedules.weights(parsed, times, self.t_max)
+        return schedules.weights(curve, times, self.t_max)
 
     def eps_scale(self, i: int) -> float:
         """The factor from a squared difference of predictions to one of eps: alpha_bar for v-prediction, 1 for eps.

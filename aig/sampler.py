@@ -14,6 +14,8 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from aig import adapters, schedules
 from aig.grid import Grid, State
 from aig.models.protocol import Condition, Model, Sampling
 from aig.path import Observer, PathMeter
+from aig.schedules import Schedule
 
 __all__ = [
     "Arm", "Cost", "Grid", "Noise", "Samples", "Sampling", "State", "advance", "encode", "sample", "sample_arms",
@@ -51,17 +54,25 @@ class Arm:
     def __post_init__(self) -> None:
         if not 0 <= self.lora_scale <= 1:
             raise ValueError(f"arm {self.name!r}: lora_scale = {self.lora_scale} must be in [0, 1]")
-        parsed = schedules.parse(self.schedule)
-        if self.adapter is None and parsed.name != "base":
+        if self.curve.name != "base" and self.adapter is None:
             raise ValueError(
                 f"arm {self.name!r}: schedule {self.schedule!r} needs an adapter; without one use schedule='base'"
             )
 
+    @cached_property
+    def curve(self) -> Schedule:
+        """The schedule itself, parsed once."""
+        return schedules.parse(self.schedule)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """An own function travels with its arm, to Ray's actors too; a known schedule is parsed again from its text."""
+        return {name: value for name, value in self.__dict__.items() if name != "curve" or value.digest}
+
     @property
     def id(self) -> str:
         """A hash of what the arm does, without its name: 16 hex digits. The values of a user's own curve count."""
-        digest = schedules.parse(self.schedule).digest
-        content = json.dumps([self.adapter, self.lora_scale, self.schedule, *([digest] if digest else [])])
+        digest = [self.curve.digest] if self.curve.digest else []
+        content = json.dumps([self.adapter, self.lora_scale, self.schedule, *digest])
         return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
@@ -147,7 +158,7 @@ def advance(
     """
     grid = grid or Grid(model, sampling)
     last = len(grid) if last is None else last
-    curves = [grid.weights(arm.schedule) for arm in arms]
+    curves = [grid.weights(arm.curve) for arm in arms]
     routes = [
         adapters.BASE if arm.adapter is None else adapters.scaled(model.denoiser, arm.adapter, arm.lora_scale)
         for arm in arms

@@ -102,7 +102,7 @@ def test_the_bare_loop_that_ray_train_is_measured_against_makes_the_same_adapter
     given = [*training.arguments(tmp_path, 2, 1), "train.batch=3"]
     found = configuration.load("demo", None, given)
     training.bare_loop(found)
-    ours = worker.Training(found, watched=False)
+    ours = worker.Training(found, is_first=False)
     for step in (1, 2, 3):
         ours.advance(0, 1)
         saved = load_file(found.directory / "adapters" / f"loop@{step}" / adapters.WEIGHTS)

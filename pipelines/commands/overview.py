@@ -113,7 +113,8 @@ def _training(config: Config, record: trials.Record, train: configuration.Train,
     if any(_is_earlier(files.adapters / name) for name, _ in folders):
         return Training(train, EARLIER, trainings.last_step(single))
     if (files.curves / f"{key}.jsonl").exists() and all(_saved(files.adapters / name, step) for name, step in folders):
-        return Training(train, "done", trainings.last_step(single), "" if found is None else limits.told(found))
+        stop = "" if found is None else limits.describe_stop(found)
+        return Training(train, "done", trainings.last_step(single), stop)
     path = files.progress / f"{key}.json"
     status = _read_json(path)
     step = status["step"] if status else 0

@@ -24,7 +24,7 @@ from pipelines.study import trainings as planned
 from pipelines.study.prompts import EVALUATE, TRAIN, check_prompts, resolve_prompts
 from pipelines.study.trials import Trials
 from pipelines.train import parallel, records, tracking
-from pipelines.train.worker import draft_config
+from pipelines.train.objective import draft_config
 
 
 def check_training(config: Config, *, sweep: bool) -> Model:
@@ -74,7 +74,7 @@ def _check_parallel(config: Config) -> None:
         raise ConfigError(
             "train.parallel is fsdp, which shards what full fine-tuning trains; a LoRA is small: take auto or ddp"
         )
-    if most == 1 or parallel.of(train, most) != "fsdp":
+    if most == 1 or parallel.strategy(train, most) != "fsdp":
         return
     for key, bad, fix in (
         ("on_nan", "skip", "its workers have to make the same forwards: take stop"),
@@ -125,7 +125,7 @@ def prompt_keys(config: Config) -> tuple[str, ...]:
     """The keys of the prompts that an evaluation needs. Adapters from elsewhere need no training prompts, unless sums
     are z-scored by images of them."""
     with _named("evaluate.rewards"):
-        trained = bool(planned.trainings(config)) or bool(statistics.wanted(config).sums)
+        trained = bool(planned.trainings(config)) or bool(statistics.columns(config).sums)
     return (TRAIN, EVALUATE) if trained else (EVALUATE,)
 
 
@@ -139,7 +139,7 @@ def check_weights(config: Config, model: Model) -> Iterator[str]:
 
     Missing weights are downloaded. ConfigError if weights cannot be had or do not fit, or if a score is not finite.
     """
-    columns = statistics.wanted(config)
+    columns = statistics.columns(config)
     gold = reward_names.gold(config)
     for name, spec in {**columns.parts, **({} if gold is None else {gold.column: gold})}.items():
         height, width = model.image_size

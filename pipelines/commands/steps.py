@@ -17,7 +17,7 @@ def print_prompts(session: Session) -> None:
     """Say which prompts train and which judge, and how many do both."""
     from pipelines.study import prompts
 
-    print(prompts.told(prompts.prompt_lists(session.config)))
+    print(prompts.describe(prompts.prompt_lists(session.config)))
 
 
 def normalize(session: Session, connect: Callable[[], Cluster]) -> None:
@@ -73,7 +73,7 @@ def generate(session: Session, model: Model) -> Drawable:
         from pipelines.evaluate.generate import generate as draw
         from pipelines.study.resolved import resolve_images
 
-        external.bring(session.config)
+        external.import_adapters(session.config)
         connect = evaluation_connect(session, model)
         normalize(session, connect)
         study = resolve_images(session.config, model.defaults)

@@ -63,7 +63,7 @@ def stop(config: Config) -> str:
     from pipelines.study import limits, trainings
 
     stopped = trainings.stopped(config)
-    return "" if stopped is None else f" ({limits.told(stopped)})"
+    return "" if stopped is None else f" ({limits.describe_stop(stopped)})"
 
 
 COMMAND = Command(

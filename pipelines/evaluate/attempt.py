@@ -1,4 +1,4 @@
-"""Trying what may raise for one unit of work and not for the next."""
+"""Work that may fail for one unit and not for the next."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ T = TypeVar("T")
 
 
 def attempt(work: Callable[[], T]) -> tuple[T | None, str | None]:
-    """What `work` returns, or in words why it raised; memory that it held on the GPU is free again.
+    """What `work` returns, or why it raised, in words; the GPU memory that it held is freed.
 
-    An error that leaves the GPU's context useless is no unit's own, and is raised.
+    An error that spoils the GPU's context is raised: the next unit would fail too.
     """
     try:
         return work(), None
     except torch.AcceleratorError:
         raise
-    except Exception as error:  # whatever a model or a reward may raise: the words say what it was
+    except Exception as error:  # a model or a reward may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

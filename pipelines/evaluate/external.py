@@ -19,10 +19,10 @@ KEY = "evaluate.adapters"
 
 
 def check(config: Config, denoiser: nn.Module) -> None:
-    """Load each into the denoiser, where it stays; ConfigError names one that does not fit, or that is another's name.
+    """Load each into the denoiser, where it stays; ConfigError for one that does not fit or has another's name.
 
-    What its loading warns of is printed. An adapter whose record tells of another base is refused: a plane that has
-    the wrong base for its one end says nothing about the adapter.
+    Warnings of its loading are printed. An adapter of another base is refused, since a plane with the wrong base says
+    nothing about it.
     """
     trained = {
         name
@@ -32,14 +32,11 @@ def check(config: Config, denoiser: nn.Module) -> None:
     for name, source in trainings.external(config).items():
         if name in trained:
             raise ConfigError(f"{KEY}: the sweep trains an adapter {name!r} itself: give this one another name")
-        with given(f"{KEY}: {name}"):
-            path = _where(config, name, source)
-        with warnings.catch_warnings(record=True) as caught:
+        with given(f"{KEY}: {name}"), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             warnings.simplefilter("error", adapters.OtherBase)
             try:
-                with given(f"{KEY}: {name}"):
-                    adapters.load(denoiser, path, name)
+                adapters.load(denoiser, _copy_or_source(config, name, source), name)
             except adapters.OtherBase as error:
                 raise ConfigError(
                     f"{KEY}: {name}: {str(error).partition(';')[0]}: set model.name to the model that it was made on, "
@@ -50,7 +47,7 @@ def check(config: Config, denoiser: nn.Module) -> None:
                 print(f"warning: {warning.message}", file=sys.stderr)
 
 
-def bring(config: Config) -> None:
+def import_adapters(config: Config) -> None:
     """Copy what the run does not have yet; each copy appears whole or not at all."""
     run = RunDir.of(config)
     for name, source in trainings.external(config).items():
@@ -67,16 +64,14 @@ def bring(config: Config) -> None:
         print(f"Copied {weights} to {target}: the run has all that it needs.")
 
 
-def _where(config: Config, name: str, source: Path) -> Path:
-    """The run's copy, where it has one, else the source."""
+def _copy_or_source(config: Config, name: str, source: Path) -> Path:
+    """The run's copy of an adapter, or its source before there is one."""
     copy = RunDir.of(config).adapters / name
     if not copy.exists():
         if not source.exists():
             raise ConfigError(f"{KEY}: {name}: {source} does not exist: give the path of a LoRA file or of its folder")
         return source
-    with given(f"{KEY}: {name}"):
-        differs = source.exists() and adapters.digest(copy) != adapters.digest(source)
-    if differs:
+    if source.exists() and adapters.digest(copy) != adapters.digest(source):
         raise ConfigError(
             f"{KEY}: {copy} holds another adapter than {source}: give this one another name, or choose another run.name"
         )

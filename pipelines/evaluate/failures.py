@@ -1,14 +1,15 @@
-"""Units that could not be made: each tried twice, kept in a table with its reason, and left out with its prompt."""
+"""Units that failed twice: listed in a table with the reason, and left out of the evaluation with their prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
 from pipelines.config import RunError
 from pipelines.evaluate.scorers import PART
+from pipelines.evaluate.units import Unit
 from pipelines.runs.directory import RunDir
 from pipelines.study.resolved import Resolved
 
@@ -18,25 +19,12 @@ SCHEMA = pa.schema({
 })  # fmt: skip
 
 
-class Unit(Protocol):
-    """What is told of a unit that failed."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def prompt_id(self) -> int: ...
-    @property
-    def prompt(self) -> str: ...
-    @property
-    def seeds(self) -> tuple[int, ...]: ...
-
-
 class EvaluationError(RunError):
     """More failed than the configuration lets pass."""
 
 
 class Failures:
-    """The units that fail while a plan is carried out: written as they come, and a stop to what fails without end."""
+    """The table of units that fail while a plan runs, written as they come; it ends a hopeless plan."""
 
     def __init__(self, run: RunDir, units: Iterable[Unit], most_in_a_row: int) -> None:
         self.run, self.path, self.most = run, run.failures, most_in_a_row
@@ -46,12 +34,12 @@ class Failures:
         self.in_a_row = 0
 
     def add(self, unit: str, stage: str, error: str) -> None:
-        """Record a failure; EvaluationError where it is one too many in a row.
+        """Record a failure; EvaluationError if it is one too many in a row.
 
-        One that failed before, in an earlier run of the same plan, says nothing about this run.
+        Units that failed in an earlier run of the same plan do not count.
         """
-        told = self.units[unit]
-        about = {"prompt_id": told.prompt_id, "prompt": told.prompt, "seeds": list(told.seeds)}
+        failed = self.units[unit]
+        about = {"prompt_id": failed.prompt_id, "prompt": failed.prompt, "seeds": list(failed.seeds)}
         self.rows.append({"unit": unit, **about, "stage": stage, "error": error})
         self.run.write_parquet(self.path, pa.Table.from_pylist(self.rows, SCHEMA))
         self.in_a_row += unit not in self.known
@@ -65,13 +53,13 @@ class Failures:
         self.in_a_row = 0
 
     def close(self) -> None:
-        """At the plan's end: of what had failed before, everything that is not in the table now has been made."""
+        """Remove an earlier run's table after a plan without failures: its units have been made since."""
         if not self.rows and self.path.exists():
             self.run.forget(self.path)
 
 
 def read(run: RunDir) -> list[dict[str, Any]]:
-    """The rows of a table of failures; none where there is no table."""
+    """The rows of a table of failures; none if there is no table."""
     return run.read_parquet(run.failures, FIX).to_pylist() if run.failures.exists() else []
 
 
@@ -79,12 +67,12 @@ FIX = "delete it, and run `python -m pipelines evaluate` again, which tells of w
 
 
 def of_run(files: RunDir) -> list[dict[str, Any]]:
-    """The run's failures whose images are not there."""
+    """The run's failures that still have no images."""
     return [row for row in read(files) if not (files.images / PART.format(unit=row["unit"])).exists()]
 
 
 def conclude(study: Resolved) -> None:
-    """Tell what failed; EvaluationError if it is a larger share of the groups than evaluate.max_failed."""
+    """Report what failed; EvaluationError if it is a larger share of the groups than evaluate.max_failed."""
     files = study.directory
     failed = of_run(files)
     if not failed:
@@ -92,11 +80,11 @@ def conclude(study: Resolved) -> None:
     made = sum(1 for _ in files.images.glob(PART.format(unit="*")))
     share, most = len(failed) / (made + len(failed)), study.config.evaluate.max_failed
     prompts = list(dict.fromkeys(row["prompt"] for row in failed))
-    told = (
+    report = (
         f"{len(failed)} of {made + len(failed)} groups of images failed, and {len(prompts)} prompts are left out: "
         f"{prompts[0]!r} ({failed[0]['error']}); see {files.failures}. The same command tries "
         "them again"
     )
     if share > most:
-        raise EvaluationError(f"{told}. This is more than evaluate.max_failed = {most:g}")
-    print(f"{told}.")
+        raise EvaluationError(f"{report}. This is more than evaluate.max_failed = {most:g}")
+    print(f"{report}.")

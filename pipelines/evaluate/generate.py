@@ -1,9 +1,8 @@
-"""The images of every arm: a Ray Data plan from groups of (prompt, seeds) through generators and scorers into parquet.
+"""The images of every arm: a Ray Data plan from units through generators and scorers into parquet files.
 
-A unit of work is one prompt with some of its seeds, for all arms at once, so that arms share their common trajectories.
-Each unit becomes one file, named by a hash of everything that its content depends on, written beside and moved into
-place whole. So the same command continues where it was stopped, and the files that are there say what is done; no other
-record exists that could disagree with them.
+A unit is one prompt with some of its seeds, for all arms at once, so that arms share their common trajectories. Its
+file is named by a hash of everything that its content depends on and appears whole, so the same command resumes, and
+no record of what is done exists that could disagree with the files.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ from pipelines.study.resolved import Drawable
 def generate(
     study: Drawable, connect: Callable[[], Cluster], memory: int = 0, generator: type[Generator] | None = None
 ) -> int:
-    """Make and score every image that is not there yet; returns how many units were tried.
+    """Make and score every missing image; returns how many units were tried.
 
-    `connect` connects to Ray, and is called where something is left to make. memory: bytes of a node's that a generator
-    takes, where the configuration leaves their number to the cluster. generator: the actors' class, `Generator` unless
-    another stands in for it. A unit that fails twice is kept in `failures.parquet`. Raises ConfigError where the actors
-    need more than the cluster has, and EvaluationError where everything fails.
+    `connect` connects to Ray, and is called only if something is missing. memory: bytes of a node that a generator
+    takes, if the configuration leaves their number to the cluster. generator: another class in the place of
+    `Generator`. A unit that fails twice is kept in `failures.parquet`. Raises ConfigError if the actors need more than
+    the cluster has, and EvaluationError if everything fails.
     """
     files = study.directory
     files.pull(files.images)
@@ -79,12 +78,12 @@ def _plan(study: Drawable, missing: Sequence[Unit], pool: pools.Pool, generator:
         batch_format="pyarrow",
     )
     plan = streaming.scored(drawn, Evaluation(study), study.config, len(rows))
-    plan.set_name("images")  # so that the dashboard's list of datasets says what this one is
+    plan.set_name("images")  # its name in the dashboard
     return plan
 
 
 class Generator:
-    """Draws all arms for some units at once; a row that comes out is a unit still, its images in lists."""
+    """Draws all arms for some units at once: rows of units in, rows of units with lists of images out."""
 
     def __init__(self, study: Drawable) -> None:
         self.config, self.sampling, self.arms = study.config, study.sampling, study.arms
@@ -105,7 +104,7 @@ class Generator:
         return pa.Table.from_pylist(drawn, schema=UNIT_SCHEMA)
 
     def again(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """A unit by itself, after it failed among others, or alone; its row says so where it fails again."""
+        """A unit by itself, after it failed; if it does so again, its row says why."""
         drawn, reason = attempt(lambda: self.units([row]))
         return [{**row, "error": reason}] if drawn is None else drawn
 
@@ -119,7 +118,7 @@ class Generator:
 
     @torch.no_grad()
     def draw(self, rows: list[dict[str, Any]], measured: bool) -> list[dict[str, Any]]:
-        """The units' rows, with their images and, where `measured`, distances to the base, by arm and then by seed."""
+        """The units' rows with their images and, if `measured`, distances to the base, by arm and then by seed."""
         arms = [arm.arm for arm in self.arms]
         prompts = [row["prompt"] for row in rows for _ in row["seeds"]]
         seeds = [seed for row in rows for seed in row["seeds"]]
@@ -132,7 +131,7 @@ class Generator:
             pixels[arm.name], spread[arm.name] = to_uint8(decoded).numpy(), pixel_std(decoded).tolist()
         cost = json.dumps(samples.cost.counts())
         columns = {"path": samples.path} | ({"kl_to_base": samples.kl} if self.has_kl else {})
-        found, first = [], 0
+        drawn, first = [], 0
         for row in rows:
             own = slice(first, first + len(row["seeds"]))
             first = own.stop
@@ -144,8 +143,8 @@ class Generator:
                 for name, column in columns.items()
             }
             made = samples.cost.predictions * len(row["seeds"])
-            found.append({**row, "image": images, PIXEL_STD: std, **distances, "cost": cost, "predictions": made})
-        return found
+            drawn.append({**row, "image": images, PIXEL_STD: std, **distances, "cost": cost, "predictions": made})
+        return drawn
 
 
 UNIT_SCHEMA = pa.schema({
@@ -159,9 +158,9 @@ DISTANCES = ("path", "kl_to_base")  # eps_mse; nats, where sampling is stochasti
 
 
 class Evaluation:
-    """The scorers' job in an evaluation: a unit's images as the generators drew them.
+    """The scorers' job in an evaluation: images from the generators.
 
-    An image without a score is kept, warned of, and marks its arm as broken. A unit that makes a reward raise fails.
+    An image without a score is kept with a warning and marks its arm as broken; a unit that makes a reward raise fails.
     """
 
     warns = keeps_failures = True
@@ -196,7 +195,7 @@ class Evaluation:
 def identity_columns(
     arms: Sequence[StudyArm], origins: Sequence[str], prompt_id: int, prompt: str, seeds: Sequence[int]
 ) -> dict[str, pa.Array]:
-    """The columns that say which image a row is: an arm, an origin and a seed index for each, and `image_id`."""
+    """The columns that say which image a row is, from the arm, origin and seed index of each."""
     ids = [image_id(origin, prompt, seed) for origin, seed in zip(origins, seeds, strict=True)]
     return {
         "id": pa.array(ids),
@@ -209,10 +208,9 @@ def identity_columns(
 
 
 def _drop_others(study: Drawable, wanted: set[str]) -> None:
-    """Remove units of an earlier format, or of adapters, rewards or features that have changed since, and what a
-    killed writer left.
+    """Remove units that this run no longer makes, and what a killed writer left.
 
-    ConfigError, before anything is removed, where the folder holds images of another run.
+    ConfigError, before anything is removed, if the folder holds images of another run.
     """
     run, folder = study.directory, study.directory.images
     if not folder.is_dir():
@@ -228,14 +226,14 @@ def _drop_others(study: Drawable, wanted: set[str]) -> None:
 
 
 def _check_ours(study: Drawable, paths: Sequence[Path]) -> None:
-    """ConfigError where a unit's file has an arm or a prompt that this run does not have."""
+    """ConfigError if a unit's file has an arm or a prompt that this run does not have."""
     ours = {*(arm.arm.name for arm in study.arms), *study.prompts}
     for path in paths:
         try:
-            found = pq.read_table(path, columns=["arm", "prompt"])
+            table = pq.read_table(path, columns=["arm", "prompt"])
         except (OSError, pa.ArrowException) as error:
             raise ConfigError(f"{path} is no file of images ({error}): move it away, it is not this run's") from error
-        strange = [name for column in ("arm", "prompt") for name in found[column].to_pylist() if name not in ours]
+        strange = [name for column in ("arm", "prompt") for name in table[column].to_pylist() if name not in ours]
         if strange:
             raise ConfigError(
                 f"{path} holds images of another run ({strange[0]!r} is nothing of this one's): move the images folder "

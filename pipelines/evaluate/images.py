@@ -1,4 +1,4 @@
-"""The images dataset as it is read: a run's units, each image once."""
+"""Reading the images dataset: a run's units, each image once."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from pipelines.study.resolved import Drawable
 
 @dataclass(frozen=True)
 class Images:
-    """The images dataset as it was read: one row an id, and what was found against what the configuration asks for.
+    """The images of a run, one row per id, and counts of them against what the configuration asks for.
 
-    What was expected is found, missing, or left out with the prompt of a unit that failed, for all arms alike.
+    Prompts of failed units are left out for all arms and not expected.
     """
 
     table: pa.Table
@@ -36,12 +36,12 @@ class Images:
     """The units' files."""
     failed: int = 0
     left_out: tuple[int, ...] = ()
-    """Prompts of units that failed, by their places in evaluate.prompts."""
+    """Prompts of units that failed, by number."""
     others: int = 0
-    """Units' files beside those that are asked for."""
+    """Number of files of other units."""
 
     def require_complete(self) -> None:
-        """ConfigError where images are missing."""
+        """ConfigError if images are missing."""
         if self.missing:
             others = f", and there are {self.others} groups of them {OTHERWISE}" if self.others else ""
             raise ConfigError(
@@ -56,43 +56,35 @@ class Images:
 
 
 def read(study: Drawable, without: Sequence[str] = ()) -> Images:
-    """Read the run's units, each id once, all columns but some; files of other units are left alone.
+    """Read the run's units, each id once, `without` some columns; files of other units are left alone.
 
-    Prompts of units that failed are left out whole, so that all arms have the same. One unit is in memory beside what
-    is kept of the others: columns that are not needed, the images above all, belong into `without`.
+    Prompts of failed units are left out, so all arms have the same ones. Leave out columns that are not needed, the
+    images above all: the others are kept in memory.
     """
     run, folder = study.directory, study.directory.images
     run.pull(folder)
-    asked = units(study)
+    asked = {unit.name: unit for unit in units(study)}
     failed = {row["unit"] for row in failures.of_run(run)}
-    left_out = tuple(sorted({unit.prompt_id for unit in asked if unit.name in failed}))
-    expected, rows, tables, paths = 0, 0, [], []
-    for unit in asked:
-        if unit.prompt_id in left_out:
-            continue
-        path = folder / PART.format(unit=unit.name)
-        ids = set(unit.ids)
-        expected += len(ids)
-        if path.exists():
-            found, kept = _read_unit(run, path, ids, without)
-            rows += found
-            tables.append(kept)
-            paths.append(path)
-    every = len(study.arms) * sum(len(unit.seeds) for unit in asked)
-    others = {path.name for path in folder.glob(PART.format(unit="*"))} - {PART.format(unit=u.name) for u in asked}
-    about: dict[str, Any] = {
-        "expected": every, "failed": every - expected, "left_out": left_out, "others": len(others)
-    }  # fmt: skip
-    if not paths:
-        empty = pa.table({"id": pa.array([], pa.string())})
-        return Images(empty, found=0, missing=expected, duplicate=0, cost={}, **about)
-    unique = pa.concat_tables(tables)
-    counts = {"found": len(unique), "missing": expected - len(unique), "duplicate": rows - len(unique)}
-    return Images(unique, cost=_mean_cost(paths), paths=tuple(paths), **counts, **about)
+    left_out = {unit.prompt_id for unit in asked.values() if unit.name in failed}
+    kept = [unit for unit in asked.values() if unit.prompt_id not in left_out]
+    paths = {unit.name: path for unit in kept if (path := folder / PART.format(unit=unit.name)).exists()}
+    rows, tables = 0, [pa.table({"id": pa.array([], pa.string())})] if not paths else []
+    for name, path in paths.items():
+        count, table = _read_unit(run, path, set(asked[name].ids), without)
+        rows += count
+        tables.append(table)
+    table = pa.concat_tables(tables)
+    every, expected = (len(study.arms) * sum(len(unit.seeds) for unit in some) for some in (asked.values(), kept))
+    there = {path.stem.removeprefix("part-") for path in folder.glob(PART.format(unit="*"))}
+    return Images(
+        table, expected=every, found=len(table), missing=expected - len(table), duplicate=rows - len(table),
+        cost=_mean_cost(list(paths.values())), paths=tuple(paths.values()), failed=every - expected,
+        left_out=tuple(sorted(left_out)), others=len(there - asked.keys()),
+    )  # fmt: skip
 
 
 def _read_unit(run: RunDir, path: Path, ids: set[str], without: Sequence[str]) -> tuple[int, pa.Table]:
-    """How many rows a unit's file has, and the first of each of these ids."""
+    """The number of rows of a unit's file, and the first row of each of these ids."""
     table = run.read_parquet(path, REMAKE, without=[name for name in without if name != "id"])
     first: dict[str, int] = {}
     for row, name in enumerate(table["id"].to_pylist()):
@@ -106,9 +98,9 @@ REMAKE = "delete it, and run `python -m pipelines evaluate` with the same config
 
 
 def _mean_cost(paths: Sequence[Path]) -> dict[str, float]:
-    """Predictions a (prompt, seed) for all arms, as the units say, and what loops without shared states would make."""
+    """The units' mean predictions per (prompt, seed) for all arms, beside those of loops that share no states."""
     costs = [json.loads((pq.read_schema(path).metadata or {}).get(b"cost", b"{}")) for path in paths]
-    names = [name for name in costs[0] if all(name in cost for cost in costs)]  # earlier versions have others
+    names = [name for name in costs[0] if all(name in cost for cost in costs)] if costs else []
     return {name: sum(cost[name] for cost in costs) / len(costs) for name in names}
 
 

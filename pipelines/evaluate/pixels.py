@@ -1,4 +1,4 @@
-"""What is measured of an image where it is drawn, before it is rounded to 8 bits."""
+"""What is measured of an image before it is rounded to 8 bits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ PIXEL_STD = "pixel_std"
 
 
 def pixel_std(images: Tensor) -> Tensor:
-    """Of images (B, 3, H, W): the largest standard deviation of a colour over the pixels (B,), NaN where one is not
+    """The largest standard deviation over the pixels of any colour (B,) of images (B, 3, H, W); NaN if a pixel is not
     finite."""
     return images.float().flatten(2).std(dim=2, correction=0).amax(dim=1)

@@ -1,8 +1,7 @@
-"""How many actors an evaluation has: from the configuration and the cluster, fixed or growing with it.
+"""How many actors an evaluation has: a fixed number, or as many as the cluster has room for while it grows.
 
-Ray Data's own autoscaler grows a pool while its actors have tasks waiting (max_tasks_in_flight_per_actor / 1 has to
-reach 1.75, so 2 are sent to each) and the cluster has room for another; it gives actors back when they idle. Nodes that
-come are room, nodes that go take their actors with them, whose tasks Ray hands to others.
+Ray Data's autoscaler grows a pool while its actors have tasks waiting (max_tasks_in_flight_per_actor / 1 must reach
+1.75, so each gets 2) and the cluster has room; it releases idle actors. If a node goes, Ray gives its tasks to others.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ from pipelines.cluster.connect import Cluster
 from pipelines.config import Config
 from pipelines.study.prompts import EVALUATE, resolve_prompts
 
-# A worker with torch, before it has loaded anything: 840 MB were measured.
+# A worker with torch that has loaded nothing else: measured as 840 MB.
 WORKER_BYTES = 2**30
 IN_FLIGHT = 2
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Bounds of a pool of actors, and how many it starts with."""
+    """The bounds of a pool of actors, and how many it starts with."""
 
     least: int
     start: int
     most: float
-    """Infinite where only the cluster is a bound."""
+    """Infinite if only the cluster is a bound."""
     memory: int = 0
-    """Bytes of a node's memory that each holds."""
+    """Bytes of a node's memory that each actor holds."""
 
     def strategy(self, work: int) -> ActorPoolStrategy:
-        """Ray Data's form of it, for work that keeps no more than so many busy."""
+        """As an ActorPoolStrategy, capped at `work` actors."""
         least, start, most = (int(min(size, work)) for size in (self.least, self.start, self.most))
         return ActorPoolStrategy(
             min_size=least, max_size=most, initial_size=start, max_tasks_in_flight_per_actor=IN_FLIGHT
@@ -46,13 +45,13 @@ class Pool:
 
 
 def scorers(evaluate: configuration.Evaluate) -> Pool:
-    """The scorers; a pool of them starts with the least."""
+    """The scorers, at first the least of them."""
     least, most = configuration.bounds(evaluate.scorers)
     return Pool(least, least, most)
 
 
 def check(config: Config, cluster: Cluster, memory: int = 0) -> None:
-    """ConfigError where the cluster has no room for what an evaluation starts: scorers, generators, tiles.
+    """ConfigError if the cluster has no room for an evaluation's scorers, generators or tiles.
 
     memory: bytes of a node that a generator takes (`host_memory`).
     """
@@ -63,16 +62,16 @@ def check(config: Config, cluster: Cluster, memory: int = 0) -> None:
 
 
 def generators(config: Config, cluster: Cluster, memory: int = 0) -> Pool:
-    """The generators that the cluster has room for beside the scorers; ConfigError where there is none for either.
+    """The generators that the cluster has room for beside the scorers; ConfigError if either do not fit.
 
-    memory: bytes of a node that one takes (`host_memory`); it counts where evaluate.generators is null.
+    memory: bytes of a node that one takes (`host_memory`); it counts if evaluate.generators is null.
     """
     evaluate = config.evaluate
     need, beside = resources.generator(evaluate, memory), (resources.scorers(evaluate), resources.SPARE)
     cluster.room(*beside)
     room = cluster.room(need, *beside)
     least, most = (1, math.inf) if evaluate.generators is None else configuration.bounds(evaluate.generators)
-    if least == most:  # those that have no node yet make the cluster bring them one
+    if least == most:  # actors without a node make the cluster start one
         fixed = int(min(room, most))
         return Pool(fixed, fixed, fixed)
     least = min(least, room)
@@ -81,7 +80,7 @@ def generators(config: Config, cluster: Cluster, memory: int = 0) -> Pool:
 
 
 def host_memory(model: Model) -> int:
-    """Bytes of a node's memory that a generator takes, about: a worker's own and the model's weights."""
+    """About how many bytes of a node's memory a generator takes: a worker's own and the model's weights."""
     pipe: Any = getattr(model, "pipe", None)
     parts = [model.denoiser] if pipe is None else pipe.components.values()
     tensors = [t for part in parts if isinstance(part, torch.nn.Module) for t in [*part.parameters(), *part.buffers()]]

@@ -1,10 +1,11 @@
-"""Every score of an image that the pipeline knows, and the Ray Data actor that scores the images of a unit of work."""
+"""The Ray Data actor that scores the images of a unit of work and commits its file."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,13 +22,13 @@ PART = "part-{unit}.parquet"
 
 @dataclass(frozen=True)
 class Pictures:
-    """The images of a unit of work, as files' bytes, or why one could not be read; and what else its table holds."""
+    """The images of a unit of work, as files' bytes or the error of reading one, and the other columns of its table."""
 
     ids: list[str]
     contents: list[bytes | OSError]
     prompts: list[str]
     columns: dict[str, pa.Array]
-    """What stands before the scores, in the table's order."""
+    """The columns before the scores, in the table's order."""
     metadata: dict[str, str] = field(default_factory=dict)
 
 
@@ -38,21 +39,21 @@ RESULT = pa.schema({
 
 
 class Job(Protocol):
-    """What a scorer is started with: where images come from and where their scores go; it travels to the actors."""
+    """What a scorer is started with: where images come from and scores go; it is pickled to the actors."""
 
     threads: int
     batch: int
     warns: bool
-    """Whether an image without a score is warned of by its id; the column `error` has the reason in any case."""
+    """Whether to warn of an image without a score; the column `error` has the reason in any case."""
     keeps_failures: bool
-    """Whether a unit whose scoring raises is tried again and then given out as failed, instead of ending the plan."""
+    """Whether a unit whose scoring raises is tried again and then reported as failed, instead of ending the plan."""
 
     def save(self, unit: str, table: pa.Table) -> None:
         """Write a unit's file, whole."""
         ...
 
     def scores(self) -> Scores:
-        """What scores the images, loaded."""
+        """The loaded rewards and feature extractor."""
         ...
 
     def pictures(self, row: Mapping[str, Any]) -> Pictures:
@@ -61,7 +62,7 @@ class Job(Protocol):
 
 
 class Scorer:
-    """Scores a unit's images as they are saved, and commits the unit: its file appears whole, or not at all."""
+    """Scores a unit's images as they are saved, and commits the unit: its file appears whole or not at all."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -69,31 +70,31 @@ class Scorer:
         self.scores = job.scores()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """What became of each unit (`RESULT`): how many images it has now, or why it has none."""
+        """What became of each unit (`RESULT`): its number of images, or why it has none."""
         return pa.Table.from_pylist([self.unit(row) for row in batch.to_pylist()], RESULT)
 
     def unit(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Score and commit a unit, unless it failed already where its images were drawn."""
+        """Score and commit a unit, unless it failed already in the generator."""
         name, error = row["unit"], row.get("error")
         if error is not None:
             return {"unit": name, "images": 0, "predictions": 0, "said": [], "stage": "drawn", "error": error}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")
             table, error = self.twice(row) if self.job.keeps_failures else (self.table(row), None)
-        said = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+        warned = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
         if table is None:
-            return {"unit": name, "images": 0, "predictions": 0, "said": said, "stage": "scored", "error": error}
+            return {"unit": name, "images": 0, "predictions": 0, "said": warned, "stage": "scored", "error": error}
         self.job.save(name, table)
         predictions = row.get("predictions") or 0
-        return {"unit": name, "images": len(table), "predictions": predictions, "said": said}
+        return {"unit": name, "images": len(table), "predictions": predictions, "said": warned}
 
     def twice(self, row: Mapping[str, Any]) -> tuple[pa.Table | None, str | None]:
-        """The unit's table, or why there is none after a second try."""
+        """The unit's table, or why there is none after two tries."""
         table, error = attempt(lambda: self.table(row))
         return (table, error) if error is None else attempt(lambda: self.table(row))
 
     def table(self, row: Mapping[str, Any]) -> pa.Table:
-        """One row an image."""
+        """One row per image."""
         pictures = self.job.pictures(row)
         decoded, errors = decode(pictures.contents)
         columns, vectors = self._score(decoded, pictures.prompts, errors)
@@ -105,33 +106,31 @@ class Scorer:
                 stacklevel=2,
             )
         sizes = [(None, None) if image is None else image.shape[:2] for image in decoded]
-        found = dict(pictures.columns)
-        found |= {
-            name: pa.array([size[side] for size in sizes], pa.int32()) for side, name in enumerate(("height", "width"))
-        }
-        found |= {name: pa.array(values, pa.float32(), mask=np.isnan(values)) for name, values in columns.items()}
+        table = dict(pictures.columns)
+        for side, name in enumerate(("height", "width")):
+            table[name] = pa.array([size[side] for size in sizes], pa.int32())
+        table |= {name: pa.array(values, pa.float32(), mask=np.isnan(values)) for name, values in columns.items()}
         if vectors is not None:
-            found["features"] = pa.FixedSizeListArray.from_arrays(
-                pa.array(vectors.ravel(), pa.float32()), vectors.shape[1]
-            )
-        found["error"] = pa.array([errors.get(place) for place in range(len(decoded))], pa.string())
-        return pa.table(found).replace_schema_metadata(pictures.metadata)
+            flat = pa.array(vectors.ravel(), pa.float32())
+            table["features"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+        table["error"] = pa.array([errors.get(place) for place in range(len(decoded))], pa.string())
+        return pa.table(table).replace_schema_metadata(pictures.metadata)
 
     def _score(
         self, images: Sequence[np.ndarray | None], prompts: Sequence[str], errors: dict[int, str]
     ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        """Columns (N,), NaN where there is no score, and features (N, d); why there is none is added to `errors`."""
+        """Columns (N,) and features (N, d), NaN for a missing score, whose reason is added to `errors`."""
         columns = {name: np.full(len(images), np.nan, np.float32) for name in self.scores.columns}
         vectors: np.ndarray | None = None
         for places in batches(images, self.job.batch):
             stack = np.stack([images[place] for place in places])  # type: ignore[arg-type]  # (B, H, W, 3)
             pixels = torch.from_numpy(stack).permute(0, 3, 1, 2)
-            found = self.scores(pixels, [prompts[place] for place in places])
-            drawn = found.pop("features", None)
-            if drawn is not None:
-                vectors = np.full((len(images), drawn.shape[1]), np.nan, np.float32) if vectors is None else vectors
-                vectors[places] = drawn.numpy()
-            for name, values in found.items():
+            scores = self.scores(pixels, [prompts[place] for place in places])
+            features = scores.pop("features", None)
+            if features is not None:
+                vectors = np.full((len(images), features.shape[1]), np.nan, np.float32) if vectors is None else vectors
+                vectors[places] = features.numpy()
+            for name, values in scores.items():
                 columns[name][places] = np.where(np.isfinite(values), values, np.nan)
                 for place, value in zip(places, values.tolist(), strict=True):
                     if not np.isfinite(value):
@@ -140,12 +139,12 @@ class Scorer:
 
 
 def scoring_device() -> torch.device:
-    """Where a scorer scores: Ray shows it the GPUs that it holds, and no other."""
+    """The scorer's device: Ray shows it only the GPUs that it holds."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def batches(images: Sequence[np.ndarray | None], size: int) -> list[list[int]]:
-    """Places of images of equal height and width, at most `size` together, in order of first appearance."""
+    """Indices of images of equal height and width, at most `size` together, in order of first appearance."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for place, image in enumerate(images):
         if image is not None:
@@ -154,7 +153,7 @@ def batches(images: Sequence[np.ndarray | None], size: int) -> list[list[int]]:
 
 
 def decode(contents: Sequence[bytes | OSError]) -> tuple[list[np.ndarray | None], dict[int, str]]:
-    """Pixels (H, W, 3) uint8 of each image file, None where it is none, and why, by place."""
+    """Pixels (H, W, 3) uint8 of each image file, or None, and by index why."""
     images: list[np.ndarray | None] = []
     errors: dict[int, str] = {}
     for place, content in enumerate(contents):
@@ -162,7 +161,7 @@ def decode(contents: Sequence[bytes | OSError]) -> tuple[list[np.ndarray | None]
             if isinstance(content, OSError):
                 raise content
             images.append(from_png(content))
-        # SyntaxError is what Pillow raises for a broken PNG.
+        # Pillow raises SyntaxError for a broken PNG.
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             images.append(None)
             reason = getattr(error, "strerror", None) or str(error).partition(" <_io")[0]
@@ -178,7 +177,7 @@ def to_png(pixels: np.ndarray) -> bytes:
 
 
 def from_png(content: bytes) -> np.ndarray:
-    """Pixels (H, W, 3) uint8 of a PNG, or of any other image file that Pillow reads, without its transparency."""
+    """Pixels (H, W, 3) uint8 of any image file that Pillow reads, without transparency."""
     image = Image.open(io.BytesIO(content))
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"its mode is {image.mode}: save it with 8 bits a channel")
@@ -186,19 +185,20 @@ def from_png(content: bytes) -> np.ndarray:
 
 
 @dataclass
-class Said:
-    """Warnings of many actors, told once each: those that differ in numbers alone are one."""
+class WarningLog:
+    """The warnings of many actors, each once: those that differ only in numbers are one."""
 
     first: dict[str, str] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, messages: Sequence[str]) -> None:
         for message in messages:
             kind = "".join(c for c in message if not c.isdigit())
             self.first.setdefault(kind, message)
-            self.counts[kind] = self.counts.get(kind, 0) + 1
+            self.counts[kind] += 1
 
-    def tell(self, write: Callable[[str], Any]) -> None:
+    def lines(self) -> Iterator[str]:
+        """One line per warning, with the number of others like it."""
         for kind, message in self.first.items():
             more = self.counts[kind] - 1
-            write(f"warning: {message}{f' (and {more} more such warnings)' if more else ''}")
+            yield f"warning: {message}{f' (and {more} more such warnings)' if more else ''}"

@@ -1,4 +1,4 @@
-"""Units of an evaluation's images, and what tells them and the images apart: a hash of all that they come from."""
+"""Units of an evaluation's images, and their names and ids: hashes of all that they come from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.study.resolved import Drawable, hashed
 
 @dataclass(frozen=True)
 class Unit:
-    """One prompt with some of its seeds, for all arms; `name` is a hash of all that its images and scores depend on."""
+    """One prompt with some of its seeds, for all arms; the name is a hash of all that images and scores depend on."""
 
     name: str
     prompt_id: int
@@ -34,11 +34,7 @@ class Unit:
 
 
 def units(study: Drawable) -> list[Unit]:
-    """Every unit of the evaluation.
-
-    The content of the rewards and of the feature extractor is part of their names: weights that are not here yet are
-    downloaded.
-    """
+    """Every unit of the evaluation; downloads weights of rewards and features, whose content is part of the names."""
     config, evaluate = study.config, study.config.evaluate
     shared = {
         "format": IMAGES_FORMAT,
@@ -59,8 +55,7 @@ def units(study: Drawable) -> list[Unit]:
 
 
 def image_id(origin: str, prompt: str, seed: int) -> str:
-    """An image's id, in this run and among those of all runs: 16 hex digits, of what its arm's images come from
-    (`Drawable.origins`), its prompt and its seed index."""
+    """An image's id, unique among all runs: 16 hex digits of its arm's origin (`Drawable.origins`), prompt and seed."""
     return hashed([origin, prompt, seed])
 
 

@@ -235,7 +235,7 @@ def _study(
     return {
         "study": single.name, "reward": proxy, "held_out": held_out, "k": single.k, "train_seeds": single.train_seeds,
         "leading": single is same[0],
-        "trained_with": trials.words(config, single.tuned) if single.tuned else "", "arms": arms,
+        "trained_with": trials.varied_settings(config, single.tuned) if single.tuned else "", "arms": arms,
         "trainings": {family: single.trainings(members) for family, members in families(single).items()},
         "dominance": [[result.dominates(a, b) for b in range(len(names))] for a in range(len(names))],
         **_plane(config.front, single, table, result),

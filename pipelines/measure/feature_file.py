@@ -1,4 +1,4 @@
-"""All features of a run in one file of float32, so that a million images' need not be in memory."""
+"""All features of a run in one file of float32, so that those of a million images need not be in memory."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ COLUMN = "features"
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """A file of shape (arms, prompts, seeds, d), on this machine alone; it holds no more than its path."""
+    """A file of shape (arms, prompts, seeds, d) on this machine, by its path."""
 
     path: Path
 
     def arm(self, arm: int) -> np.ndarray:
-        """An arm's features (prompts, seeds, d), read-only and mapped from the file: read where they are looked at."""
+        """An arm's features (prompts, seeds, d), memory-mapped and read-only."""
         return np.asarray(np.load(self.path, mmap_mode="r")[arm])
 
     def rows(self, arm: int, start: int, stop: int) -> np.ndarray:
-        """Some of an arm's features (stop − start, d), by prompt and then by seed."""
+        """Rows start..stop of an arm's features (stop − start, d), by prompt and then by seed."""
         whole = np.load(self.path, mmap_mode="r")[arm]
         return np.array(whole.reshape(-1, whole.shape[-1])[start:stop])
 
@@ -38,10 +38,10 @@ def gathered(
     place: Mapping[str, int],
     row: np.ndarray | None = None,
 ) -> Iterator[FeatureFile]:
-    """The units' features by arm, prompt and seed, for the length of the context; a unit at a time is in memory.
+    """The units' features by arm, prompt and seed, for the length of the context; one unit at a time is in memory.
 
-    path: of the file, which takes 4 bytes a number on disk. shape: arms, prompts and seeds. place: an arm's name -> its
-    index. row: a prompt's number -> its index, where those are not the same.
+    path: of the file, 4 bytes per number. shape: arms, prompts and seeds. place: arm name -> index. row: prompt number
+    -> index, if those differ.
     """
     try:
         for i, unit in enumerate(units):
@@ -52,7 +52,7 @@ def gathered(
             arms = np.array([place[name] for name in table["arm"].to_pylist()])
             prompts = table["prompt_id"].to_numpy()
             prompts = prompts if row is None else row[prompts]
-            # Mapped anew for each unit, so that what was written does not stay in this process.
+            # Mapped anew for each unit, so that written pages do not stay in this process.
             np.load(path, mmap_mode="r+")[arms, prompts, table["seed_index"].to_numpy()] = rows
         yield FeatureFile(path)
     finally:

@@ -1,13 +1,13 @@
-"""From images to numbers: every metric of every arm, prompt by prompt where that is possible, with intervals.
+"""From images to numbers: every metric of every arm, prompt by prompt if possible, with intervals.
 
-Scores are averaged over the seeds inside a prompt first. Means over prompts have intervals by the bootstrap, measures
-of whole sets by subsets of the prompts, since a bootstrap would hold images twice. Means over training seeds are arms
-here like any other: prompt by prompt, the mean of their members.
+Scores are first averaged over the seeds of a prompt. Means over prompts get bootstrap intervals, measures of whole
+sets intervals by subsets of the prompts, since a bootstrap would repeat images. A mean over training seeds is an arm
+like any other: prompt by prompt the mean of its members.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -26,16 +26,7 @@ from pipelines.evaluate.pixels import PIXEL_STD
 from pipelines.measure.feature_file import gathered
 from pipelines.measure.per_arm import BY_PROMPT, Measured, measure_arms
 from pipelines.measure.sets import SetMeasures
-from pipelines.measure.table import (
-    PER_PROMPT,
-    PER_SUBSET,
-    SCHEMA,
-    Table,
-    again,
-    notes,
-    read_rows,
-    read_written,
-)
+from pipelines.measure.table import PER_PROMPT, PER_SUBSET, SCHEMA, Table, again, notes, read_rows, read_written
 from pipelines.rewards import names as reward_names
 from pipelines.rewards.scores import ACCURACIES, GOLD
 from pipelines.runs.directory import IMAGES_FORMAT
@@ -43,31 +34,33 @@ from pipelines.show import tables
 from pipelines.show.estimates import Estimate
 from pipelines.study.resolved import Resolved
 
-# Columns of the images that measuring does without: features are read an arm at a time.
+# Columns of the images that measuring does not load: features are read an arm at a time.
 UNNEEDED = ("id", "arm_id", "prompt", "image", "height", "width", "features", "error")
 
 
 def measure(study: Resolved, images: dataset.Images, command: str, connect: Callable[[], Cluster]) -> Table:
     """Write `metrics.parquet`, the table prompt by prompt beside it, and `arms.json` with the command.
 
-    `connect` connects to Ray, and is called where sets are too large for one process. ConfigError where the dataset is
-    not complete, or where the base's features can be no reference.
+    `connect` connects to Ray, and is called only for sets too large for one process. ConfigError if images are missing,
+    or if the base's features can be no reference.
     """
     images.require_complete()
     config, kept = study.config, _kept(study, images)
     # For small matrices threads that wait for one another on busy cores take thirty times as long.
     torch.set_num_threads(config.measure.threads)
     files, shape = study.directory, (len(study.arms), len(kept), config.evaluate.seeds)
-    place, row = {arm.arm.name: i for i, arm in enumerate(study.arms)}, _rows(kept)
+    place = {arm.arm.name: i for i, arm in enumerate(study.arms)}
+    row = np.full(len(study.prompts), np.iinfo(np.int32).max)  # left-out prompts get an index that fails
+    row[kept] = np.arange(len(kept))
     scores = _scores(images.table, shape, place, row)
     with gathered(files.root / ".features.npy", images.paths, shape, place, row) as features:
-        found, floor = measure_arms(config, study.arms, scores, features, connect)
+        measured, floor = measure_arms(config, study.arms, scores, features, connect)
 
-    table = _per_prompt(study, list(kept.values()), scores, found)
-    whole = _set_measures(study, found)
+    table = _per_prompt(study, [study.prompts[i] for i in kept], scores, measured)
+    whole = _set_measures(study, measured)
     _write_rows(study, [*_mean_rows(config.front, table), *_set_rows(whole), floor], table)
     files.write_parquet(files.root / PER_SUBSET, _subsets_to_long(whole))
-    files.write_parquet(files.root / PER_PROMPT, _to_long(table, list(kept)))
+    files.write_parquet(files.root / PER_PROMPT, _to_long(table, kept))
     listed = [
         {**arm.to_dict(), "broken": table.broken.get(arm.arm.name), "warning": table.warned.get(arm.arm.name)}
         for arm in [*study.arms, *study.mean_arms]
@@ -76,23 +69,14 @@ def measure(study: Resolved, images: dataset.Images, command: str, connect: Call
     if images.left_out:
         check["prompts_left_out"] = [study.prompts[i] for i in images.left_out]
     versions = {package: version(package) for package in ("torch", "diffusers", "peft", "ray")}
-    files.write_json(
-        files.arms,
-        {
-            "format": IMAGES_FORMAT,
-            "arms": listed,
-            "cost": images.cost,
-            "check": check,
-            "command": command,
-            "versions": versions,
-        },
-    )
+    content = {"format": IMAGES_FORMAT, "arms": listed, "cost": images.cost, "check": check}
+    files.write_json(files.arms, {**content, "command": command, "versions": versions})
     return table
 
 
-def _kept(study: Resolved, images: dataset.Images) -> dict[int, str]:
-    """The prompts that are measured, by number; EvaluationError if too few are left for a mean over prompts."""
-    kept = {i: prompt for i, prompt in enumerate(study.prompts) if i not in images.left_out}
+def _kept(study: Resolved, images: dataset.Images) -> list[int]:
+    """The numbers of the prompts that are measured; EvaluationError if too few are left for a mean over prompts."""
+    kept = [i for i in range(len(study.prompts)) if i not in images.left_out]
     if len(kept) < 2:
         reason = failures.of_run(study.directory)[0]["error"]
         raise failures.EvaluationError(
@@ -102,25 +86,16 @@ def _kept(study: Resolved, images: dataset.Images) -> dict[int, str]:
     return kept
 
 
-def _rows(kept: Iterable[int]) -> np.ndarray:
-    """The row of each kept prompt, by its place in evaluate.prompts; of one that is left out, none that can be used."""
-    places = list(kept)
-    rows = np.full(max(places) + 1, np.iinfo(np.int32).max)
-    rows[places] = np.arange(len(places))
-    return rows
-
-
 def summary(study: Resolved, everything: bool = True) -> str:
-    """Every arm and its metrics as text, with intervals, and which arms are broken or warned of; else what a first look
-    asks."""
+    """Every arm and its metrics with intervals, as text: all metrics, or without `everything` the main ones."""
     rows, level = read_rows(study.directory), study.config.front.level
     cells: dict[str, dict[str, Estimate]] = {}
     for row in rows:
         cells.setdefault(row["arm"], {})[row["metric"]] = Estimate(row["value"], row["low"], row["high"])
     n = max(row["n"] for row in rows)
-    how = dict.fromkeys(row["interval"] for row in rows if row["interval"] != "none")
+    methods = dict.fromkeys(row["interval"] for row in rows if row["interval"] != "none")
     about = no_interval(max(row["prompts"] for row in rows))
-    about = about or f"{100 * level:g} % intervals by {' and by '.join(how)}"
+    about = about or f"{100 * level:g} % intervals by {' and by '.join(methods)}"
     about = f"n = {n} images an arm at most; {about}"
     broken, warned = notes(rows, "broken"), notes(rows, "warning")
     shown = list(dict.fromkeys(row["metric"] for row in rows))
@@ -128,11 +103,11 @@ def summary(study: Resolved, everything: bool = True) -> str:
         scored = map(slug, reward_names.scored(study.config))
         shown = [name for name in shown if name in {*FIRST_LOOK, *scored}]
         about += f"; all measures: {again(study.directory)}"
-    shown.sort(key=lambda name: name == PIXEL_STD)  # what breakdowns are told by comes last
+    shown.sort(key=lambda name: name == PIXEL_STD)  # last: it only tells of broken images
     return f"{about}\n{tables.estimates(cells, shown, broken, warned)}"
 
 
-# Beside the rewards.
+# The main metrics beside the rewards.
 FIRST_LOOK = (GOLD, "accuracy", "vendi", "pairwise", "recall")
 
 
@@ -153,18 +128,18 @@ def _scores(
     return scores
 
 
-def _per_prompt(study: Resolved, prompts: list[str], scores: dict[str, np.ndarray], found: list[Measured]) -> Table:
+def _per_prompt(study: Resolved, prompts: list[str], scores: dict[str, np.ndarray], measured: list[Measured]) -> Table:
     values = {name: column.mean(axis=2) for name, column in scores.items()}
     if ACCURACIES[0] in values:
         values["accuracy"] = (values[ACCURACIES[0]] + values[ACCURACIES[1]]) / 2
-    values |= {name: np.stack([arm.by_prompt[name] for arm in found]) for name in BY_PROMPT}
+    values |= {name: np.stack([arm.by_prompt[name] for arm in measured]) for name in BY_PROMPT}
     arms = [arm.arm.name for arm in study.arms]
     for mean in study.mean_arms:
         members = [arms.index(name) for name in mean.members]
         values = {name: np.vstack([column, column[members].mean(axis=0)]) for name, column in values.items()}
     arms += [mean.arm.name for mean in study.mean_arms]
-    broken = _by_arm(study, ["; ".join(one.broken) for one in found])
-    warned = _by_arm(study, [one.warning for one in found])
+    broken = _by_arm(study, ["; ".join(arm.broken) for arm in measured])
+    warned = _by_arm(study, [arm.warning for arm in measured])
     warned = {name: text for name, text in warned.items() if name not in broken}
     return Table(arms, prompts, study.config.evaluate.seeds, values, broken, warned)
 
@@ -180,9 +155,9 @@ def _by_arm(study: Resolved, texts: Sequence[str | None]) -> dict[str, str]:
 
 
 def _mean_rows(front: Front, table: Table) -> Iterator[dict[str, Any]]:
-    """Means over prompts, with bootstrap intervals; over the prompts that a metric was measured on for any arm.
+    """Means, with bootstrap intervals, over the prompts on which a metric was measured for any arm.
 
-    No interval where those are fewer than LEAST_PROMPTS.
+    Fewer than LEAST_PROMPTS have no interval.
     """
     groups: dict[bytes, dict[str, np.ndarray]] = {}
     for metric, values in table.values.items():
@@ -199,9 +174,9 @@ def _mean_rows(front: Front, table: Table) -> Iterator[dict[str, Any]]:
                 yield {**row, "prompts": result.prompts, **how}
 
 
-def _set_measures(study: Resolved, found: list[Measured]) -> dict[str, SetMeasures | None]:
+def _set_measures(study: Resolved, measured: list[Measured]) -> dict[str, SetMeasures | None]:
     """Measures of sets of images against the base's of the same prompts and seeds, by arm, means of seeds included."""
-    values = {arm.arm.name: one.sets for arm, one in zip(study.arms, found, strict=True)}
+    values = {arm.arm.name: one.sets for arm, one in zip(study.arms, measured, strict=True)}
     for mean in study.mean_arms:
         sound = [member for name in mean.members if (member := values[name]) is not None]
         values[mean.arm.name] = None
@@ -225,7 +200,7 @@ def _set_rows(values: dict[str, SetMeasures | None]) -> Iterator[dict[str, Any]]
 
 
 def _subsets_to_long(values: dict[str, SetMeasures | None]) -> pa.Table:
-    """A row an arm, measure and subset, subset −1 for all prompts; prompts, size and images in the metadata."""
+    """A row per arm, measure and subset, subset −1 for all prompts; prompts, size and images in the metadata."""
     known = {arm: one for arm, one in values.items() if one is not None}
     first = next(iter(known.values()))
     grids = [np.vstack([one.found.estimate, one.found.replicates]).T for one in known.values()]  # (metrics, 1 + n)

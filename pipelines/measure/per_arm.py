@@ -1,4 +1,4 @@
-"""What one arm's features and scores give, and whether its images are sound."""
+"""The measures of one arm's features and scores, and whether its images are broken."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Measured:
     """One arm's measures."""
 
     by_prompt: dict[str, np.ndarray]
-    """(prompts,) a metric, NaN where features are not finite or have no direction."""
+    """(prompts,) per metric, NaN for features that are not finite or have no direction."""
     sets: SetMeasures | None
-    """None where a measure refuses the features."""
+    """None if a measure refuses the features."""
     broken: list[str]
     """What is wrong with its images."""
     warning: str | None
-    """What to know of images that are sound."""
+    """A note on images that are sound."""
 
 
 def measure_arms(
@@ -47,9 +47,9 @@ def measure_arms(
     features: FeatureFile,
     connect: Callable[[], Cluster],
 ) -> tuple[list[Measured], dict[str, Any]]:
-    """What each arm has, and the row of the noise floor; features are read from their file a block at a time.
+    """The measures of each arm, and the row of the noise floor; features are read a block at a time.
 
-    scores: (arms, prompts, seeds) a name. ConfigError where the base's features can be no reference.
+    scores: (arms, prompts, seeds) per name. ConfigError if the base's features can be no reference.
     """
     first = next(i for i, arm in enumerate(arms) if arm.family == "base")
     base = features.arm(first)
@@ -57,7 +57,7 @@ def measure_arms(
     if wrong:
         raise ConfigError(f"the base model's {wrong[0]}, so no arm can be measured against it: see evaluate.features")
     tiled = _tiled(config, features, first, base.shape[0] * base.shape[1], connect)
-    found, bar = [], Bar("arms measured", len(arms), unit="arms")
+    measured, bar = [], Bar("arms measured", len(arms), unit="arms")
     try:
         for i in range(len(arms)):
             rows = base if i == first else features.arm(i)
@@ -66,24 +66,24 @@ def measure_arms(
             whole, refused = _sets(config, base, rows, tiled and (lambda i=i: tiled(i)))
             by_prompt = {name: _by_prompt(metric, rows) for name, metric in BY_PROMPT.items()}
             warning = _warning(config, whole) if whole and not broken else None
-            found.append(Measured(by_prompt, whole, broken + refused, warning))
+            measured.append(Measured(by_prompt, whole, broken + refused, warning))
             bar.add(1)
     finally:
         bar.close()
     about = {"arm": arms[first].arm.name, "metric": measure_sets.FLOOR, "seeds": base.shape[1] // 2}
-    return found, {**about, "value": measure_sets.noise_floor(base)}
+    return measured, {**about, "value": measure_sets.noise_floor(base)}
 
 
 def _sets(
     config: Config, base: np.ndarray, rows: np.ndarray, tiled: measure_sets.Tiled | None
 ) -> tuple[SetMeasures | None, list[str]]:
-    """The measures of an arm's features against the base's, and what speaks against them."""
+    """The measures of an arm's features against the base's, or why there are none."""
     refused = measure_broken.of_features(rows)
     if refused:
         return None, refused
     try:
         whole = measure_sets.measure_sets(config, base, rows, tiled)
-    except FeatureError as error:  # as where a subset's features are all the same
+    except FeatureError as error:  # as if a subset's features are all the same
         if rows is base:
             raise ConfigError(
                 f"no arm can be measured against the base model's images ({error}): see evaluate.features"
@@ -100,7 +100,7 @@ def _warning(config: Config, whole: SetMeasures) -> str | None:
 def _tiled(
     config: Config, features: FeatureFile, base: int, n: int, connect: Callable[[], Cluster]
 ) -> Callable[[int], NeighbourScores] | None:
-    """Measures an arm's neighbours with Ray; None for sets that one process can do."""
+    """A function that measures an arm's neighbours with Ray; None for sets that fit one process."""
     if n < config.measure.tiles_from:
         return None
     connect().room(resources.tile(config.measure))
@@ -114,9 +114,6 @@ def _tiled(
 
 
 def _by_prompt(metric: Callable[[np.ndarray], float], features: np.ndarray) -> np.ndarray:
-    """The metric of each prompt's rows (seeds, d), NaN where one is not finite or has no direction."""
-    return np.array([metric(rows) if _is_sound(rows) else np.nan for rows in features])
-
-
-def _is_sound(rows: np.ndarray) -> bool:
-    return bool(np.isfinite(rows).all() and rows.any(1).all())
+    """The metric of each prompt's rows (seeds, d), NaN if one is not finite or has no direction."""
+    sound = [np.isfinite(rows).all() and rows.any(1).all() for rows in features]
+    return np.array([metric(rows) if ok else np.nan for rows, ok in zip(features, sound, strict=True)])

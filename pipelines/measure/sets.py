@@ -1,4 +1,4 @@
-"""Measures of an arm's images as a set, against the base's of the same prompts and seeds."""
+"""Measures of an arm's images as a set against the base's of the same prompts and seeds."""
 
 from __future__ import annotations
 
@@ -26,23 +26,22 @@ from aig.pareto import Subsample, subsample
 from pipelines.config import Config
 
 NEIGHBOURS = 5  # of precision, recall, density and coverage
-BLOCK = 2**24  # numbers of features that are copied to float64 at a time
+BLOCK = 2**24  # numbers of features copied to float64 at a time
 KERNEL_ROWS = 8192  # of each set in a kernel distance, whose cost grows with their square
 FLOOR = "log_spectral_floor"
-# Measures that are shares of the images, in [0, 1].
-SHARES = ("precision", "recall", "coverage")
+SHARES = ("precision", "recall", "coverage")  # measures that are shares of the images
 
 Tiled = Callable[[], NeighbourScores]
 
 
 @dataclass(frozen=True)
 class SetMeasures:
-    """Names of the measures, and their values with intervals by subsets of the prompts."""
+    """The measures by name, with intervals by subsets of the prompts."""
 
     names: list[str]
     found: Subsample
     images: int
-    """Of an arm."""
+    """Number of images of the arm."""
 
     def interval(self, name: str) -> tuple[float, float]:
         """Low and high of a measure."""
@@ -54,10 +53,9 @@ class SetMeasures:
 
 
 def measure_sets(config: Config, ref: np.ndarray, gen: np.ndarray, tiled: Tiled | None = None) -> SetMeasures:
-    """All measures of gen against ref, both (prompts, seeds, d).
+    """All measures of gen against ref, both (prompts, seeds, d); FeatureError for features that one refuses.
 
-    tiled: computes the neighbours' measures of all images elsewhere; the subsets are small enough to be done here.
-    Raises FeatureError for features that a measure refuses.
+    tiled: computes the neighbours' measures of all images elsewhere; subsets are small enough for this process.
     """
     settings, (prompts, seeds, _) = config.measure, ref.shape
     names: list[str] = []
@@ -78,15 +76,15 @@ def measure_sets(config: Config, ref: np.ndarray, gen: np.ndarray, tiled: Tiled 
 
 
 def subset_size(prompts: int, seeds: int, images: int) -> int:
-    """Prompts of a subset: half of them, or as many as have so many images; enough for the neighbours' measures."""
+    """Prompts of a subset: half of them, or those of so many images; enough for the neighbours' measures."""
     return max(min(prompts // 2, images // seeds), NEIGHBOURS // seeds + 1)
 
 
 def distances(ref: np.ndarray, gen: np.ndarray, extractor: features.Spec) -> dict[str, float]:
-    """Distances of gen to ref, both (prompts, seeds, d): all rows, and the spread inside the prompts."""
+    """Distances of gen to ref, both (prompts, seeds, d): of all rows, and of the spread inside the prompts."""
     r, g = flat(ref), flat(gen)
     moments = Moments.of(r), Moments.of(g)
-    found = {
+    values = {
         "spectral": spectral_distance(*moments),
         "log_spectral": log_spectral_distance(*moments),
         "frechet": frechet_distance(*moments),
@@ -96,12 +94,12 @@ def distances(ref: np.ndarray, gen: np.ndarray, extractor: features.Spec) -> dic
         "vendi_pooled": vendi_score(g) if g.any(1).all() else np.nan,
     }
     if features.parse(extractor).name == "clip":
-        found["cmmd"] = in_parts(partial(cmmd, unbiased=True), r, g)
-    return found
+        values["cmmd"] = in_parts(partial(cmmd, unbiased=True), r, g)
+    return values
 
 
 def in_parts(distance: Callable[..., float], ref: np.ndarray, gen: np.ndarray) -> float:
-    """An unbiased distance of rows (n, d); of many rows its mean over interleaved parts, which is unbiased as well."""
+    """An unbiased distance of rows (n, d); for many rows its mean over interleaved parts, unbiased as well."""
     parts = -(-len(ref) // KERNEL_ROWS)
     return float(np.mean([distance(ref[part::parts], gen[part::parts]) for part in range(parts)]))
 
@@ -112,13 +110,13 @@ def neighbours(ref: np.ndarray, gen: np.ndarray) -> dict[str, float]:
 
 
 def noise_floor(base: np.ndarray) -> float:
-    """The log spectral distance between two halves of the base's seeds (prompts, seeds, d): what chance does."""
+    """The log spectral distance of chance: between two halves of the base's seeds (prompts, seeds, d)."""
     half = base.shape[1] // 2
     return log_spectral_distance(*(_moments(base[:, part]) for part in (slice(half), slice(half, 2 * half))))
 
 
 def _moments(rows: np.ndarray) -> Moments:
-    """Moments of rows (prompts, seeds, d) that may not be contiguous, some prompts at a time."""
+    """Moments of rows (prompts, seeds, d), contiguous or not, some prompts at a time."""
     step, total = max(1, BLOCK // rows[0].size), Moments()
     for start in range(0, len(rows), step):
         total.update(flat(rows[start : start + step]))

@@ -1,4 +1,4 @@
-"""The tables that measuring leaves, and how they are read."""
+"""The tables that measuring writes, and reading them."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ SCHEMA = pa.schema({
 
 @dataclass(frozen=True)
 class Table:
-    """Metrics prompt by prompt: (arms, prompts) a metric, arms by name."""
+    """Metrics prompt by prompt: (arms, prompts) per metric."""
 
     arms: list[str]
     prompts: list[str]
     seeds: int
     values: dict[str, np.ndarray]
     broken: dict[str, str] = field(default_factory=dict)
-    """Arms whose images are unsound, and how."""
+    """By arm what is wrong with its images."""
     warned: dict[str, str] = field(default_factory=dict)
-    """What to know of arms whose images are sound."""
+    """By arm a note on images that are sound."""
 
     def rows(self, arms: list[str]) -> dict[str, np.ndarray]:
         """The metrics of these arms, in this order."""
@@ -43,7 +43,7 @@ class Table:
 
 
 def notes(rows: list[dict[str, Any]], column: str) -> dict[str, str]:
-    """What a column says of arms."""
+    """A column's entries by arm."""
     return {row["arm"]: row[column] for row in rows if row[column]}
 
 

@@ -1,7 +1,6 @@
-"""Nearest neighbours of sets too large for one process: tiles of distances as Ray tasks, exact as in one process.
+"""Nearest neighbours of sets too large for one process: tiles of distances as Ray tasks, with the exact result.
 
-The features lie in a file of this machine. Tasks run on any node, so they get the blocks that they need through
-Ray's object store, of which no more than a part is taken.
+The features lie in a file of this machine; tasks on any node get blocks of them through a part of Ray's object store.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from torch import Tensor
 from aig.metrics import Hits, NeighbourScores, hits_tile, merge_radii, radii_tile
 from pipelines.measure.feature_file import FeatureFile
 
-AHEAD = 2  # tasks a CPU that wait, so that none of them stands idle
-STORE_SHARE = 0.4  # of this node's object store for blocks that are kept; tasks that wait hold as much again at most
+AHEAD = 2  # tasks per CPU that wait, so that no CPU idles
+STORE_SHARE = 0.4  # of this node's object store for kept blocks; waiting tasks hold as much again at most
 
 Key = tuple[int, int]  # an arm, and one of its blocks
 
 
 @dataclass
 class Blocks:
-    """Blocks in the object store, the `most` that were asked for last; a task keeps those that it was given."""
+    """A cache of at most `most` blocks in the object store, the last used ones; a task keeps those it was given."""
 
     load: Callable[[int, int], np.ndarray]
     most: int
@@ -36,14 +35,14 @@ class Blocks:
     kept: OrderedDict[Key, Any] = field(default_factory=OrderedDict)
 
     def ref(self, key: Key) -> Any:
-        """A block's reference; read from the file where it is not kept."""
-        found = self.kept.pop(key, None)
-        if found is None:
+        """A block's reference, read from the file if it is not kept."""
+        block = self.kept.pop(key, None)
+        if block is None:
             while len(self.kept) >= self.most:
                 self.kept.popitem(last=False)
-            found = self.put(self.load(*key))
-        self.kept[key] = found
-        return found
+            block = self.put(self.load(*key))
+        self.kept[key] = block
+        return block
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,10 @@ class Tiles:
     k: int
     tile: int
     cpus: float = 1.0
-    """Ray CPUs of a task."""
+    """Of a task."""
 
     def radii(self, arm: int) -> Tensor:
-        """Squared distance (n,) of each of an arm's rows to its k-th nearest other row; Ray has to be connected."""
+        """Squared distance (n,) of each of an arm's rows to its k-th nearest other row; needs a connected Ray."""
         nearest: dict[int, Tensor] = {}
         # Each block with itself first: its radii bound what the other tiles have to look at.
         for ((_, i),), (of_i, _) in self.run(_radii_of_one, ((((arm, i),), (self.k,)) for i in self.blocks())):
@@ -97,10 +96,7 @@ class Tiles:
     def run(
         self, function: Callable[..., Any], jobs: Iterable[tuple[tuple[Key, ...], tuple[Any, ...]]]
     ) -> Iterator[tuple[tuple[Key, ...], Any]]:
-        """What the function of a job's blocks and its other arguments gives, with the blocks' keys, as tasks finish.
-
-        A few more tasks than there is room for wait at a time.
-        """
+        """A function's results on each job's blocks and other arguments, with the blocks' keys, as tasks finish."""
         task: Any = ray.remote(function).options(num_cpus=self.cpus)
         blocks = Blocks(self.load, self.most())
         room = min(blocks.most, AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1) / self.cpus)))
@@ -124,6 +120,6 @@ def _radii_of_one(x: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _next(running: dict[Any, tuple[Key, ...]]) -> tuple[tuple[Key, ...], Any]:
-    """The first task that has finished, taken out of those that run."""
+    """Remove and return the first finished task."""
     (done,), _ = ray.wait(list(running), num_returns=1)
     return running.pop(done), ray.get(done)

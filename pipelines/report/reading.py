@@ -16,7 +16,7 @@ from pipelines.config import ConfigError
 from pipelines.front.results import FAMILIES, Arm, Claim, Difference, KLPoint, Plane, Run, Study
 from pipelines.runs.directory import IMAGES_FORMAT
 from pipelines.show.estimates import Estimate
-from pipelines.study.prompts import told
+from pipelines.study.prompts import describe
 
 _METRIC_COLUMNS = ("arm", "metric", "value", "low", "high", "n", "prompts", "seeds")
 _MADE_BY = {
@@ -82,7 +82,7 @@ def read_run(directory: Path) -> Run:
 def _prompts_told(front: _Checked) -> str | None:
     lists = front.value.get("prompt_lists")
     try:
-        return None if lists is None else told(lists)
+        return None if lists is None else describe(lists)
     except (KeyError, TypeError):
         raise front.wrong("prompt_lists", "counts of prompts") from None
 

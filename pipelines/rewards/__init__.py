@@ -1,1 +1,1 @@
-"""What reward names mean, and every score of an image."""
+"""The meaning of reward names, and every score of an image."""

@@ -1,4 +1,4 @@
-"""Every score of an image that the pipeline knows."""
+"""Every score of an image."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ ACCURACIES = ("accuracy_a", "accuracy_b", "colour_ok", "shape_ok")
 
 
 class Scores:
-    """Loads rewards, the gold one with its judges, and a feature extractor once; scores any images with them.
+    """Rewards, the gold one with its judges, and a feature extractor, loaded once to score any images.
 
-    A weighted sum is z-scored by the base model's `statistics` of its terms; without them it is the raw sum.
+    A weighted sum is z-scored by the base model's `statistics` of its terms, or without them the raw sum.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class Scores:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Float columns (B,) and, with an extractor, `features` (B, d) of images (B, 3, H, W) uint8, as saved."""
+        """Float columns (B,) and, with an extractor, `features` (B, d) of saved images (B, 3, H, W) uint8."""
         images, texts = images.to(self.device), list(prompts)
         columns = rewards.report_all(self.rewards | self.judges, images, texts)
         columns |= {name: added.combine(columns) for name, added in self.sums.items()}
         if self.judges:
             columns |= rewards.accuracies(self.judges, images.float() / 255, texts)
-        found = {name: columns[name].float().cpu() for name in self.columns}
-        return found if self.features is None else {**found, "features": features.report(self.features, images).cpu()}
+        scores = {name: columns[name].float().cpu() for name in self.columns}
+        return scores if self.features is None else {**scores, "features": features.report(self.features, images).cpu()}

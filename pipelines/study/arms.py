@@ -17,7 +17,7 @@ from pipelines.study.trials import Group, Trials, early_stops, setting_name
 
 @dataclass(frozen=True)
 class StudyArm:
-    """An arm and what it stands for in its study."""
+    """An arm and its role in its study."""
 
     arm: Arm
     family: str
@@ -28,13 +28,13 @@ class StudyArm:
     kl_weight: float | None = None
     lr: float | None = None
     rank: int | None = None
-    """Of a LoRA."""
+    """None unless the adapter is a LoRA."""
     train_seed: int | None = None
     step: int | None = None
     members: tuple[str, ...] = ()
-    """Of a mean over training seeds: the arms that it is the mean of. It has no images of its own."""
+    """The arms that a mean over training seeds averages; it has no images of its own."""
     stopped: str | None = None
-    """Where and why a guard stopped the training of its adapter, in words."""
+    """In words, if a guard stopped the training of its adapter."""
 
     @cached_property
     def id(self) -> str:
@@ -50,8 +50,8 @@ class StudyArm:
 class Study:
     """One training setting (reward, K, learning rate, rank, seeds) and every arm compared within it, the base first.
 
-    An adapter that was made elsewhere is a setting too: how it was trained is not known, and the first of the rewards
-    that score images stands in the place of the one that it was trained on.
+    An adapter from elsewhere is a setting too. Its training is unknown: the first reward that scores images stands in
+    for the one that it was trained on.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Study:
     train_seeds: tuple[int, ...]
     arms: tuple[StudyArm, ...] = field(repr=False)
     tuned: Train | None = None
-    """The training of the tuned arm, of a mean over seeds that of the first; none of an adapter from elsewhere."""
+    """The training of the tuned arm (of a mean the first seed's); None for an adapter from elsewhere."""
 
     @property
     def trained(self) -> bool:
@@ -68,22 +68,22 @@ class Study:
         return bool(self.train_seeds)
 
     def by_seed(self, arms: Sequence[StudyArm]) -> list[list[str]]:
-        """Names of these arms in each training seed: of a mean over seeds its members, else their own alone."""
+        """The names of these arms in each training seed: a mean's members, or the arms' own names."""
         seeds = max((len(arm.members) for arm in self.arms), default=0)
         return [[arm.members[s] if arm.members else arm.arm.name for arm in arms] for s in range(max(1, seeds))]
 
     def one(self, family: str) -> StudyArm:
-        """The only arm of its family: the base, or the tuned one."""
+        """The only arm of a family: the base or the tuned one."""
         return next(arm for arm in self.arms if arm.family == family)
 
     def trainings(self, arms: Iterable[int]) -> int:
-        """How many trainings these arms take, a training seed: a snapshot comes with its training."""
+        """How many trainings per seed these arms take; a snapshot comes with its training."""
         adapters = (self.arms[a].arm.adapter for a in arms)
         return len({adapter.partition("@")[0] for adapter in adapters if adapter is not None})
 
 
 def studies(trials: Trials) -> list[Study]:
-    """Every study of the run, each with all its arms: the sweep's, then those of adapters from elsewhere."""
+    """Every study of a run: the sweep's, then those of adapters from elsewhere."""
     config = trials.config
     trained = [
         Study(
@@ -98,7 +98,7 @@ def studies(trials: Trials) -> list[Study]:
 
 
 def check_arms(singles: Sequence[Study]) -> None:
-    """ConfigError if there is no arm at all, or if two would be one: in name, or in what they do."""
+    """ConfigError if there is no arm, or two have one name or would be the same images."""
     if not singles:
         raise ConfigError(
             "sweep.rewards and evaluate.adapters are both []: give rewards to train on, or an adapter, as in "
@@ -122,7 +122,7 @@ def check_arms(singles: Sequence[Study]) -> None:
 
 
 def mean_studies(singles: Sequence[Study]) -> list[Study]:
-    """The studies that differ in their training seed alone, arm by arm as one mean; none if there is one seed."""
+    """The mean over training seeds of each setting that has several."""
     settings: dict[str, list[Study]] = {}
     for single in singles:
         if single.tuned is not None:
@@ -131,7 +131,7 @@ def mean_studies(singles: Sequence[Study]) -> list[Study]:
 
 
 def _mean_study(name: str, group: list[Study]) -> Study:
-    """Only arms that every seed has: one lacks an arm if its training failed or a guard stopped it before."""
+    """Average only arms that every seed has: a failed or stopped training lacks some."""
     first, seeds = group[0], tuple(seed for single in group for seed in single.train_seeds)
     rows = [{_of_mean(arm): arm for arm in single.arms} for single in group]
     arms = []
@@ -173,7 +173,7 @@ def _adapter_arms(trials: Trials, group: Group, train: Train) -> Iterator[StudyA
     steps = train.steps if stop is None else stop["step"]
     common: dict[str, Any] = {"reward": train.reward, "k": train.k, "kl_weight": train.kl_weight, "lr": train.lr}
     common |= {"rank": train.rank if train.method == "lora" else None, "train_seed": train.seed}
-    common |= {"stopped": None if stop is None else limits.told(stop)}
+    common |= {"stopped": None if stop is None else limits.describe_stop(stop)}
     family, label = ("tuned", "tuned") if tuned else _differing(train, group.tuned)
     of, with_label = ("", "") if tuned else (f"{family}-", f"{label} + ")
     yield StudyArm(Arm(key, key), family, label, **common, step=steps)

@@ -1,7 +1,6 @@
-"""Guard rails of a training, as rules on numbers: when a step has exploded, and when to stop before a reward is hacked.
+"""The limits train.stop_*: rules on numbers that say when to stop a training before its reward is hacked.
 
-Both are decided by what stands in the training's curve and in its checkpoint alone, so that a training which was
-interrupted and goes on is stopped at the same step as one that was not.
+They read the training's curve alone, so a training that was interrupted stops at the same step as one that was not.
 """
 
 from __future__ import annotations
@@ -13,23 +12,23 @@ from typing import Any
 
 from pipelines.config import ConfigError, Train
 
-# The column of a validation that a limit bounds, its name and unit in words.
+# By limit: the column of a validation that it bounds, and that column's name and unit in words.
 COLUMNS = {
     "held_out": ("held_out", "the held-out reward", ""),
     "diversity": ("diversity", "diversity", ""),
     "kl": ("kl_to_base", "the path KL to the base", " nats"),
     "path": ("path", "the path length to the base", ""),
 }
-FALLS = ("held_out", "diversity")  # whose limits are lower ones
+FALLS = ("held_out", "diversity")  # whose limits are lower bounds
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Why a training was stopped: the validation that was one too many beyond a limit of train.stop_*."""
+    """Why a training was stopped: the last of too many validations in a row beyond one limit."""
 
     step: int
     why: str
-    """What the limit bounds: held_out, diversity, kl or path."""
+    """The limit: held_out, diversity, kl or path."""
     value: float
     limit: float
 
@@ -44,10 +43,10 @@ class Verdict:
 
 
 def judge(settings: Train, rows: Sequence[Mapping[str, Any]]) -> Verdict:
-    """The verdict on a training's validations, rows of its curve from step 0 on, by the limits train.stop_*.
+    """The verdict on a training's validations, rows of its curve from step 0 on.
 
-    What a row lacks (diversity, where images without a score were left out) is neither within a limit nor beyond it.
-    ValueError where a limit could never be passed.
+    A value that a row lacks (diversity, if images without a score were left out) is neither within its limit nor
+    beyond. ConfigError if a limit could never be passed.
     """
     limits = settings.limits
     base, best = rows[0].get("diversity"), -math.inf
@@ -71,30 +70,32 @@ def judge(settings: Train, rows: Sequence[Mapping[str, Any]]) -> Verdict:
 def _bound(limits: Mapping[str, float], name: str, base: float | None, best: float) -> float | None:
     if name == "held_out":
         return best - limits[name]
-    if name == "diversity" and base is not None:
-        least = limits[name] * base
-        if least <= 1:  # no Vendi score is under 1
-            raise ConfigError(
-                f"train.stop_diversity is {limits[name]:g}, and the base's diversity {base:.3f}: a Vendi score cannot "
-                f"fall under {least:.3f}, since none is under 1; give a share above {1 / base:.3f}"
-            )
-        return least
-    return None if name == "diversity" else limits[name]
+    if name != "diversity":
+        return limits[name]
+    if base is None:
+        return None
+    least = limits[name] * base
+    if least <= 1:  # no Vendi score is under 1
+        raise ConfigError(
+            f"train.stop_diversity is {limits[name]:g}, and the base's diversity {base:.3f}: a Vendi score cannot fall "
+            f"under {least:.3f}, since none is under 1; give a share above {1 / base:.3f}"
+        )
+    return least
 
 
-def told(record: Mapping[str, Any]) -> str:
+def describe_stop(record: Mapping[str, Any]) -> str:
     """Where and why a training was stopped, in words, from its adapter's record."""
-    found = Stop(**record["stopped"])
-    _, what, unit = COLUMNS[found.why]
-    side = "under" if found.why in FALLS else "over"
+    stop = Stop(**record["stopped"])
+    _, what, unit = COLUMNS[stop.why]
+    side = "under" if stop.why in FALLS else "over"
     return (
-        f"stopped at step {found.step}, where {what} was {found.value:.3g}{unit}, {side} {found.limit:.3g}{unit}; its "
+        f"stopped at step {stop.step}, where {what} was {stop.value:.3g}{unit}, {side} {stop.limit:.3g}{unit}; its "
         f"adapter is that of step {record['step']}"
     )
 
 
 def check(settings: Train, has_kl: bool, held_out: str | None) -> None:
-    """ConfigError where a limit train.stop_* bounds what this training has not.
+    """ConfigError if a limit bounds what this training does not have.
 
     `has_kl`: whether its sampling is stochastic; `held_out`: its held-out reward.
     """

@@ -1,4 +1,4 @@
-"""The model of a configuration: loaded, sized and sampled as it says."""
+"""The model of a configuration, how it is sampled, and hashes of what it and its adapters hold."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load_model(config: Config) -> LatentModel:
-    """The model of `config.model`, for its image size, where it says."""
-    wanted = config.model
-    model = models.load(wanted.name, device(config), DTYPES[wanted.dtype], wanted.revision, wanted.variant)
+    """Load the model, for the image size that `config.model` asks for or for its own."""
+    asked = config.model
+    model = models.load(asked.name, device(config), DTYPES[asked.dtype], asked.revision, asked.variant)
     return sized(model, config)
 
 
 def sized(model: LatentModel, config: Config) -> LatentModel:
     """The model for the image size that `config.model` asks for, or for its own."""
-    wanted = config.model
-    if wanted.height is None and wanted.width is None:
+    asked = config.model
+    if asked.height is None and asked.width is None:
         return model
     height, width = model.image_size
-    return model.sized(wanted.height or height, wanted.width or width)
+    return model.sized(asked.height or height, asked.width or width)
 
 
 def device(config: Config) -> torch.device:
-    """The device that `config.model` asks for; ConfigError where there is none."""
-    wanted = config.model.device
-    if wanted == "auto":
+    """The device of `config.model`; ConfigError if this machine lacks it."""
+    asked = config.model
+    if asked.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if wanted == "cuda" and not torch.cuda.is_available():
+    if asked.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("model.device is 'cuda', and torch finds no GPU here: take model.device=auto or cpu")
-    return torch.device(wanted)
+    return torch.device(asked.device)
 
 
 def resolve_sampling(config: Config, defaults: Sampling) -> Sampling:
@@ -55,6 +55,13 @@ def evaluation_sampling(config: Config, defaults: Sampling) -> Sampling:
     return replace(sampling, max_rows=config.evaluate.max_rows or sampling.max_rows)
 
 
+@lru_cache
+def fingerprint(model: str, revision: str | None = None, variant: str | None = None) -> str:
+    """`aig.models.fingerprint`, computed once per process, of the files that are loaded."""
+    with given("model.name"):
+        return models.fingerprint(model, revision, variant)
+
+
 def adapter_digest(config: Config, name: str) -> str:
     """`aig.adapters.digest` of an adapter of the run; ConfigError if it is not trained."""
     folder = RunDir.of(config).adapters / name
@@ -66,10 +73,3 @@ def adapter_digest(config: Config, name: str) -> str:
         ) from None
     with given():
         return adapters.digest(folder)
-
-
-@lru_cache
-def fingerprint(model: str, revision: str | None = None, variant: str | None = None) -> str:
-    """`aig.models.fingerprint`, settled once in a process: of the files that are loaded."""
-    with given("model.name"):
-        return models.fingerprint(model, revision, variant)

@@ -1,7 +1,7 @@
-"""Prompts: files of them as they are published, which of them train and which judge, and how many do both.
+"""Prompts: which train and which judge, how many do both, and the published formats of files of them.
 
-Of the embedded world's captions a number takes training ones or held-out ones, by the key; any other model has none of
-its own, and needs a list or a file. Neither torch nor Ray is loaded to read a file.
+Only the embedded world has captions of its own: there a number takes the first training or held-out ones, by the key.
+Reading a file loads neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ EMBEDDED = "tiny"
 """The model that has captions of its own."""
 TRAIN, EVALUATE, SEARCH, HELD_OUT = "train.prompts", "evaluate.prompts", "search.prompts", "search.held_out"
 CAPTIONS = {TRAIN: "training", EVALUATE: "held-out", SEARCH: "training", HELD_OUT: "held-out"}
-"""Which of the embedded world's captions a number takes; those that judge are none that were trained on."""
+"""Which of the embedded world's captions a number takes: none that judge were trained on."""
 
 
 # --- which prompts ----------------------------------------------------------------------------------------------------
 
 
 def resolve_prompts(config: Config, key: str) -> list[str]:
-    """The prompts of one of the keys of `CAPTIONS`: a list as given, a file's, or the first of the captions."""
-    wanted = _wanted(config, key)
-    if isinstance(wanted, str):
-        return read(wanted, key)
-    if not isinstance(wanted, int):
-        if not wanted:
+    """The prompts of a key of `CAPTIONS`: a list as given, a file's, or the first N built-in captions."""
+    value = _value(config, key)
+    if isinstance(value, str):
+        return read(value, key)
+    if not isinstance(value, int):
+        if not value:
             raise ConfigError(f"{key} is []: give at least one prompt")
-        return list(wanted)
+        return list(value)
     check_given(config, key)
-    from aig.world import scenes  # with torch, which readers of files need not wait for
+    from aig.world import scenes  # loads torch
 
     known = scenes.training_prompts() if CAPTIONS[key] == "training" else scenes.held_out_prompts()
-    if wanted > len(known):
+    if value > len(known):
         raise ConfigError(
-            f"{key} is {wanted}: the embedded world has {len(known)} {CAPTIONS[key]} captions; give fewer, or a list "
+            f"{key} is {value}: the embedded world has {len(known)} {CAPTIONS[key]} captions; give fewer, or a list "
             "of prompts"
         )
-    return known[:wanted]
+    return known[:value]
 
 
 def validation_prompts(config: Config) -> list[str]:
@@ -57,19 +57,19 @@ def validation_prompts(config: Config) -> list[str]:
 
 
 def validation_seeds(config: Config) -> list[int]:
-    """The noise seed indices of each prompt of a validation, which no evaluation uses."""
+    """The noise seed indices of a validation's prompts, which no evaluation uses."""
     return [VALIDATION_SEEDS + index for index in range(config.train.validate_seeds)]
 
 
 def missing(config: Config, *keys: str) -> list[str]:
-    """Those of the keys that are numbers of captions, where the model has no captions."""
-    return [key for key in keys if isinstance(_wanted(config, key), int) and config.model.name != EMBEDDED]
+    """The keys that are numbers of captions though the model has none."""
+    return [key for key in keys if isinstance(_value(config, key), int) and config.model.name != EMBEDDED]
 
 
 def check_given(config: Config, *keys: str) -> None:
-    """ConfigError where prompts are missing."""
+    """ConfigError if prompts are missing."""
     if absent := missing(config, *keys):
-        numbers = ", ".join(f"{key}={_wanted(config, key)}" for key in absent)
+        numbers = ", ".join(f"{key}={_value(config, key)}" for key in absent)
         example = " ".join(f"{key}=FILE" for key in absent)
         raise ConfigError(
             f"{' and '.join(absent)} must be given: a number ({numbers}) counts captions of the embedded world, and "
@@ -78,13 +78,13 @@ def check_given(config: Config, *keys: str) -> None:
 
 
 def check_prompts(config: Config, *keys: str) -> None:
-    """ConfigError where prompts are missing, or cannot be read: before a model is downloaded for them."""
+    """ConfigError if prompts are missing or cannot be read, before a model is downloaded for them."""
     check_given(config, *keys)
     for key in keys:
         resolve_prompts(config, key)
 
 
-def _wanted(config: Config, key: str) -> int | str | tuple[str, ...]:
+def _value(config: Config, key: str) -> int | str | tuple[str, ...]:
     section, _, name = key.partition(".")
     return getattr(getattr(config, section), name)
 
@@ -93,7 +93,7 @@ def _wanted(config: Config, key: str) -> int | str | tuple[str, ...]:
 
 
 def shared(judging: Sequence[str], selecting: Sequence[str]) -> list[str]:
-    """Those of `judging` that are in `selecting` too, white space and case aside."""
+    """The prompts of `judging` that `selecting` has too, ignoring white space and case."""
     known = {_plain(prompt) for prompt in selecting}
     return [prompt for prompt in judging if _plain(prompt) in known]
 
@@ -101,16 +101,16 @@ def shared(judging: Sequence[str], selecting: Sequence[str]) -> list[str]:
 def prompt_lists(config: Config) -> dict[str, Any]:
     """How many prompts train, validate and judge, and how many of those that judge train or validate too, as JSON.
 
-    Without a training in the run only those that judge are known: see the key `train`, which is None then.
+    `train` is None, and what follows it missing, if the run trains nothing.
     """
     judging = resolve_prompts(config, EVALUATE)
-    found: dict[str, Any] = {"evaluate": len(judging), "train": None, "elsewhere": len(config.evaluate.adapters)}
-    if not trainings.trainings(config):
-        return found
+    counts: dict[str, Any] = {"evaluate": len(judging), "train": None, "elsewhere": len(config.evaluate.adapters)}
+    if not trainings.references(config):
+        return counts
     training = resolve_prompts(config, TRAIN)
     validating = training[: config.train.validate_prompts]
-    numbers = all(isinstance(_wanted(config, key), int) for key in (TRAIN, EVALUATE))
-    return found | {
+    numbers = all(isinstance(_value(config, key), int) for key in (TRAIN, EVALUATE))
+    return counts | {
         "split": "embedded" if numbers else "given",
         "train": len(training),
         "overlap": len(shared(judging, training)),
@@ -119,24 +119,24 @@ def prompt_lists(config: Config) -> dict[str, Any]:
     }
 
 
-def told(found: Mapping[str, Any]) -> str:
-    """What `prompt_lists` found, as a sentence."""
-    judging, training = found["evaluate"], found["train"]
+def describe(counts: Mapping[str, Any]) -> str:
+    """`prompt_lists` as a sentence."""
+    judging, training = counts["evaluate"], counts["train"]
     unknown = "what adapters from elsewhere were trained on is not known"
     if training is None:
         return f"Judged on {judging} prompts; {unknown}."
-    if found["split"] == "embedded":
-        said = f"Trained on {training} captions of the embedded world, judged on {judging} held-out ones"
+    if counts["split"] == "embedded":
+        text = f"Trained on {training} captions of the embedded world, judged on {judging} held-out ones"
     else:
-        said = f"Trained on {training} prompts, judged on {judging}"
-    if found["overlap"]:
-        said += (
-            f", of which {found['overlap']} were trained on too ({found['overlap_validate']} of them in validations, "
+        text = f"Trained on {training} prompts, judged on {judging}"
+    if counts["overlap"]:
+        text += (
+            f", of which {counts['overlap']} were trained on too ({counts['overlap_validate']} of them in validations, "
             "with other noise) and say nothing of new prompts"
         )
     else:
-        said += ": none is in both"
-    return f"{said}; {unknown}." if found["elsewhere"] else f"{said}."
+        text += ": none is in both"
+    return f"{text}; {unknown}." if counts["elsewhere"] else f"{text}."
 
 
 def _plain(prompt: str) -> str:
@@ -147,7 +147,7 @@ def _plain(prompt: str) -> str:
 
 FORMATS = ".txt, .tsv, .csv, .json, .jsonl, .parquet"
 COLUMNS = ("prompt", "caption", "text")
-"""Names of a column of prompts, in any case."""
+"""Names of a column of prompts, in upper or lower case."""
 SHOWN = 12  # columns in a message
 
 
@@ -156,17 +156,17 @@ class _WrongFileError(ValueError):
 
 
 def read(path: str, key: str) -> list[str]:
-    """The distinct prompts of a file, by its suffix; ConfigError where it cannot be read or has fewer than two.
+    """The distinct prompts of a file; ConfigError if it cannot be read or has fewer than two.
 
-    A text file has one per line. `.tsv` and `.csv` have a header, `.parquet`, `.jsonl` and `.json` fields, of which one
-    is of `COLUMNS`; `.json` may be a list of texts instead. Blank prompts are left out.
+    A text file has one per line, a table (.tsv, .csv, .parquet, .jsonl, .json) one column of `COLUMNS`; .json may be a
+    list of texts instead. Blank prompts are left out.
     """
     file = Path(path).expanduser()
     try:
-        found = READERS.get(file.suffix.lower(), _lines)(file)
-        kept = list(dict.fromkeys(prompt.strip() for prompt in found if prompt.strip()))
-        if len(kept) < 2:
-            raise _WrongFileError(f"has {len(kept)} prompts: give at least two, one per line, row or entry")
+        texts = READERS.get(file.suffix.lower(), _lines)(file)
+        distinct = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
+        if len(distinct) < 2:
+            raise _WrongFileError(f"has {len(distinct)} prompts: give at least two, one per line, row or entry")
     except _WrongFileError as error:
         raise ConfigError(f"{key}: {path} {error}") from error
     except UnicodeDecodeError as error:
@@ -176,7 +176,7 @@ def read(path: str, key: str) -> list[str]:
         raise ConfigError(
             f"{key}: {path} cannot be read ({reason}): give a file of prompts ({FORMATS}) or a list"
         ) from error
-    return kept
+    return distinct
 
 
 def _text(file: Path) -> str:
@@ -184,12 +184,12 @@ def _text(file: Path) -> str:
 
 
 def _lines(file: Path) -> list[str]:
-    """Lines end in line feed, carriage return or both; str.splitlines would cut at U+2028 and others too."""
+    """Lines end in line feed, carriage return or both; str.splitlines would split at U+2028 and others too."""
     return re.split(r"\r\n|\n|\r", _text(file))
 
 
 def _tab_separated(file: Path) -> list[str]:
-    """Quotes are characters like others: PartiPrompts has them inside of prompts, and escapes none."""
+    """Quotes are ordinary characters: PartiPrompts has unescaped ones inside prompts."""
     rows = [line.split("\t") for line in _lines(file)]
     return _of_table(rows, "tabs")
 
@@ -216,46 +216,46 @@ def _of_table(rows: list[list[str]], between: str) -> list[str]:
 
 
 def _json_list(file: Path) -> list[str]:
-    found = json.loads(_text(file))
-    if not isinstance(found, list):
+    content = json.loads(_text(file))
+    if not isinstance(content, list):
         raise _WrongFileError("is JSON, and no list: give a list of texts, or of objects with a field 'prompt'")
-    return _of_entries(found, "entry")
+    return _of_entries(content, "entry")
 
 
 def _json_lines(file: Path) -> list[str]:
-    found = []
+    entries = []
     for number, line in enumerate(_lines(file), 1):
         try:
-            found += [json.loads(line)] if line.strip() else []
+            entries += [json.loads(line)] if line.strip() else []
         except json.JSONDecodeError as error:
             raise _WrongFileError(f"is no JSON in line {number} ({error.msg}): give an object per line") from error
-    return _of_entries(found, "object")
+    return _of_entries(entries, "object")
 
 
-def _of_entries(found: list[Any], what: str) -> list[str]:
-    """The texts themselves, or the column of prompts of objects."""
-    if not found or not all(isinstance(entry, dict) for entry in found):
-        return _texts(found, what)
-    column = _column(list(dict.fromkeys(name for entry in found for name in entry)))
-    return _texts([entry.get(column) for entry in found], f"{column!r} of {what}")
+def _of_entries(entries: list[Any], what: str) -> list[str]:
+    """The texts themselves, or the objects' column of prompts."""
+    if not entries or not all(isinstance(entry, dict) for entry in entries):
+        return _texts(entries, what)
+    column = _column(list(dict.fromkeys(name for entry in entries for name in entry)))
+    return _texts([entry.get(column) for entry in entries], f"{column!r} of {what}")
 
 
 def _parquet(file: Path) -> list[str]:
-    with file.open("rb") as opened:  # so that a file that is not there is told as of any other kind
+    with file.open("rb") as opened:  # a missing file raises what it does for other formats
         column = _column(pq.read_schema(opened).names)
     return _texts(pq.read_table(file, columns=[column])[column].to_pylist(), f"{column!r} of row")
 
 
-def _texts(found: Sequence[Any], what: str) -> list[str]:
-    for number, value in enumerate(found, 1):
+def _texts(values: Sequence[Any], what: str) -> list[str]:
+    for number, value in enumerate(values, 1):
         if not isinstance(value, str):
             shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}..."
             raise _WrongFileError(f"has {shown} as {what} {number}: a prompt is a text; mend it, or leave it out")
-    return list(found)
+    return list(values)
 
 
 def _column(names: Sequence[str]) -> str:
-    """The one column of prompts."""
+    """The only column of prompts."""
     fitting = [name for name in names if name.strip().lower() in COLUMNS]
     if len(fitting) == 1:
         return fitting[0]

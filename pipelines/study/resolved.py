@@ -87,7 +87,7 @@ def resolve_images(config: Config, defaults: Sampling) -> Drawable:
         config, study.singles, study.means, study.prompts, study.notes,
         sampling=sampling,
         columns=names.columns(config, names.scored(config)),
-        statistics=statistics.of_sums(config),
+        statistics=statistics.sum_statistics(config),
         origins=_origins(study, sampling),
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
-"""What became of a sweep's trials, and which of them are compared: read from the run alone, without torch and Ray.
+"""What became of a sweep's trials, and which of them are compared: read without torch and Ray.
 
-The adapters say which trainings are done. What they cannot say stands in `sweep.json`: the trials that a search drew,
-those that a scheduler stopped and those that failed. The sweep's driver alone writes it, whole, as things happen.
+The adapters say which trainings are done. `sweep.json` says the rest: which trials a search drew, a scheduler stopped
+or failed. Only the sweep's driver writes it, as things happen.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pipelines.study.trainings import adapter_key
 
 @dataclass
 class Record:
-    """The content of `sweep.json`; trials go by their adapters' keys."""
+    """The content of `sweep.json`; trials are named by their adapters' keys."""
 
     drawn: list[list[dict[str, Any]]] = field(default_factory=list)
     """Settings of the trials of a search, by generations."""
     exhausted: bool = False
-    """Whether a search has drawn all that there is, before its trials were that many."""
+    """Whether a search ran out of settings before it had drawn all its trials."""
     stopped: dict[str, str] = field(default_factory=dict)
     """Why a scheduler stopped a trial."""
     errored: dict[str, str] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class Trials:
                 continue
             later = [step for step in early_stops(self.config) if step > stop["step"] and train.kl_weight == 0]
             missing = f"; left out: {', '.join(f'stop at {step}' for step in later)}" if later else ""
-            lines.append(f"{key}: {limits.told(stop)}{missing}")
+            lines.append(f"{key}: {limits.describe_stop(stop)}{missing}")
         return lines
 
     def check_drawn(self) -> None:
@@ -137,7 +137,7 @@ def _belongs(config: Config, other: Train, tuned: Train) -> bool:
     return all(getattr(other, name) == getattr(tuned, name) for name in shared)
 
 
-def words(config: Config, train: Train) -> str:
+def varied_settings(config: Config, train: Train) -> str:
     """Learning rate and rank of a study in words, if a grid varies them; else empty."""
     sweep = config.sweep
     if sweep.search != "grid":

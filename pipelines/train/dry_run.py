@@ -1,8 +1,8 @@
-"""What a training would take, before anything is downloaded or computed: counted on the real classes without weights.
+"""The cost of a training before anything is downloaded or computed, counted on the real classes without weights.
 
 Activations are those that autograd would hold for one micro-batch: one prediction through the denoiser, K times, and
-one decoding, run on torch's meta device, where tensors have shapes and no storage. The reward's own are not in it, nor,
-with checkpointing, those of the one block that is being computed again.
+one decoding, run on torch's meta device, where tensors have shapes and no storage. They exclude the reward's own and,
+with checkpointing, those of the block that is being recomputed.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from aig.models.published import PUBLISHED
 from pipelines.config import Config, given
 from pipelines.runs.directory import RunDir
 from pipelines.study import models
-from pipelines.study.prompts import EVALUATE, TRAIN, missing, prompt_lists, told
+from pipelines.study.prompts import EVALUATE, TRAIN, describe, missing, prompt_lists
 from pipelines.train import parallel
-from pipelines.train.worker import ADAPTER, attach, draft_config
+from pipelines.train.objective import ADAPTER, attach, draft_config
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 DAY = 86_400
-# What a card's data sheet promises for dense bfloat16, and the share of it that the plan reckons with.
+# Peak FLOP/s of a card's data sheet for dense bfloat16, and the share of it that the plan assumes.
 CARDS = {"A100": 312e12, "H100": 989e12}
 SHARE = 0.35
-HOW = {
+WORDS = {
     parallel.ALONE: "which share each step's images where there are several",
     parallel.DDP: "which share each step's images",
     parallel.FSDP: "which share each step's images, and what is trained with its optimizer",
@@ -53,18 +53,18 @@ class Plan:
     here: bool
     trained: int
     rows: int
-    """Rows of the denoiser, guidance's second half counted, in one optimizer step."""
+    """Rows of the denoiser in one optimizer step, with guidance's second half."""
     predictions: int
     weights: int
     states: int
-    """The adapter's weights, their gradients, moments and, where it is on, their moving average, all in float32."""
+    """The adapter's weights, their gradients, moments and moving average, if any, all in float32."""
     activations: int
     operations: float
     """Of one optimizer step, without the reward."""
 
     @property
     def download(self) -> int:
-        """What has to be downloaded, about: the files' precision is the publisher's."""
+        """Bytes to download, about: the files have the publisher's precision."""
         if self.here:
             return 0
         known = PUBLISHED.get(self.config.model.name)
@@ -77,7 +77,7 @@ def all_parameters(model: LatentModel) -> int:
 
 
 def make(config: Config) -> Plan:
-    """The plan of `config.train`; ConfigError where model, sizes and settings do not go together."""
+    """The plan of `config.train`; ConfigError if model, sizes and settings do not go together."""
     train = config.train
     with given("model"):
         model, here = empty(config.model.name, config.model.revision, models.DTYPES[config.model.dtype])
@@ -91,7 +91,7 @@ def make(config: Config) -> Plan:
         attach(train, model.denoiser)
     trained = sum(parameter.numel() for parameter in adapters.parameters(model.denoiser, ADAPTER))
     memory.prepare(model, [part for part in train.checkpointing if part != "reward"])
-    # On the meta device there is no autocast: what it halves is taken to be all that is held.
+    # The meta device has no autocast: assume that it halves all activations.
     halved = train.autocast is not None and config.model.dtype == "float32"
     micro = min(train.micro_batch, train.batch)
     once, saved = _count(model, lambda: _predict(model, micro, sampling.guidance))
@@ -99,11 +99,11 @@ def make(config: Config) -> Plan:
     decoded, saved_decoding = _count(model, lambda: model.decode(latents))
     with_gradient = train.k * train.lv
     extra = with_gradient if train.kl_weight > 0 else 0
-    if settings.by_path and train.lv == 1:  # the base's, of the steps that a multistep scheduler remembers
+    if settings.by_path and train.lv == 1:  # the base's predictions for the steps that a multistep scheduler remembers
         extra += min(order - 1, sampling.steps - train.k)
     steps = sampling.steps - train.k + (1 if train.lv > 1 else 0)
     predictions = train.batch * (steps + with_gradient + extra)
-    # A backward pass through frozen weights costs about what the forward one does; with their gradients, twice.
+    # A backward pass through frozen weights costs about as much as the forward one; with their gradients, twice.
     passes = 3 if train.method == "full" else 2
     operations = train.batch / micro * (once * (steps + passes * with_gradient + extra) + decoded * 2 * train.lv)
     return Plan(
@@ -115,7 +115,7 @@ def make(config: Config) -> Plan:
 
 
 def _objective(config: Config, model: LatentModel) -> tuple[DraftConfig, int]:
-    """The objective, and how many predictions a step of its scheduler reads."""
+    """The objective, and the number of predictions that a step of its scheduler reads."""
     here = copy.copy(model)
     here.device = torch.device("cpu")  # on the meta device times would have no values
     settings = draft_config(config, here)
@@ -134,7 +134,7 @@ def _predict(model: LatentModel, batch: int, guidance: float) -> Tensor:
 
 
 def _count(model: LatentModel, run: Callable[[], Tensor]) -> tuple[float, int]:
-    """Floating-point operations of a forward, and bytes of the distinct storage that autograd holds of it."""
+    """Floating-point operations of a forward pass, and bytes of distinct storage that autograd holds of it."""
     parts = [part for part in model.pipe.components.values() if isinstance(part, torch.nn.Module)]
     weights = {tensor.untyped_storage()._cdata for part in parts for tensor in part.parameters()}
     held: dict[int, int] = {}
@@ -157,8 +157,7 @@ def _count(model: LatentModel, run: Callable[[], Tensor]) -> tuple[float, int]:
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention as every device has it, which holds no matrix of all pairs; on the meta device torch would hold one, in
-    float32."""
+    """Fused attention as real devices have it; torch's meta device would hold a matrix of all pairs in float32."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {**dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)), **(kwargs or {})}
@@ -169,7 +168,7 @@ class _FusedAttention(TorchFunctionMode):
 
 
 def lines(plan: Plan) -> list[str]:
-    """The plan as text, a fact a line."""
+    """The plan as text, one fact per line."""
     config, model, train = plan.config, plan.model, plan.config.train
     sampling = models.resolve_sampling(config, model.defaults)
     height, width = model.image_size
@@ -179,8 +178,8 @@ def lines(plan: Plan) -> list[str]:
     scheduler = sampling.scheduler or type(model.scheduler).__name__
     download = "nothing: the weights are here" if plan.here else f"about {_size(plan.download)} from the hub"
     least, most = train.workers
-    how = parallel.of(train, least)
-    states = plan.states // (least if how == parallel.FSDP else 1)
+    mode = parallel.strategy(train, least)
+    states = plan.states // (least if mode == parallel.FSDP else 1)
     total = plan.weights + states + plan.activations
     seconds = {card: plan.operations / (SHARE * peak) for card, peak in CARDS.items()}
     times = ", ".join(f"{_duration(train.steps * each)} on one {card}" for card, each in seconds.items())
@@ -198,7 +197,7 @@ def lines(plan: Plan) -> list[str]:
         + ("" if train.ema is None else f"; averaged, with the start at {train.ema**train.steps:.2g} of the weight"),
         "to end in a day": f"{train.steps * train.batch / DAY:.2f} images/s are needed",
         f"at {100 * SHARE:g} % of peak": times,
-        "workers": f"{least}" + (f" to {most}" if most > least else "") + (f", {HOW[how]}" if most > 1 else ""),
+        "workers": f"{least}" + (f" to {most}" if most > least else "") + (f", {WORDS[mode]}" if most > 1 else ""),
         "memory": f"about {_size(total)}: weights {_size(plan.weights)}, what is trained with its optimizer "
         f"{_size(states)}, activations of {min(train.micro_batch, train.batch)} images {_size(plan.activations)}; "
         "the reward's are not in it",
@@ -208,12 +207,12 @@ def lines(plan: Plan) -> list[str]:
 
 
 def _prompts(config: Config) -> str:
-    """Which prompts there are; those that are missing keep no plan from being made."""
+    """The prompts in words; missing ones do not prevent a plan."""
     absent = missing(config, TRAIN, EVALUATE)
     if absent:
         example = " ".join(f"{key}=FILE" for key in absent)
         return f"missing: give {' and '.join(absent)}, each as a list or a file, as in {example}"
-    return told(prompt_lists(config))
+    return describe(prompt_lists(config))
 
 
 def _size(count: float) -> str:

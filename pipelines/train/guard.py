@@ -1,4 +1,4 @@
-"""The guard rails at work in a training worker: it notices exploding steps, and holds what remains where it stops."""
+"""Guard rails of a training worker: it detects exploding steps and keeps the adapter that a stop goes back to."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from pipelines.config import Train
 from pipelines.study import limits
 from pipelines.study.limits import Stop
 
-WINDOW = 50  # steps that say what is usual
+WINDOW = 50  # steps that define what is usual
 LEAST = 10  # with fewer, nothing is unusual yet
 
 
 class Explosions:
-    """Says which steps have exploded: far beyond what was usual over the last `WINDOW` steps, those left out."""
+    """Detects steps far beyond what was usual over the last `WINDOW` steps that did not explode."""
 
     def __init__(self, factor: float | None, clip: float, usual: Iterable[Sequence[float]] = ()) -> None:
         self.factor, self.clip = factor, clip
         self.usual: deque[tuple[float, float]] = deque(((loss, norm) for loss, norm in usual), WINDOW)
 
-    def found(self, loss: float, norm: float) -> str | None:
-        """What is wrong with a step of this loss and gradient norm, in words; None, and the step is usual, if nothing.
+    def check(self, loss: float, norm: float) -> str | None:
+        """What exploded in a step of this loss and gradient norm, in words; if nothing, None, and the step is usual.
 
-        The norm is compared with its median, the loss's rise over its median with the median absolute deviation. So
-        that what has come to rest may move again, a norm that is not clipped is no explosion, and a deviation counts
-        as a thousandth of the median at least.
+        The norm is compared with its median, the loss's rise over its median with the median absolute deviation. To let
+        a training at rest move again, a norm below the clip is no explosion, and the deviation is taken as at least a
+        thousandth of the median.
         """
         if self.factor is not None and len(self.usual) >= LEAST:
             losses, norms = zip(*self.usual, strict=True)
@@ -49,14 +49,14 @@ class Explosions:
         return None
 
     def state(self) -> list[list[float]]:
-        """What the constructor takes as `usual`, as a checkpoint holds it."""
+        """The constructor's `usual`, for a checkpoint."""
         return [list(each) for each in self.usual]
 
 
 class Guard:
-    """Watches one training by the rules of `pipelines.study.limits`; every worker has one, and calls it.
+    """Watches one training by the rules of `pipelines.study.limits`, in every worker.
 
-    `tensors` are what the training's adapter is saved from: the parameters, or their moving averages.
+    `tensors`: what the adapter is saved from, the parameters or their moving averages.
     """
 
     def __init__(self, settings: Train, tensors: Sequence[Tensor]) -> None:
@@ -66,13 +66,13 @@ class Guard:
         self.held: dict[str, Any] | None = None
 
     def hold(self, step: int) -> None:
-        """Remember the adapter as it is, whole: it is what remains where a later validation stops the training."""
+        """Keep a copy of the whole adapter: it is what remains if a later validation stops the training."""
         if self.settings.limits:
             weights = [sharding.full(tensor.detach()).to("cpu", copy=True) for tensor in self.tensors]
             self.held = {"step": step, "weights": weights}
 
     def judge(self, step: int, rows: Sequence[Mapping[str, Any]] | None, world: int) -> None:
-        """Hold the adapter of this step where its validation is within every limit train.stop_*, or stop.
+        """Hold this step's adapter if its validation is within every limit train.stop_*, else decide whether to stop.
 
         Every worker has to call it; the first one has the validations, `rows`, and decides.
         """
@@ -87,7 +87,7 @@ class Guard:
         self.stop = verdict.stop
 
     def put_back(self) -> int:
-        """Make what was held the adapter again; returns its step."""
+        """Make the held adapter the current one; returns its step."""
         assert self.held is not None
         with torch.no_grad():
             for tensor, held in zip(self.tensors, self.held["weights"], strict=True):
@@ -95,12 +95,12 @@ class Guard:
         return self.held["step"]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has to hold of it."""
+        """The guard's part of a checkpoint."""
         stop = None if self.stop is None else asdict(self.stop)
         return {"usual": self.explosions.state(), "held": self.held, "stop": stop}
 
     def restore(self, state: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
-        """Go on from a checkpoint's state, and the curve as it is; False where limits are set and the base is gone."""
+        """Go on from a checkpoint's state and the curve; False if limits are set and the curve's base is gone."""
         held, stop = state["held"], state["stop"]
         if self.settings.limits and (held is None or not rows or rows[0]["step"] != 0):
             return False

@@ -1,15 +1,14 @@
-"""How several workers share a training step, so that it is the step of one: the global batch's summed gradient.
+"""Several workers share a training step and make the step of one: the global batch's summed gradient.
 
 Every image weighs 1/batch in its worker (`aig.draft.train_step`), so gradients are added up, not averaged.
 
-`ddp`: every worker holds everything, and one all-reduce a step adds up gradients and sums. That is what torch's
-DistributedDataParallel computes, without its wrapper: its hooks count on one forward a backward through the wrapped
-module, where a DRaFT step makes many without gradient, routes rows of one forward to base and adapter, and calls
-backward once a micro-batch. What the wrapper adds is to send gradients while backward goes on, which for a LoRA's few
-megabytes once a step is nothing.
+`ddp`: every worker holds everything, and one all-reduce per step adds up gradients and sums. torch's
+DistributedDataParallel computes the same, but its hooks expect one forward per backward through the wrapped module. A
+DRaFT step makes many forwards without gradient, routes rows of one forward to base and adapter, and calls backward once
+per micro-batch. The wrapper would only overlap sending with backward, which saves nothing for a LoRA's few megabytes.
 
 `fsdp`: weights, gradients and moments of full fine-tuning are sharded (`aig.adapters.sharding`). A forward is a
-collective there, so all workers make as many: shares that are too small are filled up with images that weigh nothing.
+collective there, so all workers must make equally many: smaller shares are padded with images of weight zero.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from pipelines.config import Train
 ALONE, DDP, FSDP = "alone", "ddp", "fsdp"
 
 
-def of(settings: Train, world: int) -> str:
-    """How `world` workers share the steps of such a training."""
+def strategy(settings: Train, world: int) -> str:
+    """How `world` workers share the steps of a training: ALONE, DDP or FSDP."""
     if world == 1:
         return ALONE
     if settings.parallel != "auto":
@@ -35,23 +34,23 @@ def of(settings: Train, world: int) -> str:
     return FSDP if settings.method == "full" else DDP
 
 
-def share(how: str, rank: int, world: int, batch: int) -> tuple[list[int], int]:
-    """The images of the global batch that a worker makes, and how many of them, the last ones, weigh nothing."""
+def share(mode: str, rank: int, world: int, batch: int) -> tuple[list[int], int]:
+    """The rows of the global batch that a worker makes, and how many of the last ones are padding."""
     rows = list(range(rank, batch, world))
-    lacking = -(-batch // world) - len(rows) if how == FSDP else 0
+    lacking = -(-batch // world) - len(rows) if mode == FSDP else 0
     return rows + [0] * lacking, lacking
 
 
-def add_up(how: str, parameters: Sequence[nn.Parameter], sums: dict[str, float]) -> dict[str, float]:
-    """Gradients, in place, and sums of all workers, added up; every worker has to call it."""
-    if how == ALONE:
+def add_up(mode: str, parameters: Sequence[nn.Parameter], sums: dict[str, float]) -> dict[str, float]:
+    """Add up all workers' gradients, in place, and their sums; every worker has to call it."""
+    if mode == ALONE:
         return sums
-    if how == DDP:
+    if mode == DDP:
         for parameter in parameters:
             if parameter.grad is None:  # this worker had no image, or skipped all of its own
                 parameter.grad = torch.zeros_like(parameter)
     # With fsdp, the backward passes have added up the gradients.
-    gradients = [p.grad for p in parameters if p.grad is not None] if how == DDP else []
+    gradients = [p.grad for p in parameters if p.grad is not None] if mode == DDP else []
     values = torch.tensor(list(sums.values()), device=parameters[0].device)
     packed = torch.cat([gradient.flatten() for gradient in gradients] + [values])
     dist.all_reduce(packed)
@@ -62,7 +61,7 @@ def add_up(how: str, parameters: Sequence[nn.Parameter], sums: dict[str, float])
 
 
 def clip(parameters: Sequence[nn.Parameter], most: float) -> Tensor:
-    """Scale the gradients down where their norm, over all workers' shards, is above `most`; returns that norm."""
+    """Scale the gradients down if their norm, over all workers' shards, is above `most`; returns that norm."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = sharding.full(nn.utils.get_total_norm(gradients))
     nn.utils.clip_grads_with_norm_(parameters, most, norm)

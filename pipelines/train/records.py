@@ -1,4 +1,4 @@
-"""What made an adapter, and whether one that is there is the one that is wanted."""
+"""Records of adapters: what made one, and whether a saved one is what a configuration would make."""
 
 from __future__ import annotations
 
@@ -14,20 +14,16 @@ from pipelines.rewards import names
 from pipelines.runs.directory import RECORD_FORMAT, RunDir
 from pipelines.study.models import fingerprint
 from pipelines.study.prompts import TRAIN, resolve_prompts
-from pipelines.study.trainings import (
-    adapter_folders,
-    adapter_key,
-    best_folder,
-)
+from pipelines.study.trainings import adapter_folders, adapter_key, best_folder
 
 
 def training_record(config: Config, train: Train, step: int) -> dict[str, Any]:
-    """What made an adapter, as JSON holds it: it decides whether one that is there is the one that is wanted."""
+    """The settings, model and weights that make an adapter, as JSON; adapters with equal records are the same."""
     settings: dict[str, Any] = {key: getattr(train, key) for key in RECORDED}
     settings["prompts"] = resolve_prompts(replace(config, train=train), TRAIN)
-    if train.method != "lora":  # nor has a LoRA's record a method
+    if train.method != "lora":  # a LoRA's record has no method
         settings = {key: value for key, value in settings.items() if key not in OF_LORA} | {"method": train.method}
-    # Only where they say more than the name does: records are compared, and older ones have no such keys.
+    # Only if they differ from the default: records are compared, and older ones lack these keys.
     if train.limits:
         settings |= {f"stop_{name}": limit for name, limit in train.limits.items()}
         settings["stop_patience"] = train.stop_patience
@@ -43,31 +39,29 @@ def training_record(config: Config, train: Train, step: int) -> dict[str, Any]:
     return json.loads(json.dumps({"format": RECORD_FORMAT, "step": step, "train": settings, "model": model}))
 
 
-# The settings of a training that make its adapter; the others decide how it is carried out and watched.
+# The settings that determine an adapter; the others say how its training is carried out and watched.
 RECORDED = (
     "reward", "kl_weight", "k", "seed", "kl", "lv", "batch", "lr", "weight_decay", "clip", "rank", "alpha", "targets",
     "optimizer", "autocast", "vae_tiling", "compile", "on_nan", "explosion", "ema",
 )  # fmt: skip
-
-
 OF_LORA = ("rank", "alpha", "targets")
 
 
 def adapter_record(folder: Path) -> dict[str, Any]:
-    """What made a saved adapter; ConfigError where its record cannot be read."""
+    """The record of a saved adapter; ConfigError if it cannot be read."""
     with given():
         return adapters.read_record(folder)
 
 
 def is_saved(config: Config, folder: Path, step: int) -> bool:
-    """Whether an adapter is there that `config.train` made by this step."""
+    """Whether this folder has the adapter of `config.train` at this step."""
     if not (folder / adapters.RECORD).exists():
         return False
     return same_record(adapter_record(folder), training_record(config, config.train, step))
 
 
 def is_finished(config: Config) -> bool:
-    """Whether the training `config.train` has left its adapter, every snapshot and its curve."""
+    """Whether the training `config.train` has written its adapter, every snapshot and its curve."""
     files = RunDir.of(config)
     return (
         (files.curves / f"{adapter_key(config.train)}.jsonl").exists()
@@ -77,34 +71,36 @@ def is_finished(config: Config) -> bool:
 
 
 def has_best(config: Config) -> bool:
-    """Whether the best adapter by held-out reward is there, of whatever step of this training."""
+    """Whether this training's best adapter by held-out reward is saved, of whatever step."""
     folder = RunDir.of(config).adapters / best_folder(config.train)
     return (folder / adapters.RECORD).exists() and is_saved(config, folder, adapter_record(folder)["step"])
 
 
-def same_record(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether a saved adapter's record is the wanted one; what it holds beside, as versions, does not count."""
-    return all(found.get(key) == value for key, value in wanted.items())
+def same_record(saved: dict[str, Any], expected: dict[str, Any]) -> bool:
+    """Whether a saved record has all that is expected; its other keys, as versions, do not count."""
+    return all(saved.get(key) == value for key, value in expected.items())
 
 
-def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """What made an adapter in another way than the wanted one, as it follows "was made": the first key that differs."""
-    if (made := found.get("format", 1)) != RECORD_FORMAT:
+def difference(saved: dict[str, Any], expected: dict[str, Any]) -> str:
+    """The first difference between two records, in words that follow "was made"."""
+    if (made := saved.get("format", 1)) != RECORD_FORMAT:
         older = f"by an earlier version, whose records (format {made}, now {RECORD_FORMAT}) say less of the model's and"
         newer = f"by a later version (its record has format {made}, this one reads {RECORD_FORMAT})"
         return f"{older} the reward's weights" if made < RECORD_FORMAT else newer
-    key, was, now = next(_differing_keys(found, wanted))
+    key, was, now = next(_differing_keys(saved, expected))
     if key == "model.fingerprint":
-        return f"for other weights than those of model.name={wanted['model']['name']} ({key} = {was!r}, not {now!r})"
+        return f"for other weights than those of model.name={expected['model']['name']} ({key} = {was!r}, not {now!r})"
     if key.startswith("train.reward_digests."):
         return f"by other weights, or other code, of the reward {key.rpartition('.')[2]} ({was!r}, not {now!r})"
     return f"by another configuration ({key} = {was!r}, not {now!r})"
 
 
-def _differing_keys(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Keys whose values differ: those wanted and, inside a section, those found beside them."""
-    for key in dict.fromkeys([*wanted, *(found if prefix else ())]):
-        if isinstance(wanted.get(key), dict):
-            yield from _differing_keys(found.get(key) or {}, wanted[key], f"{prefix}{key}.")
-        elif found.get(key) != wanted.get(key) or (key in found) != (key in wanted):
-            yield f"{prefix}{key}", found.get(key), wanted.get(key)
+def _differing_keys(
+    saved: dict[str, Any], expected: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Keys whose values differ, with both values: the expected ones and, inside a section, additional saved ones."""
+    for key in dict.fromkeys([*expected, *(saved if prefix else ())]):
+        if isinstance(expected.get(key), dict):
+            yield from _differing_keys(saved.get(key) or {}, expected[key], f"{prefix}{key}.")
+        elif saved.get(key) != expected.get(key) or (key in saved) != (key in expected):
+            yield f"{prefix}{key}", saved.get(key), expected.get(key)

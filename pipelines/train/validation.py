@@ -1,7 +1,7 @@
 """Validations of a training: scores, diversity and distances to the base on fixed prompts and noise, and a picture.
 
-The prompts are training prompts, and no evaluation has their noise: guards, schedulers and searches select by
-validations, and what selects must not be what judges.
+The prompts are training prompts, and no evaluation uses their noise: guards, schedulers and searches select by
+validations, and selection must not share images with judgement.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from pipelines.rewards.scores import ACCURACIES, GOLD, Scores
 from pipelines.runs.directory import RunDir
 from pipelines.study import statistics as reward_statistics
 from pipelines.study.prompts import validation_prompts, validation_seeds
+from pipelines.train.objective import ADAPTER
 
-ADAPTER = "tuned"  # the name of what is trained, in the denoiser
-# Of a picture: at most so many prompts, images of each, and pixels of an image's longer side.
+# Limits of a picture: prompts, images per prompt, and pixels of an image's longer side.
 ROWS, COLUMNS, SIDE = 8, 4, 128
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What a validation found: a row of the training's curve, and the images of the first prompts."""
+    """A row of the training's curve, and the images of the first prompts."""
 
     row: dict[str, Any]
     pixels: Tensor
@@ -57,33 +57,33 @@ class Validation:
 
 
 def scores_of(config: Config, device: torch.device, statistics: Statistics | None) -> Scores:
-    """The scores of a validation: those of the evaluation, and the trained reward."""
-    columns, gold = reward_statistics.wanted(config), names.gold(config)
+    """The scorers of a validation: the evaluation's and the trained reward."""
+    columns, gold = reward_statistics.columns(config), names.gold(config)
     return Scores(columns, statistics, gold, config.evaluate.features, device)
 
 
 @torch.no_grad()
 def validate(config: Config, model: Model, scores: Scores, sampling: Sampling, step: int) -> Validation:
-    """Mean scores, within-prompt diversity and distances to the base of the adapter as it is.
+    """Mean scores, within-prompt diversity and distances to the base of the current adapter.
 
     An image without a finite score raises FloatingPointError with its prompt and seed; with train.on_nan = skip it is
-    left out of every mean, and counted.
+    left out of every mean and counted.
     """
     settings = config.train
     chosen, indices = validation_prompts(config), validation_seeds(config)
     prompts = [prompt for prompt in chosen for _ in indices]
     seeds = indices * len(chosen)
-    # At step 0 the adapter is still the base: its distance is 0 without being measured.
+    # At step 0 the adapter is still the base: its distance is 0, unmeasured.
     samples = sample_arms(
         model, prompts, seeds, [Arm(ADAPTER, ADAPTER)], config.run.seed, sampling, measure_path=step > 0
     )
     distances = {"path": samples.path} | ({"kl_to_base": samples.kl} if Grid(model, sampling).has_path_kl else {})
     images = model.decode(samples.latents[ADAPTER])
     saved = to_uint8(images).permute(0, 3, 1, 2)  # (B, 3, H, W)
-    found = scores(saved, prompts)
-    vectors = found.pop("features")
-    kept = _sound(images, found, prompts, seeds, step, settings.on_nan)
-    means = {name: float(column[kept].mean()) for name, column in found.items()}
+    columns = scores(saved, prompts)
+    vectors = columns.pop("features")
+    kept = _sound(images, columns, prompts, seeds, step, settings.on_nan)
+    means = {name: float(column[kept].mean()) for name, column in columns.items()}
     other = names.held_out(config, settings.reward)
     judged = [means[name] for name in ACCURACIES[:2] if name in means]
     row = {
@@ -101,17 +101,17 @@ def validate(config: Config, model: Model, scores: Scores, sampling: Sampling, s
 
 
 def metrics(row: Mapping[str, Any]) -> dict[str, float]:
-    """A row of the curve as Ray and trackers show it: numbers by name, every reward's as `scores/NAME`."""
+    """A row of the curve for Ray and trackers: its numbers by name, every reward's as `scores/NAME`."""
     flat = {**row} | {f"scores/{name}": mean for name, mean in row.get("scores", {}).items()}
     return {name: value for name, value in flat.items() if isinstance(value, (int, float))}
 
 
 def _sound(
-    images: Tensor, found: Mapping[str, Tensor], prompts: Sequence[str], seeds: Sequence[int], step: int, on_nan: str
+    images: Tensor, columns: Mapping[str, Tensor], prompts: Sequence[str], seeds: Sequence[int], step: int, on_nan: str
 ) -> list[int]:
-    """The places of the images with finite pixels and scores; FloatingPointError where on_nan does not let one go."""
-    sound = images.isfinite().flatten(1).all(dim=1).cpu()  # (B,); as 8 bits they would all have a score
-    for column in found.values():
+    """The rows of images with finite pixels and scores; FloatingPointError if on_nan = stop and one is missing."""
+    sound = images.isfinite().flatten(1).all(dim=1).cpu()  # (B,); after rounding to 8 bits all would have a score
+    for column in columns.values():
         sound &= column.isfinite()
     kept = sound.nonzero().flatten().tolist()
     if len(kept) < len(prompts) and on_nan == "stop":
@@ -127,7 +127,7 @@ def _sound(
 
 
 def _diversity(vectors: Tensor, prompts: list[str]) -> float | None:
-    """Mean within-prompt Vendi score, over the prompts of which two images are left."""
+    """Mean within-prompt Vendi score, over the prompts with at least two images."""
     counts = Counter(prompts)
     rows = [row for row, prompt in enumerate(prompts) if counts[prompt] > 1]
     if not rows:
@@ -136,7 +136,7 @@ def _diversity(vectors: Tensor, prompts: list[str]) -> float | None:
 
 
 def _small(images: Tensor) -> Tensor:
-    """Images (P, S, 3, H, W) uint8 with a longer side of at most `SIDE` pixels."""
+    """Shrink images (P, S, 3, H, W) uint8 to a longer side of at most `SIDE` pixels."""
     height, width = images.shape[-2:]
     scale = SIDE / max(height, width)
     if scale >= 1:

@@ -1,4 +1,4 @@
-"""What a training worker does: ordinary torch code that calls `aig.draft`, reports to Ray Train and writes files."""
+"""A training worker: ordinary torch code that calls `aig.draft`, reports to Ray Train and writes files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,13 @@ import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
-from torch import Tensor, nn
+from torch import Tensor
 
 from aig import adapters, memory
 from aig.adapters import sharding
-from aig.draft import DraftConfig, check_precision, draw, grid_of, over_kept, train_step
+from aig.draft import draw, over_kept, train_step
 from aig.ema import Ema
-from aig.models import Model
-from pipelines.config import Config, ConfigError, Train
+from pipelines.config import Config, ConfigError
 from pipelines.rewards import names as reward_names
 from pipelines.runs.directory import RunDir
 from pipelines.study import limits, models, trainings
@@ -34,19 +33,20 @@ from pipelines.study.limits import Stop
 from pipelines.study.prompts import TRAIN, resolve_prompts
 from pipelines.train import checkpoints, heartbeat, parallel, records, validation
 from pipelines.train.guard import Guard
+from pipelines.train.objective import ADAPTER, attach, draft_config
 from pipelines.train.tracking import Tracker
-from pipelines.train.validation import ADAPTER, scores_of
+from pipelines.train.validation import scores_of
 
 BETAS = (0.9, 0.999)  # AdamW's, as published
-EMPTY_STEPS = 10  # so many steps in a row without a gradient, and a training is stopped whatever train.on_nan says
+EMPTY_STEPS = 10  # steps in a row without a gradient that end a training, whatever train.on_nan says
 
 
 def run(config: Config) -> None:
-    """Train the adapter of `config.train` as one worker of a Ray Train run, from its last checkpoint if it has one."""
+    """Train the adapter of `config.train` as one worker of a Ray Train run, from its last checkpoint, if any."""
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.train.threads)
-    training = Training(config, rank == 0, parallel.of(config.train, world), world)
+    training = Training(config, rank == 0, parallel.strategy(config.train, world), world)
     resume(training)
     try:
         proceed(training, rank, world)
@@ -55,7 +55,7 @@ def run(config: Config) -> None:
 
 
 def proceed(training: Training, rank: int, world: int) -> None:
-    """From where a training is to its end."""
+    """Train from the current step to the end."""
     settings = training.config.train
     training.begin()
     while not training.ended:
@@ -73,7 +73,7 @@ def proceed(training: Training, rank: int, world: int) -> None:
 
 
 def resume(training: Training) -> None:
-    """Go on from the newest whole checkpoint in storage; the first worker finds it and clears up what a crash left."""
+    """Go on from the newest whole checkpoint in storage; the first worker finds it and removes what a crash left."""
     storage = training.files.checkpoints(training.key)
     found, warnings = None, []
     if training.scores is not None:
@@ -94,31 +94,29 @@ def resume(training: Training) -> None:
 
 
 class Training:
-    """The state of one training: model, adapter, optimizer, step; the first worker also measures and writes files."""
+    """The state of one training: model, adapter, optimizer, step. The first worker also measures and writes files."""
 
-    def __init__(self, config: Config, watched: bool, how: str = parallel.ALONE, world: int = 1) -> None:
+    def __init__(self, config: Config, is_first: bool, mode: str = parallel.ALONE, world: int = 1) -> None:
         settings = config.train
-        self.how = how
+        self.mode = mode
         self.config, self.files, self.key = config, RunDir.of(config), trainings.adapter_key(settings)
-        bring(self.files, self.key)
+        fetch_inputs(self.files, self.key)
         self.model = models.load_model(config)
-        sampling = models.resolve_sampling(config, self.model.defaults)
-        self.sampling = replace(sampling, max_rows=settings.rollout_batch or sampling.max_rows)
         self.draft = draft_config(config, self.model)
         self.prompts = resolve_prompts(config, TRAIN)
         memory.prepare(self.model, settings.checkpointing, settings.vae_tiling, settings.compile)
-        statistics = reward_statistics.of_sums(config)
+        statistics = reward_statistics.sum_statistics(config)
         self.reward = reward_names.load_trained(config, self.model.device, statistics or {})
         denoiser = self.model.denoiser
         attach(settings, denoiser)
         self.parameters = adapters.parameters(denoiser, ADAPTER)
-        if how == parallel.FSDP:
+        if mode == parallel.FSDP:
             self.parameters = sharding.shard(denoiser, ADAPTER, sharding.mesh_of(denoiser, world))
         self.optimizer = memory.make_optimizer(
             settings.optimizer, self.parameters, settings.lr, BETAS, settings.weight_decay
         )
         self.ema = None if settings.ema is None else Ema(self.parameters, settings.ema)
-        self.scores = scores_of(config, self.model.device, statistics) if watched else None
+        self.scores = scores_of(config, self.model.device, statistics) if is_first else None
         self.step, self.seconds, self.skipped = 0, 0.0, 0.0
         self.sums: dict[str, float] = {}
         self.curve: list[dict[str, Any]] = []
@@ -138,28 +136,28 @@ class Training:
         """One optimizer step on this worker's share of the global batch."""
         settings = self.config.train
         prompts, seeds = draw(self.prompts, settings.seed, self.step, settings.batch)
-        rows, padding = parallel.share(self.how, rank, world, settings.batch)
+        rows, padding = parallel.share(self.mode, rank, world, settings.batch)
         self.optimizer.zero_grad()
         self.sums = train_step(
             self.model, self.reward, ADAPTER, [prompts[row] for row in rows], [seeds[row] for row in rows], self.draft,
             seed=settings.seed, total=settings.batch, padding=padding,
         )  # fmt: skip
-        self.sums = parallel.add_up(self.how, self.parameters, self.sums)
+        self.sums = parallel.add_up(self.mode, self.parameters, self.sums)
         self.sums = over_kept(self.parameters, self.sums, settings.batch)
         self.skipped += self.sums["skipped"]
         norm = parallel.clip(self.parameters, settings.clip)
         self.update(float(norm))
         self.step += 1
-        self.tell(float(norm))
+        self.show_step(float(norm))
 
     def update(self, norm: float) -> None:
-        """The optimizer's step, on the whole batch's gradient; none where nothing is left of it, or it has exploded.
+        """Step the optimizer on the whole batch's gradient; skip if no finite gradient remains, or it exploded.
 
-        Raises FloatingPointError where that is so and train.on_nan = stop, or has been for `EMPTY_STEPS` in a row.
+        Raises FloatingPointError instead if train.on_nan = stop, and after `EMPTY_STEPS` skipped steps in a row.
         """
         settings = self.config.train
         whole = math.isfinite(norm) and self.sums["skipped"] < settings.batch
-        wrong = self.guard.explosions.found(self.sums["loss"], norm) if whole else "no finite gradient"
+        wrong = self.guard.explosions.check(self.sums["loss"], norm) if whole else "no finite gradient"
         if wrong is None:
             self.optimizer.step()
             if self.ema is not None:
@@ -175,11 +173,11 @@ class Training:
                 f"step {self.step} has {wrong}{before}; its first image: {prompts[0]!r} with noise seed {seeds[0]}, "
                 f"its prompts: {_some(prompts)}. Lower train.lr or raise the KL weight{skip}"
             )
-        # None of the batch counts.
+        # No image of the batch counts.
         self.skipped += settings.batch - self.sums["skipped"]
 
-    def tell(self, norm: float) -> None:
-        """The step that was made, to who watches."""
+    def show_step(self, norm: float) -> None:
+        """Write the last step to the status file and the trackers."""
         self.pace.stepped(self.step)
         if self.scores is None:
             return
@@ -192,7 +190,7 @@ class Training:
             self.tracker.step(self.step, {**numbers, "gradient": norm, "skipped": self.skipped})
 
     def begin(self) -> None:
-        """Put the curve where the training starts, with a point at step 0; every worker has to call it."""
+        """Start the curve, with a point at step 0, or go on with it; every worker has to call it."""
         if self.scores is not None:
             self.tracker = Tracker(self.config, records.training_record(self.config, self.config.train, 0), self.step)
             if self.guard.stop is None and trainings.stopped(self.config) is not None:
@@ -208,14 +206,14 @@ class Training:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Within the context the adapter is the one that is validated and saved, whole in every worker: the average
-        with train.ema. Every worker has to enter it."""
+        """Within the context the denoiser has the adapter to validate and save, whole in every worker: with train.ema
+        the average. Every worker has to enter it."""
         averaged = nullcontext() if self.ema is None else self.ema.in_place()
         with averaged, sharding.whole(self.model.denoiser):
             yield
 
     def keep(self) -> None:
-        """Save the adapter where this step is a snapshot or the last; where a guard has stopped, that which it held.
+        """Save the adapter if this step is a snapshot or the last; after a guard's stop, the one that it held.
 
         Every worker has to call it.
         """
@@ -231,7 +229,7 @@ class Training:
                     self.save(name, self.step, {})
 
     def save(self, name: str, step: int, more: dict[str, Any]) -> None:
-        """Save the adapter as it is, as that of a step; belongs inside of `kept`."""
+        """Save the current adapter as that of a step; call it within `kept`."""
         record = records.training_record(self.config, self.config.train, step)
         made_with: dict[str, Any] = {
             "versions": {package: version(package) for package in ("torch", "diffusers", "peft")},
@@ -242,8 +240,7 @@ class Training:
         self.files.push_whole(saved)
 
     def settle(self, stop: Stop) -> None:
-        """Make the adapter that the guard held the last one, and remove the snapshots of later steps; every worker has
-        to call it."""
+        """Save the adapter that the guard held as the last and remove later snapshots; every worker has to call it."""
         step = self.guard.put_back()
         with self.kept():
             if self.scores is None:
@@ -253,19 +250,21 @@ class Training:
         for later in trainings.snapshot_steps(self.config):
             if later > step:
                 self.files.forget(self.files.adapters / f"{self.key}@{later}")
-        self.status.update({"stopped": limits.told({"step": step, "stopped": asdict(stop)})}, force=True)
+        self.status.update({"stopped": limits.describe_stop({"step": step, "stopped": asdict(stop)})}, force=True)
 
     def finish(self) -> None:
         if self.tracker is not None:
             self.tracker.close()
 
     def validate(self) -> None:
-        """One more point of the training curves, from fixed prompts and noise, and a picture of it; every worker has to
-        call it, and the first one makes it."""
+        """Add a point, from fixed prompts and noise, to the training's curve, with a picture; save the best adapter.
+
+        Every worker has to call it; the first one does it.
+        """
         with self.kept():
             if self.scores is None:
                 return
-            found = validation.validate(self.config, self.model, self.scores, self.sampling, self.step)
+            found = validation.validate(self.config, self.model, self.scores, self.draft.sampling, self.step)
             held_out = found.row["held_out"]
             if self.config.train.keep_best and self.is_best(held_out):
                 self.save(trainings.best_folder(self.config.train), self.step, {"held_out": held_out})
@@ -283,14 +282,14 @@ class Training:
         self.status.update({**place, **shown, "validated": self.step}, force=True)
 
     def is_best(self, held_out: float) -> bool:
-        """Whether this held-out reward is the best of the validations since the start, where nothing is tuned yet."""
+        """Whether no earlier validation after step 0 has as high a held-out reward."""
         return self.step > 0 and all(held_out > row["held_out"] for row in self.curve if 0 < row["step"] < self.step)
 
     def elapsed(self) -> float:
         return self.seconds + time.monotonic() - self.begun
 
     def report(self, saving: bool) -> None:
-        """Metrics to Ray Train and, with `saving`, a checkpoint; every worker has to call it."""
+        """Report metrics to Ray Train and, with `saving`, a checkpoint; every worker has to call it."""
         metrics = {
             **validation.metrics(self.standing()),
             "step": self.step,
@@ -298,13 +297,13 @@ class Training:
             "batch_reward": self.sums["reward"],
         }
         checkpoint = None
-        state = self.state() if saving and (self.scores is not None or self.how == parallel.FSDP) else None
+        state = self.state() if saving and (self.scores is not None or self.mode == parallel.FSDP) else None
         if state is not None and self.scores is not None:
             folder = checkpoints.scratch()
             torch.save(state, folder / checkpoints.STATE)
             checkpoints.seal(folder, self.step)
             checkpoint = Checkpoint.from_directory(folder)
-        # Reports wait for each other: one that was not in the background would wait for the upload before it.
+        # In the background: reports wait for each other, so this one would wait for the previous upload.
         ray.train.report(
             metrics,
             checkpoint=checkpoint,
@@ -313,13 +312,15 @@ class Training:
         )
 
     def standing(self) -> dict[str, Any]:
-        """The last validation of the adapter: where a guard has stopped, of the one that it held. Empty on all workers
-        but the first."""
+        """The adapter's last validation; after a guard's stop, that of the adapter that it held.
+
+        Empty on all workers but the first.
+        """
         held = self.guard.held if self.guard.stop is not None else None
         return trainings.validated(self.curve, self.step if held is None else held["step"])
 
     def state(self) -> dict[str, Any]:
-        """All that a training needs to go on, with any number of workers; sharded ones all have to call it."""
+        """All that a training needs to go on, with any number of workers; with fsdp every worker has to call it."""
         record = records.training_record(self.config, self.config.train, self.step)
         return {
             "parameters": [sharding.full(parameter.detach()) for parameter in self.parameters],
@@ -335,18 +336,18 @@ class Training:
         }
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint, unless a snapshot from before it is gone.
+        """Go on from a checkpoint, unless an earlier snapshot is gone: then the training starts anew.
 
-        ConfigError where another version, model or reward made it: that work is not ours to train over.
+        ConfigError if another version, model or reward made the checkpoint: its work must not be overwritten.
         """
-        state = torch.load(path, map_location="cpu", mmap=self.how == parallel.FSDP, weights_only=True)
-        wanted = records.training_record(self.config, self.config.train, state["step"])
+        state = torch.load(path, map_location="cpu", mmap=self.mode == parallel.FSDP, weights_only=True)
+        expected = records.training_record(self.config, self.config.train, state["step"])
         earlier = [(n, s) for n, s in trainings.adapter_folders(self.config) if s < state["step"]]
-        found = json.loads(state["record"])
-        if not records.same_record(found, wanted):
+        made = json.loads(state["record"])
+        if not records.same_record(made, expected):
             raise ConfigError(
                 f"the interrupted training {self.key} in {self.files.shown(self.files.checkpoints(self.key))} was made "
-                f"{records.difference(found, wanted)}: choose another run.name, or delete the folder to train anew"
+                f"{records.difference(made, expected)}: choose another run.name, or delete the folder to train anew"
             )
         if not all(records.is_saved(self.config, self.files.adapters / name, step) for name, step in earlier):
             return
@@ -369,51 +370,28 @@ class Training:
         self.empty, self.curve = state["empty"], curve
 
 
-def bring(files: RunDir, key: str) -> None:
-    """What a worker reads of a run that is kept elsewhere: its training's own files, and what all share."""
+def fetch_inputs(files: RunDir, key: str) -> None:
+    """For a run in a store: pull the training's own files and the shared ones that a worker reads."""
     files.pull(files.root, files.reward_statistics.name)
     files.pull(files.adapters, key, f"{key}@*")
     files.pull(files.tracking / f"{key}.json")
 
 
-def attach(settings: Train, denoiser: nn.Module) -> None:
-    """Put what `config.train` tunes into the denoiser: a LoRA, or a whole second set of its weights."""
-    if settings.method == "full":
-        adapters.full(denoiser, ADAPTER, settings.offload)
-    else:
-        adapters.attach(denoiser, ADAPTER, settings.rank, settings.alpha, settings.targets, settings.seed)
-
-
-def draft_config(config: Config, model: Model) -> DraftConfig:
-    """The objective of `config.train` on this model; ValueError where the two do not go together."""
-    settings = config.train
-    check_precision(model)
-    sampling = models.resolve_sampling(config, model.defaults)
-    sampling = replace(sampling, max_rows=settings.rollout_batch or sampling.max_rows)
-    micro_batch = min(settings.micro_batch, settings.batch)
-    objective = DraftConfig(
-        sampling, settings.k, settings.lv, settings.kl_weight, settings.kl, micro_batch, settings.autocast,
-        settings.on_nan,
-    )  # fmt: skip
-    grid_of(model, objective)
-    return objective
-
-
 def write_curve(files: RunDir, key: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Whole or not at all."""
+    """Write the curve's rows as JSON lines, whole or not at all."""
     with files.whole(files.curves / f"{key}.jsonl") as part:
         part.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _some(prompts: Sequence[str], shown: int = 4) -> str:
-    """The first distinct prompts of a batch, and how many more there are."""
+    """The first distinct prompts of a batch and the number of others."""
     distinct = list(dict.fromkeys(prompts))
     more = f" and {len(distinct) - shown} more" if len(distinct) > shown else ""
     return ", ".join(map(repr, distinct[:shown])) + more
 
 
 def _map(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The same with every tensor in it replaced."""
+    """Apply a function to every tensor of nested dicts and lists."""
     if isinstance(tree, dict):
         return {key: _map(value, function) for key, value in tree.items()}
     if isinstance(tree, list):

@@ -84,7 +84,7 @@ def kept(single, step):
 def test_snapshots_and_the_last_adapter_are_averages_of_the_steps_and_training_goes_on_as_without(
     plain, averaged, tmp_path
 ):
-    started = worker.Training(plain, watched=False)
+    started = worker.Training(plain, is_first=False)
     adapters.save(started.model.denoiser, worker.ADAPTER, tmp_path / "start", {})
     expected = load_file(tmp_path / "start" / adapters.WEIGHTS)
     for step in range(1, plain.train.steps + 1):
@@ -134,7 +134,7 @@ def test_what_a_guard_held_is_the_average_of_its_step(averaged, model, tmp_path)
 
 def test_a_step_that_is_left_out_is_not_averaged(model, tmp_path):
     single = configured(model, tmp_path, train__ema=DECAY, train__on_nan="skip")
-    started = worker.Training(single, watched=False)
+    started = worker.Training(single, is_first=False)
     started.advance(0, 1)
     before = [mean.clone() for mean in started.ema.means]
     started.guard.explosions = Explosions(1000, 0, [(100.0 + i, 1e-9) for i in range(20)])

@@ -54,7 +54,7 @@ def test_every_preset_is_tried():
 def test_what_a_preset_trains_is_float32_and_the_rest_as_configured(preset, method, model, family_folder, tmp_path):
     found = small(preset, method, model, family_folder, tmp_path)
     frozen = models.DTYPES[found.model.dtype]
-    started = worker.Training(found, watched=False)
+    started = worker.Training(found, is_first=False)
     before = [parameter.detach().clone() for parameter in started.parameters]
     for _ in range(2):  # LoRA's A has a gradient at the second step
         started.advance(0, 1)

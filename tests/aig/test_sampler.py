@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import pytest
 import torch
 from models import tiny_with
 
-from aig import adapters
+from aig import adapters, schedules
 from aig.path import Transitions
 from aig.sampler import Arm, Grid, Noise, Sampling, sample, sample_arms, to_uint8
 
@@ -223,11 +224,19 @@ def test_the_ids_of_known_schedules_stay_what_they_were():
 
 
 def test_an_arms_id_follows_the_values_of_the_users_own_curve(monkeypatch):
-    arm = Arm("x", "a", 1.0, "math:sqrt")
-    ids = {arm.id, Arm("x", "a", 1.0, "math:sin").id, Arm("x", "a", 1.0, "power:0.5").id}
+    ids = {Arm("x", "a", 1.0, text).id for text in ("math:sqrt", "math:sin", "power:0.5")}
     assert len(ids) == 3
     monkeypatch.setattr("math.sqrt", lambda u: u)
-    assert arm.id not in ids
+    assert Arm("x", "a", 1.0, "math:sqrt").id not in ids
+
+
+def test_an_own_function_travels_with_its_arm_and_a_known_schedule_by_its_text(monkeypatch):
+    arms = [Arm("x", "a", 1.0, text) for text in ("math:sqrt", "power:2")]
+    sent = pickle.dumps(arms)
+    monkeypatch.setattr(schedules, "parse", {"power:2": schedules.power(2)}.__getitem__)
+    there = pickle.loads(sent)
+    assert there == arms and [arm.curve(0.25) for arm in there] == [0.5, 0.0625]
+    assert there[0].id == arms[0].id
 
 
 def test_the_users_own_curve_gives_the_images_of_the_same_formula_bit_for_bit(model):

@@ -139,7 +139,7 @@ def test_adapters_that_cannot_be_read_are_bad_input(tmp_path, capsys):
     lora.write_bytes(content)
     found = configuration.load("smoke", None, asked[2:])
     identity.claim_directory(found)
-    external.bring(found)
+    external.import_adapters(found)
     folder = RunDir.of(found).adapters / "mine"
     (folder / adapters.RECORD).write_text("{")
     assert main(["evaluate", *asked]) == 2

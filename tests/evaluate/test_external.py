@@ -7,8 +7,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import measured_runs
 import pytest
-from measured_runs import build, settings
 from pipeline_toys import overrides
 from safetensors.torch import load_file, save_file
 
@@ -21,10 +21,8 @@ from pipelines.commands import overview
 from pipelines.commands.options import parse
 from pipelines.config import ConfigError
 from pipelines.evaluate import external, generate
-from pipelines.evaluate import images as dataset
 from pipelines.front import compare, front
 from pipelines.front.results import metric_name
-from pipelines.measure import measure
 from pipelines.report.reading import read_run
 from pipelines.rewards import names
 from pipelines.runs import identity
@@ -48,7 +46,7 @@ def lora(model, tmp_path_factory):
 
 def only(storage, *texts, **more):
     """A run of external adapters alone, on no model in particular."""
-    return settings(storage, "sweep.rewards=[]", f"evaluate.adapters={json.dumps(texts)}", *(
+    return measured_runs.settings(storage, "sweep.rewards=[]", f"evaluate.adapters={json.dumps(texts)}", *(
         f"{key.replace('__', '.')}={value}" for key, value in more.items()
     ))  # fmt: skip
 
@@ -186,12 +184,12 @@ def test_the_run_keeps_a_copy_which_is_what_counts_when_the_file_is_gone(model, 
     source = tmp_path / "mine.safetensors"
     shutil.copyfile(lora, source)
     found = configuration.load("smoke", None, overrides(model, tmp_path, evaluate__adapters=f"['{source}']"))
-    external.bring(found)
+    external.import_adapters(found)
     copy = RunDir.of(found).adapters / "mine"
     assert (copy / adapters.WEIGHTS).read_bytes() == lora.read_bytes()
     assert [path.name for path in copy.parent.iterdir()] == ["mine"] and str(copy) in capsys.readouterr().out
     source.unlink()
-    external.bring(found)
+    external.import_adapters(found)
     external.check(found, models.load(str(model)).denoiser)
     assert study_models.adapter_digest(found, "mine") == adapters.digest(lora)
 
@@ -205,9 +203,10 @@ def test_the_run_keeps_a_copy_which_is_what_counts_when_the_file_is_gone(model, 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     """Two external adapters and no training, measured."""
-    found = build(only(tmp_path_factory.mktemp("runs"), "mine=/a/x.safetensors", "theirs=/b/x.safetensors"))
-    images = dataset.read(resolve_images(found, TinyModel.defaults), without=["image", "features"])
-    measure.measure(resolve(found), images, "a command", lambda: pytest.fail("so few images need no Ray"))
+    found = measured_runs.build(
+        only(tmp_path_factory.mktemp("runs"), "mine=/a/x.safetensors", "theirs=/b/x.safetensors")
+    )
+    measured_runs.measured(found)
     return found
 
 
@@ -238,8 +237,7 @@ def test_the_status_of_a_run_without_training_counts_its_images(measured):
 
 
 def test_two_runs_of_external_adapters_are_compared(measured, tmp_path):
-    again = build(replace(measured, run=replace(measured.run, storage=str(tmp_path))), gain=0.5)
-    images = dataset.read(resolve_images(again, TinyModel.defaults), without=["image", "features"])
-    measure.measure(resolve(again), images, "a command", lambda: pytest.fail("so few images need no Ray"))
+    again = measured_runs.build(replace(measured, run=replace(measured.run, storage=str(tmp_path))), gain=0.5)
+    measured_runs.measured(again)
     found = compare.compare(resolve(measured), resolve(again))
     assert found.path.exists()

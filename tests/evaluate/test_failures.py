@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from evaluations import arguments, save_lora
-from measured_runs import TUNED, build, settings
+from measured_runs import TUNED, build, measured, refuse_ray, settings
 
 from aig.models import TinyModel
 from pipelines import config as configuration
@@ -24,7 +24,6 @@ from pipelines.evaluate import failures, generate, scorers
 from pipelines.evaluate import images as dataset
 from pipelines.evaluate.attempt import LONGEST, attempt
 from pipelines.front import front
-from pipelines.measure import measure
 from pipelines.measure import table as measured_table
 from pipelines.rewards import names
 from pipelines.rewards import scores as rewards_scores
@@ -178,10 +177,6 @@ def read(found):
     return dataset.read(resolve_images(found, TinyModel.defaults), without=["image", "features"])
 
 
-def measured(found):
-    return measure.measure(resolve(found), read(found), "a command", lambda: pytest.fail("so few images need no Ray"))
-
-
 def test_a_prompt_that_failed_is_left_out_for_all_arms_and_counted(run):
     images = read(run)
     assert (images.expected, images.found, images.missing, images.failed) == (5 * 6 * 4, 5 * 5 * 4, 0, 5 * 4)
@@ -246,10 +241,6 @@ def test_a_run_of_which_too_little_is_left_is_not_measured(tmp_path):
         kept.add(unit.name, "drawn", "no")
     with pytest.raises(failures.EvaluationError, match=r"5 of 6 prompts failed, and two have to be left: no; see"):
         measured(found)
-
-
-def refuse_ray():
-    raise AssertionError("nothing is to be drawn")
 
 
 def test_images_of_another_run_are_refused_and_left_where_they_are(tmp_path):

@@ -154,7 +154,7 @@ def test_an_image_is_the_same_in_any_group_and_any_actor(run):
 def test_two_workers_halves_add_up_to_the_step_of_one(model, tmp_path):
     """What two workers compute between two messages, in one process: each its share by global index, then the sum."""
     single = configuration.load("smoke", None, overrides(model, tmp_path))
-    alone, first, second = (worker.Training(single, watched=False) for _ in range(3))
+    alone, first, second = (worker.Training(single, is_first=False) for _ in range(3))
     prompts, seeds = worker.draw(alone.prompts, 0, 0, single.train.batch)
     total = {"total": single.train.batch}
     whole = worker.train_step(alone.model, alone.reward, worker.ADAPTER, prompts, seeds, alone.draft, **total)

@@ -9,18 +9,18 @@ import weakref
 from dataclasses import replace
 from itertools import combinations
 
+import measured_runs
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from measured_runs import BRIGHT, DIMENSION, RED, TUNED, build, columns, settings
+from measured_runs import BRIGHT, DIMENSION, RED, TUNED, build, columns, refuse_ray, settings
 from scipy import stats
 from scipy.spatial.distance import cdist
 
 from aig import adapters, models
 from aig.metrics import cmmd, frechet_distance, kernel_distance, log_spectral_distance, neighbour_scores, vendi_score
-from aig.models import TinyModel
 from aig.pareto import bootstrap
 from pipelines import config as configuration
 from pipelines.__main__ import main
@@ -28,7 +28,6 @@ from pipelines.cluster.connect import Cluster
 from pipelines.config import ConfigError
 from pipelines.config.values import slug
 from pipelines.evaluate import generate, scorers
-from pipelines.evaluate import images as dataset
 from pipelines.evaluate import pixels as evaluate_pixels
 from pipelines.front import compare, front
 from pipelines.measure import broken as measure_broken
@@ -41,13 +40,8 @@ from pipelines.study.resolved import resolve, resolve_images
 ARMS = ["base", TUNED, f"{TUNED}+linear", f"{TUNED}x0.5", f"{TUNED}@2"]
 
 
-def no_ray():
-    raise AssertionError("so few images need no Ray")
-
-
-def measured(found, connect=no_ray):
-    images = dataset.read(resolve_images(found, TinyModel.defaults), without=["image", "features"])
-    table = measure.measure(resolve(found), images, "a command", connect)
+def measured(found, connect=refuse_ray):
+    table = measured_runs.measured(found, connect)
     return table, {(row["arm"], row["metric"]): row for row in measured_table.read_rows(RunDir.of(found))}
 
 

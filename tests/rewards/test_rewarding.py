@@ -254,7 +254,7 @@ def spoiled(model, storage, on_nan, *more):
     """A training in which images of a heart have no score."""
     prompts = "train.prompts=[a red star, a blue heart]"
     found = smoke(model, storage, f"train.reward={SPOILED}", prompts, f"train.on_nan={on_nan}", *more)
-    return worker.Training(found, watched=False)
+    return worker.Training(found, is_first=False)
 
 
 def test_a_training_stops_at_a_nan_score_and_names_the_image(model, tmp_path):
@@ -291,8 +291,9 @@ def test_a_training_of_which_nothing_is_left_stops_in_the_end(model, tmp_path):
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
 def test_a_validation_never_averages_nan_in_silence(model, tmp_path, on_nan):
     started = spoiled(model, tmp_path, on_nan)
-    scores = rewards_scores.Scores(reward_statistics.wanted(started.config), extractor=started.config.evaluate.features)
-    arguments = (started.config, started.model, scores, started.sampling, 0)
+    columns = reward_statistics.columns(started.config)
+    scores = rewards_scores.Scores(columns, extractor=started.config.evaluate.features)
+    arguments = (started.config, started.model, scores, started.draft.sampling, 0)
     if on_nan == "stop":
         with pytest.raises(FloatingPointError, match="2 images without a finite score, first that of 'a blue heart'"):
             validation.validate(*arguments)

@@ -61,7 +61,7 @@ def test_an_evaluation_that_is_refused_for_the_lock_changes_no_file_of_the_run(t
     found = configuration.load("smoke", None, asked[2:])
     with session(found) as first:
         first.claim()
-        external.bring(found)
+        external.import_adapters(found)
         before = content(found.directory)
         assert main(["evaluate", *asked, "evaluate.generators=7"]) == 2
         assert "another process is working in" in capsys.readouterr().err

@@ -18,9 +18,7 @@ from pipelines import config as configuration
 from pipelines.__main__ import main
 from pipelines.config import ConfigError
 from pipelines.evaluate import generate
-from pipelines.evaluate import images as dataset
 from pipelines.front import front
-from pipelines.measure import measure
 from pipelines.study import models, prompts
 from pipelines.study.prompts import EVALUATE, HELD_OUT, SEARCH, TRAIN, read, resolve_prompts
 from pipelines.study.resolved import resolve, resolve_images
@@ -250,7 +248,7 @@ def test_prompts_that_train_and_judge_are_counted_white_space_and_case_aside():
     assert prompts.prompt_lists(found) == {
         "split": "given", "train": 4, "validate": 2, "evaluate": 5, "overlap": 2, "overlap_validate": 1, "elsewhere": 0,
     }  # fmt: skip
-    said = prompts.told(prompts.prompt_lists(found))
+    said = prompts.describe(prompts.prompt_lists(found))
     assert "Trained on 4 prompts, judged on 5, of which 2 were trained on too (1 of them in validations" in said
 
 
@@ -266,10 +264,10 @@ def test_captions_of_the_world_are_split_and_given_ones_may_overlap():
 
 def test_what_adapters_from_elsewhere_were_trained_on_is_said_to_be_unknown():
     alone = asked("sweep.rewards=[]", "evaluate.adapters=['mine=/x.safetensors']")
-    assert prompts.told(prompts.prompt_lists(alone)) == (
+    assert prompts.describe(prompts.prompt_lists(alone)) == (
         "Judged on 16 prompts; what adapters from elsewhere were trained on is not known."
     )
-    beside = prompts.told(prompts.prompt_lists(asked("evaluate.adapters=['mine=/x.safetensors']")))
+    beside = prompts.describe(prompts.prompt_lists(asked("evaluate.adapters=['mine=/x.safetensors']")))
     assert "none is in both; what adapters from elsewhere" in beside
 
 
@@ -281,8 +279,7 @@ def test_the_check_tells_the_overlap(tmp_path, capsys):
 
 def test_the_record_of_the_fronts_has_the_counts_and_the_keys_that_others_read(tmp_path):
     found = measured_runs.build(measured_runs.settings(tmp_path))
-    images = dataset.read(resolve_images(found, TinyModel.defaults), without=["image", "features"])
-    measure.measure(resolve(found), images, "a command", lambda: pytest.fail("so few images need no Ray"))
+    measured_runs.measured(found)
     written = json.loads(front.write_front(resolve(found)).read_text())
     assert written["prompts"] == 6
     assert written["prompt_lists"] == prompts.prompt_lists(found)

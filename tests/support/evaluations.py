@@ -49,7 +49,7 @@ def arguments(model: Path, lora: Path, storage: Path, **more: object) -> list[st
 def by_hand(found: Config) -> dict[str, bytes]:
     """Every file of the images dataset that can be made, by name, drawn and scored in this process, without Ray."""
     identity.claim_directory(found)
-    external.bring(found)
+    external.import_adapters(found)
     study = resolve_images(found, TinyModel.defaults)
     generator, scorer = generate.Generator(study), scorers.Scorer(generate.Evaluation(study))
     for unit in generate.units(study):

@@ -14,12 +14,16 @@ from safetensors.torch import save_file
 from aig import adapters
 from aig.models import TinyModel
 from pipelines import config as configuration
+from pipelines.cluster.connect import Cluster
 from pipelines.config import Config
 from pipelines.config.values import slug
 from pipelines.evaluate import generate
+from pipelines.evaluate import images as dataset
+from pipelines.measure import measure
+from pipelines.measure.table import Table
 from pipelines.runs import identity as runs_identity
 from pipelines.runs.directory import IMAGES_FORMAT, RunDir
-from pipelines.study import arms as study_arms
+from pipelines.study.arms import StudyArm
 from pipelines.study.resolved import resolve, resolve_images
 
 DIMENSION = 6
@@ -30,7 +34,7 @@ Change = Callable[[str, dict[str, np.ndarray]], None]
 """Spoils the columns of one arm's images, given its name."""
 
 
-def columns(arm: study_arms.StudyArm, prompt_id: int, seeds: tuple[int, ...], gain: float) -> dict[str, np.ndarray]:
+def columns(arm: StudyArm, prompt_id: int, seeds: tuple[int, ...], gain: float) -> dict[str, np.ndarray]:
     """Scores and features of one arm's images of a prompt: the more tuned, the more reward and the less spread."""
     noise = np.random.default_rng([prompt_id, *seeds]).normal(size=(len(seeds), DIMENSION))
     own = np.random.default_rng([prompt_id, len(arm.arm.name)]).normal(size=(len(seeds), DIMENSION))
@@ -60,14 +64,15 @@ def given(storage: Path | str) -> list[str]:
 
 def build(found: Config, change: Change | None = None, gain: float = 1.0) -> Config:
     """Write the run's directory, with all that drawing its images would have left; `gain`: how far tuned arms go."""
-    files, arms = RunDir.of(found), resolve(found).arms
+    files = RunDir.of(found)
     runs_identity.claim_directory(found)
-    for name in {arm.arm.adapter for arm in arms if arm.arm.adapter}:
+    for name in {arm.arm.adapter for arm in resolve(found).arms if arm.arm.adapter}:
         (files.adapters / name).mkdir(parents=True)
         save_file({name: torch.zeros(1)}, files.adapters / name / adapters.WEIGHTS)
-    for unit in generate.units(resolve_images(found, TinyModel.defaults)):
+    study = resolve_images(found, TinyModel.defaults)
+    for unit in generate.units(study):
         parts = []
-        for arm, origin in zip(arms, unit.origins, strict=True):
+        for arm, origin in zip(study.arms, unit.origins, strict=True):
             made = columns(arm, unit.prompt_id, unit.seeds, gain)
             if change is not None:
                 change(arm.arm.name, made)
@@ -83,3 +88,13 @@ def build(found: Config, change: Change | None = None, gain: float = 1.0) -> Con
         table = pa.concat_tables(parts).replace_schema_metadata(about)
         files.write_parquet(files.images / generate.PART.format(unit=unit.name), table)
     return found
+
+
+def refuse_ray() -> Cluster:
+    raise AssertionError("there is nothing here that needs Ray")
+
+
+def measured(found: Config, connect: Callable[[], Cluster] = refuse_ray) -> Table:
+    """Measure the images of a run's directory."""
+    study = resolve_images(found, TinyModel.defaults)
+    return measure.measure(study, dataset.read(study, without=measure.UNNEEDED), "a command", connect)

@@ -94,6 +94,11 @@ def refusing(images: Tensor, prompts: list[str]) -> Tensor:
     return bright(images, prompts)
 
 
+def squared(u: float) -> float:
+    """A schedule: power:2."""
+    return u**2
+
+
 def pixels(images: Tensor) -> Tensor:
     """Images on 4 x 4 pixels (B, 48), none a row of zeros."""
     return F.adaptive_avg_pool2d(images, 4).flatten(1) + 0.1

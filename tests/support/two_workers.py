@@ -30,7 +30,7 @@ def work(rank, cases, folder):
 
 def train(rank, single, folder):
     """Some steps, a validation and a snapshot among them; the last one also from a checkpoint."""
-    how = parallel.of(single.train, 2)
+    how = parallel.strategy(single.train, 2)
     first = worker.Training(single, rank == 0, how, 2)
     first.begin()
     for _ in range(STEPS - 1):

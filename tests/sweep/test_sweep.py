@@ -12,26 +12,22 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from measured_runs import RED, build, settings
+from measured_runs import RED, build, measured, settings
 from pipeline_toys import HERE
 from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.tune.schedulers import TrialScheduler
-from ray.tune.search.optuna import OptunaSearch
 
-from aig.models import TinyModel
 from pipelines import config as configuration
 from pipelines.commands import preflight
 from pipelines.config import ConfigError
-from pipelines.evaluate import images
 from pipelines.front import front
-from pipelines.measure import measure
 from pipelines.report import write_report
 from pipelines.runs import directory, identity
 from pipelines.runs.directory import RunDir
 from pipelines.runs.files import write_json
 from pipelines.study import trainings, trials
-from pipelines.study.resolved import resolve, resolve_images
+from pipelines.study.resolved import resolve
 from pipelines.study.trainings import adapter_key
 from pipelines.study.trials import Record, Trials
 from pipelines.train import records
@@ -228,22 +224,26 @@ def guarded(found, train, kept=4):
     return single
 
 
-def test_optuna_is_told_what_the_adapter_that_a_guard_kept_was_worth(tmp_path, monkeypatch):
+def test_optuna_learns_from_the_values_of_the_adapter_that_a_guard_kept(tmp_path):
     found = sweep(tmp_path, "sweep.search=optuna", "sweep.trials=6", *GUARDED, *SEARCH)
-    record, told = Record(), []
+    record = Record()
     first = sweep_generations.draw(found, record)
     for train in first[1:]:
         curve(found, adapter_key(train), reward=100.0, diversity=1.0)
     guarded(found, first[0])
-    complete = OptunaSearch.on_trial_complete
+    assert [trial.values for trial in sweep_generations.study(found, record).trials] == [[4, 16], [100, 1], [100, 1]]
 
-    def watched(self, trial_id, result=None, error=False):
-        told.append(result)
-        complete(self, trial_id, result, error)
 
-    monkeypatch.setattr(OptunaSearch, "on_trial_complete", watched)
-    sweep_generations.draw(found, record)
-    assert told == [{"reward": 4, "diversity": 16}, *[{"reward": 100, "diversity": 1}] * 2]
+def test_a_failed_trial_and_one_without_finite_values_count_as_failed(tmp_path):
+    found = sweep(tmp_path, "sweep.search=optuna", "sweep.trials=6", *SEARCH)
+    record = Record()
+    first, second, third = sweep_generations.draw(found, record)
+    curve(found, adapter_key(first), reward=1.0, diversity=2.0)
+    curve(found, adapter_key(second), reward=1.0, diversity=math.nan)
+    curve(found, adapter_key(third), reward=1.0, diversity=2.0)
+    record.errored[adapter_key(third)] = "ValueError: no"
+    states = [trial.state.name for trial in sweep_generations.study(found, record).trials]
+    assert states == ["COMPLETE", "FAIL", "FAIL"]
 
 
 def test_a_trial_that_a_scheduler_stopped_is_told_by_where_it_stood(tmp_path):
@@ -251,7 +251,7 @@ def test_a_trial_that_a_scheduler_stopped_is_told_by_where_it_stood(tmp_path):
     (train, *_) = sweep_generations.draw(found, Record())
     single = guarded(found, train)
     shutil.rmtree(RunDir.of(single).adapters)
-    assert sweep_generations.objectives(single) == {"reward": 6, "diversity": 14}
+    assert sweep_generations.objectives(single) == [6, 14]
 
 
 def test_asha_compares_with_what_a_guard_kept(tmp_path):
@@ -440,7 +440,7 @@ def searched(tmp_path):
     identity.claim_directory(found)
     sweep_generations.draw(found, Record())
     build(found)
-    measure.measure(resolve(found), images.read(resolve_images(found, TinyModel.defaults)), "test", lambda: None)
+    measured(found)
     front.write_front(resolve(found))
     return found
 
@@ -480,7 +480,7 @@ def test_what_a_search_drew_is_a_family_of_the_front_beside_aig_and_shown_in_the
 
 def test_the_report_tells_studies_of_several_learning_rates_apart(tmp_path):
     found = build(settings(tmp_path, "sweep.lrs=[0.001, 0.0003]"))
-    measure.measure(resolve(found), images.read(resolve_images(found, TinyModel.defaults)), "test", lambda: None)
+    measured(found)
     front.write_front(resolve(found))
     page = report_of(found)
     for lr in ("0.001", "0.0003"):

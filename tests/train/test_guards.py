@@ -132,34 +132,34 @@ def usual(count=20):
     ],
 )
 def test_a_step_far_beyond_what_was_usual_has_exploded(loss, norm, said):
-    assert Explosions(10, 1, usual()).found(loss, norm) == said
+    assert Explosions(10, 1, usual()).check(loss, norm) == said
 
 
 def test_a_step_that_has_exploded_does_not_become_usual():
     watch = Explosions(10, 1, usual())
     for _ in range(50):
-        assert watch.found(-3, 1000) is not None
+        assert watch.check(-3, 1000) is not None
     assert len(watch.state()) == 20
 
 
 def test_nothing_is_unusual_at_first_nor_where_it_is_off():
-    assert Explosions(10, 1, usual(9)).found(1e9, 1e9) is None
-    assert Explosions(None, 1, usual()).found(1e9, 1e9) is None
+    assert Explosions(10, 1, usual(9)).check(1e9, 1e9) is None
+    assert Explosions(None, 1, usual()).check(1e9, 1e9) is None
 
 
 def test_what_has_come_to_rest_may_move_again():
     resting = [(-10, 1e-6)] * 20
-    assert Explosions(10, 1, resting).found(-9.95, 0.99) is None
-    assert "a gradient" in (Explosions(10, 1, resting).found(-9.95, 1.01) or "")
-    assert "a loss of -9.89" in (Explosions(10, 1, resting).found(-9.89, 0.99) or "")
-    assert Explosions(10, 1, [(0, 0)] * 20).found(1, 2) is None
+    assert Explosions(10, 1, resting).check(-9.95, 0.99) is None
+    assert "a gradient" in (Explosions(10, 1, resting).check(-9.95, 1.01) or "")
+    assert "a loss of -9.89" in (Explosions(10, 1, resting).check(-9.89, 0.99) or "")
+    assert Explosions(10, 1, [(0, 0)] * 20).check(1, 2) is None
 
 
 def test_what_a_checkpoint_holds_of_usual_steps_gives_the_same_answers():
     watch = Explosions(10, 1, usual())
     again = Explosions(10, 1, json.loads(json.dumps(watch.state())))
     for step in (*usual(60), (-3, 19), (0, 2), (-3, 25)):
-        assert watch.found(*step) == again.found(*step)
+        assert watch.check(*step) == again.check(*step)
 
 
 def run_of(model, storage, **more):
@@ -175,7 +175,7 @@ def loaded(arguments):
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
 def test_an_exploding_step_stops_the_training_naming_prompts_or_is_left_out_and_counted(model, tmp_path, on_nan):
     found = loaded([*run_of(model, tmp_path), f"train.on_nan={on_nan}", "train.prompts=[a red star, a blue heart]"])
-    started = Training(found, watched=False)
+    started = Training(found, is_first=False)
     started.guard.explosions = Explosions(1000, 0, [(100.0 + i, 1e-9) for i in range(20)])
     before = [parameter.clone() for parameter in started.parameters]
     if on_nan == "stop":
@@ -204,7 +204,7 @@ class KilledError(Exception):
 def proceed(found, until=10**6, state=None):
     """What a worker does, without Ray; it goes on from a state where there is one, and is killed as it reports a step
     after `until`. Returns the training, and its last state that was reported by then."""
-    started = Training(found, watched=True)
+    started = Training(found, is_first=True)
     if state is not None:
         torch.save(state, found.directory / "state.pt")
         started.restore(found.directory / "state.pt")
@@ -310,7 +310,7 @@ def test_means_over_training_seeds_leave_out_what_not_every_training_has(undistu
 
 
 def test_status_and_the_sweeps_table_say_where_and_why_it_stopped(undisturbed, tmp_path):
-    told = study_limits.told(adapters.read_record(RunDir.of(undisturbed).adapters / KEY))
+    told = study_limits.describe_stop(adapters.read_record(RunDir.of(undisturbed).adapters / KEY))
     assert "where the held-out reward was" in told and told.endswith(f"that of step {trainings.last_step(undisturbed)}")
     assert told in overview.report(undisturbed.directory)
     assert told in overview.report(shutil.copytree(undisturbed.directory, tmp_path / "elsewhere" / "moved"))
@@ -354,7 +354,7 @@ def test_a_checkpoint_without_the_curves_beginning_is_not_gone_on_from(undisturb
     found = loaded(run_of(model, tmp_path, **GUARDED))
     _, state = proceed(found, 2)
     state["curve"] = json.dumps(json.loads(state["curve"])[1:])
-    again = Training(found, watched=False)
+    again = Training(found, is_first=False)
     torch.save(state, tmp_path / "state.pt")
     again.restore(tmp_path / "state.pt")
     assert again.step == 0
@@ -389,7 +389,7 @@ def test_a_checkpoint_has_what_was_usual(model, tmp_path):
     found = loaded(run_of(model, tmp_path))
     first, state = proceed(found, 2)
     assert state["guard"]["held"] is None and len(state["guard"]["usual"]) == 2
-    again = Training(found, watched=False)
+    again = Training(found, is_first=False)
     torch.save(state, tmp_path / "state.pt")
     again.restore(tmp_path / "state.pt")
     assert again.step == 2
@@ -408,7 +408,7 @@ def test_an_evaluation_draws_the_arms_that_a_stopped_training_left(ray_cluster, 
     files = RunDir.of(undisturbed)
     arms = {arm["name"]: arm for arm in json.loads(files.arms.read_text())["arms"]}
     assert arms.keys() == {"base", KEY, f"{KEY}+linear", f"{KEY}x0.5", f"{KEY}@2", f"{KEY}@4"}
-    told = study_limits.told(adapters.read_record(files.adapters / KEY))
+    told = study_limits.describe_stop(adapters.read_record(files.adapters / KEY))
     assert {name for name, arm in arms.items() if arm["stopped"] == told} == arms.keys() - {"base"}
     assert arms[KEY]["step"] == 4
     assert told in (files.root / "report" / "index.html").read_text()

@@ -52,7 +52,7 @@ def folder(model, tmp_path_factory):
 def trained(request, folder, model, tmp_path_factory):
     """A few steps of one worker, the states of two that have shared them, and the folders of both."""
     method, own = request.param, tmp_path_factory.mktemp("one")
-    alone = worker.Training(configuration.load("smoke", None, arguments(model, own, method)), watched=True)
+    alone = worker.Training(configuration.load("smoke", None, arguments(model, own, method)), is_first=True)
     alone.begin()
     for _ in range(two_workers.STEPS):
         alone.advance(0, 1)
@@ -111,7 +111,7 @@ def test_what_is_sharded_beside_a_bfloat16_base_is_float32_and_makes_adams_steps
 
 def test_a_worker_without_an_image_keeps_none_waiting_and_changes_nothing(folder, model, tmp_path):
     single = configuration.load("smoke", None, [*arguments(model, tmp_path, "lora"), "train.batch=1"])
-    alone = worker.Training(single, watched=False)
+    alone = worker.Training(single, is_first=False)
     alone.advance(0, 1)
     found = torch.load(folder / "idle.pt", weights_only=True)["parameters"]
     assert all(torch.equal(one, two) for one, two in zip(alone.state()["parameters"], found, strict=True))
@@ -134,12 +134,12 @@ def test_shares_partition_the_batch_and_those_of_sharded_workers_are_filled_up_t
     ],
 )  # fmt: skip
 def test_the_configuration_and_the_number_of_workers_say_how_they_share(given, world, how):
-    assert parallel.of(Train(**given), world) == how
+    assert parallel.strategy(Train(**given), world) == how
 
 
 def test_padding_changes_neither_gradient_nor_sums(model, tmp_path):
     single = configuration.load("smoke", None, arguments(model, tmp_path, "lora"))
-    one, padded = (worker.Training(single, watched=False) for _ in range(2))
+    one, padded = (worker.Training(single, is_first=False) for _ in range(2))
     prompts, seeds = worker.draw(one.prompts, 0, 0, 3)
     found = [
         worker.train_step(

@@ -16,7 +16,7 @@ from aig.world.tiny import build_pipeline
 from pipelines import config as configuration
 from pipelines.__main__ import main
 from pipelines.study import models
-from pipelines.train import dry_run, worker
+from pipelines.train import dry_run, objective
 
 SIZES = {"sd14": 859.5, "sdxl": 2567.5, "sd3": 2028.3, "flux": 11901.4}  # million parameters of the denoiser
 
@@ -31,7 +31,7 @@ def test_the_plan_counts_what_a_training_step_does(overrides, monkeypatch):
     made = dry_run.make(asked)
     model = models.load_model(asked)
     train = asked.train
-    worker.attach(train, model.denoiser)
+    objective.attach(train, model.denoiser)
     tensors = adapters.parameters(model.denoiser, "tuned")
     assert made.trained == sum(tensor.numel() for tensor in tensors)
     rows = []
@@ -42,7 +42,7 @@ def test_the_plan_counts_what_a_training_step_does(overrides, monkeypatch):
         return predict(self, x_t, *rest)
 
     monkeypatch.setattr(TinyModel, "predict", counted)
-    settings = worker.draft_config(asked, model)
+    settings = objective.draft_config(asked, model)
     settings = replace(settings, sampling=replace(settings.sampling, fuse=False))
     with FlopCounterMode(display=False) as counter:
         draft.train_step(model, red, "tuned", ["a red star"] * 8, list(range(8)), settings)
@@ -58,10 +58,10 @@ def test_the_plan_counts_what_the_path_kl_asks_of_a_multistep_scheduler(tmp_path
     asked = ["train.batch=4", "model.steps=6", "model.scheduler=sde-dpm", "train.k=2", "train.kl_weight=1"]
     asked = configuration.load(None, None, [f"model.name={tmp_path}", *asked, "train.kl=path"])
     made, model, rows = dry_run.make(asked), models.load_model(asked), []
-    worker.attach(asked.train, model.denoiser)
+    objective.attach(asked.train, model.denoiser)
     predict = TinyModel.predict
     monkeypatch.setattr(TinyModel, "predict", lambda self, x, *rest: rows.append(len(x)) or predict(self, x, *rest))
-    draft.train_step(model, red, "tuned", ["a red star"] * 4, list(range(4)), worker.draft_config(asked, model))
+    draft.train_step(model, red, "tuned", ["a red star"] * 4, list(range(4)), objective.draft_config(asked, model))
     assert made.predictions == sum(rows) == 4 * (6 + 2 + 1)
 
 
@@ -104,7 +104,7 @@ def test_held_activations_are_about_what_autograd_holds(dtype):
             held[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    settings = worker.draft_config(asked, model)
+    settings = objective.draft_config(asked, model)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         draft.train_step(model, red, "tuned", ["a red star"] * 4, list(range(4)), settings)
     assert dry_run.make(asked).activations == pytest.approx(sum(held.values()), rel=0.2)

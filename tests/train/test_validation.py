@@ -29,13 +29,13 @@ def training(tmp_path_factory):
     mine = ["rewards.define={mine: {name: 'pipeline_toys:constant'}}", "evaluate.rewards=['pipeline_toys:red', mine]"]
     more = [f"train.prompts=[{', '.join(PROMPTS)}]", "train.validate_seeds=3"]
     return Training(
-        configuration.load("smoke", None, [*overrides(folder / "untrained", folder), *mine, *more]), watched=True
+        configuration.load("smoke", None, [*overrides(folder / "untrained", folder), *mine, *more]), is_first=True
     )
 
 
 @pytest.fixture(scope="module")
 def found(training):
-    return validation.validate(training.config, training.model, training.scores, training.sampling, 0)
+    return validation.validate(training.config, training.model, training.scores, training.draft.sampling, 0)
 
 
 def test_every_reward_of_the_evaluation_is_in_the_curve(found):
@@ -67,7 +67,7 @@ def test_the_picture_is_of_the_images_that_were_scored_prompts_by_seeds(training
                 [configuration.VALIDATION_SEEDS + seed],
                 [Arm("base", None, 1.0, "base")],
                 0,
-                training.sampling,
+                training.draft.sampling,
             )
             wanted = to_uint8(training.model.decode(samples.latents["base"]).detach())[0]
             tile = pixels[32 * p : 32 * (p + 1), 32 * seed : 32 * (seed + 1)]

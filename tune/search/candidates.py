@@ -1,8 +1,8 @@
-"""Candidate schedules: the families, and samplers that propose a whole generation at once and learn from its values.
+"""Candidate schedules: their families, and samplers that propose a generation at once and learn from its values.
 
-Every parameter is proposed for every candidate, whichever its family reads, so that the space is one of fixed dimension
-that genetic and Bayesian samplers know how to search. A sampler is a function of its seed and of the values it is told:
-to resume a search is to propose again and to tell it the values that are known.
+Every candidate gets every parameter, whichever of them its family reads, so the space has a fixed dimension, as genetic
+and Bayesian samplers need. A sampler depends on its seed and the values it is told alone: a search is resumed by
+proposing again and telling it the known values.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from aig import schedules
 FAMILIES = ("power", "step", "constant", "monotone", "free")
 SAMPLERS = ("nsga2", "tpe", "random", "grid")
 KNOTS = 4
-# Where the knots of a piecewise curve may lie; the first and the last are at 0 and 1. The ranges do not meet.
+# Ranges of the inner knots of a piecewise curve; they do not meet. The first and the last knot are at 0 and 1.
 PLACES = ((0.05, 0.45), (0.5, 0.95))
-# Of a knot's weight, clipped to [0, 1] after: many curves then begin with the base alone, whose steps they share, or
-# end with the tuned model alone, and a step at 0 or 1 takes one prediction where others take two.
+# Range of a knot's weight before it is clipped to [0, 1]. So many curves begin with the base alone, whose steps they
+# share, or end with the tuned model alone; and a step at 0 or 1 takes one prediction, others take two.
 WEIGHTS = (-0.25, 1.25)
 POWERS = (0.25, 16.0)
 NUMBERS: dict[str, Callable[[optuna.Trial], float]] = {
@@ -36,21 +36,21 @@ NUMBERS: dict[str, Callable[[optuna.Trial], float]] = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A schedule that a sampler proposes: its family and its text."""
+    """A proposed schedule: its family and its text."""
 
     family: str
     schedule: str
 
 
 class Sampler(Protocol):
-    """Proposes candidates, and learns what they came to; both in generations."""
+    """Proposes candidates and learns their values, both in generations."""
 
     def ask(self, count: int) -> list[Candidate]:
-        """So many candidates, fewer where there are no more."""
+        """`count` candidates, or fewer if there are no more."""
         ...
 
     def tell(self, values: np.ndarray) -> None:
-        """Values (count, objectives), all maximized, of the candidates that were asked for last."""
+        """Learn the values (count, objectives), all maximized, of the last candidates."""
         ...
 
 
@@ -63,14 +63,14 @@ def sampler(
     trials: int,
     seed: int,
 ) -> Sampler:
-    """A sampler by name. `places` are the knots' u, or None where they are searched, too; `trials` bounds the grid."""
+    """A sampler by name. `places`: the knots' u, or None to search them too; `trials` bounds the grid."""
     if name == "grid":
         return Grid(families, places, trials)
     return Optuna(name, families, places, objectives, population, seed)
 
 
 class Optuna:
-    """Optuna's samplers by ask and tell: NSGA-II (Deb et al. 2002), multi-objective TPE (Ozaki et al. 2022), random."""
+    """Optuna's samplers: NSGA-II (Deb et al. 2002), multi-objective TPE (Ozaki et al. 2022), random."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ def _optuna_sampler(name: str, population: int, seed: int) -> optuna.samplers.Ba
 
 
 class Grid:
-    """Evenly spaced curves of every family, as many a family as `trials` allows, in a fixed order."""
+    """Evenly spaced curves of every family, as many per family as `trials` allows, in a fixed order."""
 
     def __init__(self, families: Sequence[str], places: Sequence[float] | None, trials: int) -> None:
         share = max(2, trials // len(families))
@@ -140,11 +140,11 @@ def _lattice(family: str, places: Sequence[float] | None, most: int) -> list[Can
         return [Candidate(family, _with_number(family, p)) for p in np.geomspace(*POWERS, most)]
     if family in ("step", "constant"):
         return [Candidate(family, _with_number(family, x)) for x in np.linspace(0, 1, most)]
-    where = list(places) if places else [0, 0.3, 0.7, 1]
-    levels, found = 2, _corners(family, 2)
+    knots = list(places) if places else [0, 0.3, 0.7, 1]
+    levels, corners = 2, _corners(family, 2)
     while len(finer := _corners(family, levels + 1)) <= most:
-        levels, found = levels + 1, finer
-    return [Candidate(family, _curve(family, where, weights)) for weights in found]
+        levels, corners = levels + 1, finer
+    return [Candidate(family, _curve(family, knots, weights)) for weights in corners]
 
 
 def _corners(family: str, levels: int) -> list[tuple[float, ...]]:

@@ -55,7 +55,7 @@ class Evaluator:
         self.sampling = sampling_of(self.config, self.model.defaults)
         evaluate = self.config.evaluate
         columns = names.columns(self.config, scored(self.config, reward))
-        statistics = reward_statistics.of_sums(self.config)
+        statistics = reward_statistics.sum_statistics(self.config)
         self.scores = Scores(columns, statistics, names.gold(self.config), evaluate.features, scoring_device())
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
-"""Drawing the trials of a search, a generation at a time.
+"""Draws the trials of a search, one generation at a time.
 
-Every generation is drawn by a sampler of its own, which is told all trials before it and what they came to. So a
-generation depends on the seed and on storage alone, and a search that was interrupted goes on as if it had not been.
+Each generation has a new sampler, in a study that holds all earlier trials and their values. So it depends on the seed
+and on storage alone, and an interrupted search goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
+from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
 from pipelines.config import Config, ConfigError, Train
 from pipelines.study import trainings
@@ -21,85 +22,84 @@ from pipelines.study.trainings import adapter_key
 from pipelines.study.trials import Record
 from tune.sweep import space
 
-# So often is a trial that is known already drawn again, until there seem to be no others.
+# Draws per wanted trial: if that many bring too few new settings, the space counts as exhausted.
 TRIES = 50
 
 
 def draw(config: Config, record: Record) -> list[Train]:
-    """The next generation of a search, written into the record; empty where `sweep.trials` are drawn or no others are.
+    """Draw the next generation and write it into the record; empty if `sweep.trials` or the whole space are drawn.
 
-    Call it when every trial before it has ended.
+    Call it when every earlier trial has ended.
     """
     sweep, known = config.sweep, {adapter_key(train) for train in trainings.trainings(config)}
     left = sweep.trials - sum(map(len, record.drawn))
     if left <= 0 or record.exhausted:
         return []
-    searcher = _informed(config, record)
-    found: list[dict[str, Any]] = []
-    wanted = left if sweep.search == "random" else min(sweep.generation, left)
-    for number in range(TRIES * wanted):
-        settings = space.settings(config, searcher.suggest(f"new-{number}") or {})
+    history, distributions = study(config, record), space.space(config)
+    drawn: list[dict[str, Any]] = []
+    count = left if sweep.search == "random" else min(sweep.generation, left)
+    for _ in range(TRIES * count):
+        settings = space.settings(config, history.ask(distributions).params)
         key = adapter_key(trainings.training(config, **settings))
         if key not in known:
             known.add(key)
-            found.append(settings)
-        if len(found) == wanted:
+            drawn.append(settings)
+        if len(drawn) == count:
             break
-    record.exhausted = len(found) < wanted
-    if found:
-        record.drawn.append(found)
+    record.exhausted = len(drawn) < count
+    if drawn:
+        record.drawn.append(drawn)
     record.write(config)
-    return [trainings.training(config, **settings) for settings in found]
+    return [trainings.training(config, **settings) for settings in drawn]
 
 
-def _informed(config: Config, record: Record) -> OptunaSearch:
-    """Optuna's study of the trials so far; one that failed counts as failed, one that was stopped by where it stood."""
+def study(config: Config, record: Record) -> optuna.Study:
+    """Optuna's study of all trials so far, with the sampler of the next generation.
+
+    A trial that a scheduler stopped has its last values; one without values has failed.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    names, distributions = list(config.sweep.objectives), space.space(config)
+    distributions = space.space(config)
     if not distributions:
         raise ConfigError(
             "sweep.search has nothing to draw: give a range (sweep.lr_range, sweep.kl_range) or several values in "
             "sweep.kl_weights, sweep.lrs, sweep.ranks, sweep.ks or sweep.rewards"
         )
-    before = [settings for generation in record.drawn for settings in generation]
-    searcher = OptunaSearch(
-        distributions, metric=names, mode=["max"] * len(names),
-        points_to_evaluate=[{name: settings[name] for name in distributions} for settings in before],
-        sampler=space.sampler(config, len(record.drawn)),
-    )  # fmt: skip
-    for number, settings in enumerate(before):
+    directions = [StudyDirection.MAXIMIZE] * len(config.sweep.objectives)
+    history = optuna.create_study(directions=directions, sampler=space.sampler(config, len(record.drawn)))
+    for settings in (settings for generation in record.drawn for settings in generation):
         single = replace(config, train=trainings.training(config, **settings))
-        searcher.suggest(str(number))
         values = None if adapter_key(single.train) in record.errored else objectives(single)
-        searcher.on_trial_complete(str(number), values, error=values is None)
-    return searcher
+        params = {name: settings[name] for name in distributions}
+        state = TrialState.FAIL if values is None else TrialState.COMPLETE
+        history.add_trial(create_trial(state=state, values=values, params=params, distributions=distributions))
+    return history
 
 
-def objectives(config: Config) -> dict[str, float] | None:
-    """What the training `config.train` came to, by the validation of its adapter; None where it has none or it is not
-    finite."""
+def objectives(config: Config) -> list[float] | None:
+    """The values of `sweep.objectives` that the adapter of `config.train` reached; None unless all are finite."""
     rows = trainings.standings(config)
     values = [rows[-1].get(name) for name in config.sweep.objectives] if rows else []
     finite = [float(value) for value in values if value is not None and math.isfinite(value)]
-    return dict(zip(config.sweep.objectives, finite, strict=True)) if len(finite) == len(values) > 0 else None
+    return finite if len(finite) == len(values) > 0 else None
 
 
 class Queue(Searcher):
-    """Hands Tune the trainings that are left and, of a search, the generations after them, each when all have ended."""
+    """Hands Tune the trainings that are left, then a search's generations, each after the one before has ended."""
 
     def __init__(self, config: Config, record: Record, first: Sequence[Train], drawing: bool) -> None:
-        super().__init__(metric="reward", mode="max")  # required, and not looked at here
+        super().__init__(metric="reward", mode="max")  # required, not used
         self.config, self.record, self.drawing = config, record, drawing
         self.waiting, self.running = list(first), dict[str, str]()
         self.failed: list[str] = []
         self.keys = [adapter_key(train) for train in first]
-        """Of everything that was handed out or waits; it grows."""
+        """Keys of all trainings so far; a search adds to it."""
 
     def suggest(self, trial_id: str) -> Any:
         if not self.waiting and self.running:
-            # A generation learns from the whole one before it; Tune asks again.
+            # A generation learns from all of the one before; Tune asks again.
             return None if self.drawing else Searcher.FINISHED
-        # What failed without being recorded was only interrupted, and comes before what would learn from it.
+        # A failure that is not recorded was an interruption: that trial is run again before others learn from it.
         if not self.waiting and self.drawing and all(key in self.record.errored for key in self.failed):
             self.waiting = draw(self.config, self.record)
             self.keys += map(adapter_key, self.waiting)
@@ -116,7 +116,7 @@ class Queue(Searcher):
             self.failed.append(key)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: storage has it all."""
+        """Does nothing: storage has it all."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as `save`."""
+        """Does nothing, as `save`."""

@@ -145,7 +145,7 @@ def result_row(config: Config) -> dict[str, Any]:
     """
     key, found, step = trainings.adapter_key(config.train), trainings.stopped(config), trainings.last_step(config)
     rows = {row["step"]: row for row in trainings.curve(config)}
-    return {"adapter": key, **rows[step], "start": rows[0], "stopped": found and limits.told(found)}
+    return {"adapter": key, **rows[step], "start": rows[0], "stopped": found and limits.describe_stop(found)}
 
 
 def table(rows: list[dict[str, Any]]) -> str:

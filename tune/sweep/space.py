@@ -1,7 +1,6 @@
-"""The space of a search: what is drawn for a trial, and how.
+"""The space of a search and its samplers.
 
-A trial's settings are rounded to two significant digits, so that its adapter has a name that a person can read and that
-says all of them.
+A trial's settings are rounded to two significant digits, so that its adapter's name is short and says all of them.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ DIGITS = 2
 
 
 def space(config: Config) -> dict[str, BaseDistribution]:
-    """A distribution for each setting that `config.sweep` leaves open: what it lists once is settled."""
+    """A distribution for each setting that has a range or several values in `config.sweep`."""
     sweep, (lrs, ranks) = config.sweep, trainings.learning(config)
     ranges = {"lr": sweep.lr_range, "kl_weight": sweep.kl_range}
-    found: dict[str, BaseDistribution] = {
+    distributions: dict[str, BaseDistribution] = {
         name: FloatDistribution(*ends, log=True) for name, ends in ranges.items() if ends is not None
     }
     choices = {"reward": sweep.rewards, "k": sweep.ks, "kl_weight": sweep.kl_weights, "lr": lrs, "rank": ranks}
     for name, values in choices.items():
-        if name not in found and len(values) > 1:
-            found[name] = CategoricalDistribution(values)
-    return found
+        if name not in distributions and len(values) > 1:
+            distributions[name] = CategoricalDistribution(values)
+    return distributions
 
 
 def settings(config: Config, drawn: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's settings: those that were drawn, rounded and still in their ranges, beside those that are settled."""
+    """All settings of a trial: the drawn ones, rounded within their ranges, and those that `config.sweep` fixes."""
     sweep, (lrs, ranks) = config.sweep, trainings.learning(config)
-    settled = {
+    fixed = {
         "reward": sweep.rewards[0], "k": sweep.ks[0], "kl_weight": sweep.kl_weights[0], "lr": lrs[0],
         "rank": ranks[0], "seed": sweep.train_seeds[0],
     }  # fmt: skip
@@ -43,13 +42,13 @@ def settings(config: Config, drawn: Mapping[str, Any]) -> dict[str, Any]:
     for name, ends in (("lr", sweep.lr_range), ("kl_weight", sweep.kl_range)):
         if ends is not None:
             rounded[name] = min(max(float(f"{drawn[name]:.{DIGITS}g}"), ends[0]), ends[1])
-    return {**settled, **rounded}
+    return {**fixed, **rounded}
 
 
 def sampler(config: Config, generation: int) -> optuna.samplers.BaseSampler:
-    """The sampler of one generation, whose draws depend on the seed, its number and the trials before it alone."""
+    """The sampler of one generation; its draws depend on the seed, the generation and the earlier trials alone."""
     seed = config.sweep.seed + 100_003 * generation
     if config.sweep.search == "random":
         return optuna.samplers.RandomSampler(seed=seed)
-    # Optuna's own 10 random trials before it models anything are more than many sweeps have.
+    # Optuna's default of 10 random trials before it models anything exceeds many sweeps.
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=config.sweep.generation)
