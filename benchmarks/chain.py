@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +21,11 @@ from aig.world.scenes import all_prompts
 from pipelines import config as configuration
 from pipelines.config import Config
 from pipelines.front import front
-from pipelines.front.results import AHEAD, BEHIND
+from pipelines.front.results import AHEAD, BEHIND, Front
 from pipelines.measure.per_arm import BY_PROMPT
 from pipelines.measure.table import Table
-from pipelines.study import arms
 from pipelines.study.prompts import EVALUATE, resolve_prompts
-from pipelines.study.resolved import resolve
+from pipelines.study.resolved import Resolved, resolve
 from pipelines.train.validation import scores_of
 
 BATCH = 32
@@ -81,8 +79,9 @@ def made_up_pool(rng: np.random.Generator, prompts: int, images: int, names: Seq
     return Pool(scores, centre + spread[..., None] * rng.normal(size=(prompts, images, d)))
 
 
-def draw(found: Config, every: Sequence[arms.Study], pool: Pool, rng: np.random.Generator) -> dict[str, Any]:
-    """What `front.json` says of arms that are disjoint draws from the pool, on prompts drawn from its own."""
+def draw(study: Resolved, pool: Pool, rng: np.random.Generator) -> Front:
+    """The results of arms that are disjoint draws from the pool, on prompts drawn from its own."""
+    found, every = study.config, study.studies
     single = {arm.arm.name: arm for one in every for arm in one.arms if not arm.members}
     seeds, count = found.evaluate.seeds, len(resolve_prompts(found, EVALUATE))
     total, images = pool.features.shape[:2]
@@ -104,26 +103,19 @@ def draw(found: Config, every: Sequence[arms.Study], pool: Pool, rng: np.random.
         values = {name: np.vstack([column, column[members].mean(0)]) for name, column in values.items()}
         names.append(mean.arm.name)
     table = Table(names, [str(p) for p in range(count)], seeds, values)
-    return front.content(found, every, table, {name: {} for name in names})
+    return front.compute(study, table, {}, {})
 
 
 def count(found: Config, pool: Pool, draws: int, seed: int = 0) -> dict[str, int]:
     """In how many draws any difference is ahead, any is behind, and any would be either without adjustment."""
-    every = resolve(found).studies
-    said = {AHEAD: 0, BEHIND: 0, "not adjusted": 0}
+    study, said = resolve(found), {AHEAD: 0, BEHIND: 0, "not adjusted": 0}
     for i in range(draws):
-        content = draw(found, every, pool, np.random.default_rng([seed, i]))
-        rows = [row for one in content["studies"] if one["leading"] for row in one["differences"]]
-        rows += [
-            row
-            for one in content["studies"]
-            if one["leading"]
-            for plane in one["planes"].values()
-            for row in plane["differences"]
-        ]
+        studies = draw(study, pool, np.random.default_rng([seed, i])).studies
+        planes = [plane for one in studies if one.leading for plane in one.planes.values()]
+        rows = [row for plane in planes for row in plane.differences]
         for verdict in (AHEAD, BEHIND):
-            said[verdict] += any(row["verdict"] == verdict for row in rows)
-        said["not adjusted"] += any(row["p"] < 1 - found.front.level for row in rows)
+            said[verdict] += any(row.verdict == verdict for row in rows)
+        said["not adjusted"] += any(row.p < 1 - found.front.level for row in rows)
     return said
 
 

@@ -22,7 +22,7 @@ import yaml
 from pipelines import config as configuration
 from pipelines.config import Config, ConfigError, uris
 from pipelines.runs import identity
-from pipelines.runs.directory import IMAGES_FORMAT, RECORD, RECORD_FORMAT, RunDir, other_format
+from pipelines.runs.directory import IMAGES_FORMAT, RECORD, RECORD_FORMAT, RunDir, other_format, other_front
 from pipelines.show import progress
 from pipelines.show.program import command_line
 from pipelines.study import limits, prompts, trainings, trials
@@ -265,7 +265,8 @@ def _is_whole(path: Path) -> bool:
 def _there(files: RunDir, path: Path) -> str:
     if not path.exists():
         return "missing"
-    return "there" if other_format(files) is None else "there, made by another version"
+    other = other_format(files) or (path == files.front and other_front(files))
+    return "there, made by another version" if other else "there"
 
 
 def _results(files: RunDir) -> dict[str, Path]:
@@ -309,7 +310,7 @@ def _next(config: Config, files: RunDir, states: Sequence[Training], draws: bool
         command = "sweep"
     elif done < wanted or not files.metrics.exists() or other_format(files) is not None:
         command = "evaluate"
-    elif not files.front.exists():
+    elif not files.front.exists() or other_front(files) is not None:
         command = "front"
     elif not _results(files)["report"].exists():
         command = "report"

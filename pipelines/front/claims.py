@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from aig.pareto import LEAST_SEEDS, Contrast, below_peak, bootstrap, contrast
 from pipelines.config import Front
+from pipelines.front.results import Claim, Direction
 from pipelines.measure.table import Table
 from pipelines.rewards.scores import GOLD
+from pipelines.show.estimates import Estimate
 from pipelines.study.arms import Study, StudyArm
 
 
-def claims(front: Front, single: Study, table: Table, proxy: str, held_out: str | None) -> list[dict[str, Any]]:
+def claims(front: Front, single: Study, table: Table, proxy: str, held_out: str | None) -> tuple[Claim, ...]:
     """What tuning does to each reward, to diversity and to prompt accuracy, and whether gold falls under its peak.
 
-    `expected` is the sign of a claim that holds. An interval is of other prompts, and with LEAST_SEEDS training seeds
-    or more of other trainings too. Claims are few and not adjusted for their number.
+    An interval is of other prompts, and with LEAST_SEEDS training seeds or more of other trainings too. Claims are few
+    and not adjusted for their number.
     """
-    wanted = [
-        ("proxy reward rises" if single.trained else f"{proxy} rises", proxy, 1),
-        ("diversity falls", front.diversity, -1),
-    ]
-    wanted += [("held-out reward rises", held_out, 1)] if held_out in table.values else []
-    wanted += [("prompt accuracy falls", "accuracy", -1)] if "accuracy" in table.values else []
-    found = []
-    for text, metric, sign in wanted:
-        ends = rows(single, table, str(metric), [single.one("tuned"), single.one("base")])
-        tuned, base = ends[:, 0], ends[:, 1]
-        difference = paired(front, tuned - base)
-        found.append({"claim": f"{text} (tuned - base)", "expected": sign, **entry(single, difference)})
+    expected: dict[str | None, Direction] = {proxy: "up", front.diversity: "down", held_out: "up", "accuracy": "down"}
+    claims = []
+    for metric, direction in expected.items():
+        if metric is not None and metric in table.values:
+            ends = rows(single, table, metric, [single.one("tuned"), single.one("base")])
+            difference = paired(front, ends[:, 0] - ends[:, 1])
+            claims.append(Claim(metric, direction, "base", *estimate(single, difference)))
     if GOLD in table.values and single.trained:
-        text = "gold falls under its peak along training (tuned - peak)"
-        found.append({"claim": text, "expected": -1, **entry(single, gold_from_peak(front, single, table))})
-    return found
+        claims.append(Claim(GOLD, "down", "peak", *estimate(single, gold_from_peak(front, single, table))))
+    return tuple(claims)
 
 
 def rows(single: Study, table: Table, metric: str, arms: Sequence[StudyArm]) -> np.ndarray:
@@ -63,7 +58,6 @@ def gold_from_peak(front: Front, single: Study, table: Table) -> Contrast:
     return below_peak(gold, bootstrap({GOLD: gold[0]}, **front.resampling).counts, front.level)
 
 
-def entry(single: Study, found: Contrast) -> dict[str, Any]:
-    """As `front.json` has it: the estimate, its interval, and its values by training seed."""
-    seeds = dict(zip(map(str, single.train_seeds), found.by_seed, strict=False))
-    return {"value": found.value, "low": found.low, "high": found.high, "by_seed": seeds}
+def estimate(single: Study, found: Contrast) -> tuple[Estimate, dict[int, float]]:
+    """A contrast with its interval, and its value in each training seed."""
+    return Estimate(found.value, found.low, found.high), dict(zip(single.train_seeds, found.by_seed, strict=False))

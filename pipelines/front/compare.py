@@ -1,11 +1,11 @@
-"""Two runs against each other: the same arms on the same prompts, seeds and noise, so that differences are paired."""
+"""Two runs compared: the same arms on the same prompts, seeds and noise, so differences are paired."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,18 +13,18 @@ import pyarrow as pa
 from aig.pareto import Bootstrap, bootstrap, no_interval
 from pipelines.config import Config, ConfigError
 from pipelines.config.values import slug
-from pipelines.front import front
+from pipelines.front import planes
+from pipelines.front.names import GOLD, box_words
 from pipelines.measure.measure import read_sets
 from pipelines.measure.sets import SHARES, SetMeasures
 from pipelines.measure.table import Table, read_table
 from pipelines.rewards import names
-from pipelines.rewards.scores import GOLD
 from pipelines.runs import identity
 from pipelines.show import tables
 from pipelines.show.estimates import Estimate
 from pipelines.study.resolved import Resolved
 
-# What has to be the same, so that an image of one run and one of the other differ by the arm alone.
+# What has to be the same for an image of one run and one of the other to differ by the arm alone.
 NOISE = ("run.seed", "model.name", "model.revision", "model.variant", "model.height", "model.width")
 SAME = {"seeds": ("evaluate.seeds",), "noise": NOISE, "features": ("evaluate.features",)}
 FOLDER = "comparisons"
@@ -37,10 +37,36 @@ SCHEMA = pa.schema({
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Rows of the table: an arm's metric or a family's hypervolume in a and b, and b less a with its interval."""
+class Row:
+    """An arm's metric, or a family's hypervolume on a plane, in both runs."""
 
-    rows: list[dict[str, Any]]
+    what: Literal["arm", "family"]
+    name: str
+    metric: str
+    a: float
+    b: float
+    estimate: Estimate
+    """b less a."""
+    interval: str
+    """How the interval is taken."""
+    broken: str | None = None
+    """How the arm's images are unsound in either run."""
+    warning: str | None = None
+    box: tuple[str, str, list[float], list[float]] | None = None
+    """Axes, reference and scale of a hypervolume."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a row of the file."""
+        flat = dict(zip(("value", "low", "high"), self.estimate, strict=True))
+        flat |= dict(zip(("x", "y", "reference", "scale"), self.box or (None,) * 4, strict=True))
+        return {name: flat[name] if name in flat else getattr(self, name, None) for name in SCHEMA.names}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The differences of run b from run a."""
+
+    rows: list[Row]
     path: Path
     prompts: int
     differing: list[str]
@@ -49,32 +75,50 @@ class Comparison:
     """Arms that only a has, and only b."""
 
 
+@dataclass(frozen=True)
+class Pair:
+    """The arms and metrics that two runs share."""
+
+    arms: list[str]
+    values: dict[str, np.ndarray]
+    """Metrics measured on every prompt (2 arms, prompts), a's arms before b's."""
+    broken: dict[str, str | None]
+    warned: dict[str, str | None]
+
+    @classmethod
+    def of(cls, a: Table, b: Table, prompts: list[str]) -> Pair:
+        """What two tables share on these prompts."""
+        arms, values = [name for name in a.arms if name in b.arms], {}
+        places = [
+            np.ix_([table.arms.index(arm) for arm in arms], [table.prompts.index(prompt) for prompt in prompts])
+            for table in (a, b)
+        ]
+        for metric in (name for name in a.values if name in b.values):
+            both = np.vstack([table.values[metric][place] for table, place in zip((a, b), places, strict=True)])
+            if np.isfinite(both).any(axis=0).all():
+                values[metric] = both
+        broken = {name: _reasons(a.broken, b.broken, name) for name in arms}
+        return cls(arms, values, broken, {name: _reasons(a.warned, b.warned, name) for name in arms})
+
+
 def compare(a: Resolved, b: Resolved, *, shared: bool = False) -> Comparison:
     """Compare run b with run a, and write the rows to `comparisons/NAME-OF-A.parquet` of b.
 
-    Arms go by their names, and families of arms by their studies' names. With `shared`, prompts that only one of the
-    runs has are left out; else they are refused. Raises ConfigError for runs that differ in prompts, seeds, noise or
-    features, and where one is not measured yet.
+    Pairs arms by their names, and families of arms by their studies' names. `shared` leaves out prompts that only one
+    run has; without it they are refused. Raises ConfigError for runs that differ in prompts, seeds, noise or features,
+    and for one that is not measured yet.
     """
     check_comparable(a.config, b.config)
     table_a, table_b = read_table(a), read_table(b)
     prompts = _shared_prompts(table_a, table_b, shared)
-    arms = [name for name in table_a.arms if name in table_b.arms]
-    metrics = [name for name in table_a.values if name in table_b.values]
-    joint = _joint(table_a, table_b, arms, metrics, prompts)
-    broken = {name: _told(table_a.broken, table_b.broken, name) for name in arms}
-    warned = {name: _told(table_a.warned, table_b.warned, name) for name in arms}
-    whole = table_a.prompts == table_b.prompts
-    found = [
-        *_arm_rows(b.config, joint, arms, broken),
-        *(_set_rows(read_sets(a), read_sets(b), arms, broken) if whole else ()),
-        *_family_rows(b, joint, arms, broken),
-    ]
-    shared_by_all = {"prompts": len(prompts), "seeds": table_a.seeds}
-    rows = [{**row, **shared_by_all, "warning": warned.get(row["name"])} for row in found]
+    pair = Pair.of(table_a, table_b, prompts)
+    sets = _set_rows(read_sets(a), read_sets(b), pair) if table_a.prompts == table_b.prompts else ()
+    rows = [*_arm_rows(b.config, pair), *sets, *_family_rows(b, pair)]
+    rows = [replace(row, warning=pair.warned.get(row.name)) for row in rows]
     path = b.directory.root / FOLDER / f"{a.config.run.name}.parquet"
-    b.directory.write_parquet(path, pa.Table.from_pylist(rows, SCHEMA))
-    alone = ([n for n in table_a.arms if n not in table_b.arms], [n for n in table_b.arms if n not in table_a.arms])
+    on = {"prompts": len(prompts), "seeds": table_a.seeds}
+    b.directory.write_parquet(path, pa.Table.from_pylist([row.to_dict() | on for row in rows], SCHEMA))
+    alone = ([n for n in table_a.arms if n not in pair.arms], [n for n in table_b.arms if n not in pair.arms])
     return Comparison(rows, path, len(prompts), differences(a.config, b.config), alone)
 
 
@@ -95,26 +139,26 @@ def differences(a: Config, b: Config) -> list[str]:
     return [f"{key} is {first!r} and {second!r}" for (key, first), (_, second) in pairs if first != second]
 
 
-def summary(found: Comparison, a: str, b: str) -> str:
+def summary(comparison: Comparison, a: str, b: str) -> str:
     """The comparison as text: differences with their intervals, and what the runs do not share."""
-    how = dict.fromkeys(row["interval"] for row in found.rows if row["what"] == "arm")
-    about = no_interval(found.prompts) or f"paired intervals by {' and by '.join(how)}, not adjusted for their number"
-    lines = [f"{b} less {a}, on {found.prompts} shared prompts; {about}"]
+    how = dict.fromkeys(row.interval for row in comparison.rows if row.what == "arm")
+    about = no_interval(comparison.prompts)
+    about = about or f"paired intervals by {' and by '.join(how)}, not adjusted for their number"
+    lines = [f"{b} less {a}, on {comparison.prompts} shared prompts; {about}"]
+    broken = {row.name: row.broken for row in comparison.rows if row.broken}
+    warned = {row.name: row.warning for row in comparison.rows if row.warning}
     for what in ("arm", "family"):
+        rows = [row for row in comparison.rows if row.what == what]
         cells: dict[str, dict[str, Estimate]] = {}
-        for row in found.rows:
-            if row["what"] == what:
-                cells.setdefault(row["name"], {})[row["metric"]] = Estimate(row["value"], row["low"], row["high"])
-        broken, warned = ({row["name"]: row[key] for row in found.rows if row[key]} for key in ("broken", "warning"))
-        columns = list(dict.fromkeys(row["metric"] for row in found.rows if row["what"] == what))
-        lines += ["", tables.estimates(cells, columns, broken, warned)] if cells else []
-    boxes = [
-        front.box((row["x"], row["y"]), row["reference"], row["scale"]) for row in found.rows if row.get("reference")
-    ]
+        for row in rows:
+            cells.setdefault(row.name, {})[row.metric] = row.estimate
+        if cells:
+            lines += ["", tables.estimates(cells, list(dict.fromkeys(row.metric for row in rows)), broken, warned)]
+    boxes = [box_words(row.box[:2], *row.box[2:]) for row in comparison.rows if row.box]
     lines += [f"{text[0].upper()}{text[1:]}" for text in dict.fromkeys(boxes)]
-    for name, arms in zip((a, b), found.alone, strict=True):
+    for name, arms in zip((a, b), comparison.alone, strict=True):
         lines += [f"Only in {name}: {', '.join(arms)}"] if arms else []
-    lines += [f"The runs differ in {text}" for text in found.differing]
+    lines += [f"The runs differ in {text}" for text in comparison.differing]
     return "\n".join(lines)
 
 
@@ -135,57 +179,37 @@ def _first(prompts: list[str]) -> str:
     return f", as {prompts[0]!r}" if prompts else ""
 
 
-def _joint(a: Table, b: Table, arms: list[str], metrics: list[str], prompts: list[str]) -> dict[str, np.ndarray]:
-    """Both runs' metrics (2 arms, prompts), a's arms before b's; those that were measured on every prompt."""
-    joint = {}
-    for metric in metrics:
-        parts = [
-            table.values[metric][[table.arms.index(arm) for arm in arms]][:, [table.prompts.index(p) for p in prompts]]
-            for table in (a, b)
-        ]
-        if np.isfinite(np.vstack(parts)).any(axis=0).all():
-            joint[metric] = np.vstack(parts)
-    return joint
-
-
-def _told(a: dict[str, str], b: dict[str, str], arm: str) -> str | None:
+def _reasons(a: dict[str, str], b: dict[str, str], arm: str) -> str | None:
     """What either run says of an arm."""
-    return "; ".join(f"{run}: {told[arm]}" for run, told in (("a", a), ("b", b)) if arm in told) or None
+    return "; ".join(f"{run}: {reasons[arm]}" for run, reasons in (("a", a), ("b", b)) if arm in reasons) or None
 
 
-def _arm_rows(
-    config: Config, joint: dict[str, np.ndarray], arms: list[str], broken: dict[str, str | None]
-) -> Iterator[dict[str, Any]]:
-    result = bootstrap(joint, **config.front.resampling)
-    for i, arm in enumerate(arms):
-        for metric in joint:
-            value, low, high = result.difference(metric, len(arms) + i, i)
-            means = {"a": result.mean[metric][i], "b": result.mean[metric][len(arms) + i]}
-            estimate = {"value": value, "low": low, "high": high, "broken": broken[arm]}
+def _arm_rows(config: Config, pair: Pair) -> Iterator[Row]:
+    result, count = bootstrap(pair.values, **config.front.resampling), len(pair.arms)
+    for i, arm in enumerate(pair.arms):
+        for metric, mean in result.mean.items():
+            estimate = Estimate(*result.difference(metric, count + i, i))
             how = f"{result.method} bootstrap of prompts"
-            yield {"what": "arm", "name": arm, "metric": metric, **means, **estimate, "interval": how}
+            yield Row("arm", arm, metric, mean[i], mean[count + i], estimate, how, pair.broken[arm])
 
 
-def _set_rows(
-    a: dict[str, SetMeasures], b: dict[str, SetMeasures], arms: list[str], broken: dict[str, str | None]
-) -> Iterator[dict[str, Any]]:
-    """Measures of sets, each against the base of its own run, where both were measured on the same subsets."""
-    for arm in arms:
+def _set_rows(a: dict[str, SetMeasures], b: dict[str, SetMeasures], pair: Pair) -> Iterator[Row]:
+    """Measures of sets, each against the base of its own run, if both were measured on the same subsets."""
+    for arm in pair.arms:
         if arm not in a or arm not in b:
             continue
-        ours, theirs = a[arm].found, b[arm].found
-        subsets = [(one.prompts, one.size, one.replicates.shape) for one in (ours, theirs)]
-        if subsets[0] != subsets[1] or a[arm].names != b[arm].names or not len(ours.replicates):
+        first, second = a[arm].found, b[arm].found
+        subsets = [(one.prompts, one.size, one.replicates.shape) for one in (first, second)]
+        if subsets[0] != subsets[1] or a[arm].names != b[arm].names or not len(first.replicates):
             continue
-        difference = theirs.less(ours)
-        for place, metric in enumerate(a[arm].names):
-            value, (low, high) = difference.estimate[place], difference.interval[place]
+        difference = second.less(first)
+        for i, metric in enumerate(a[arm].names):
+            low, high = difference.interval[i]
             if metric in SHARES:
                 least, most = _newcombe(a[arm], b[arm], metric)
                 low, high = min(low, least), max(high, most)
-            values = {"a": ours.estimate[place], "b": theirs.estimate[place], "value": value, "low": low, "high": high}
-            how = f"subsets of {ours.size} prompts"
-            yield {"what": "arm", "name": arm, "metric": metric, **values, "broken": broken[arm], "interval": how}
+            estimate, how = Estimate(difference.estimate[i], low, high), f"subsets of {first.size} prompts"
+            yield Row("arm", arm, metric, first.estimate[i], second.estimate[i], estimate, how, pair.broken[arm])
 
 
 def _newcombe(a: SetMeasures, b: SetMeasures, metric: str) -> tuple[float, float]:
@@ -197,39 +221,33 @@ def _newcombe(a: SetMeasures, b: SetMeasures, metric: str) -> tuple[float, float
     return value - np.hypot(second - low_b, high_a - first), value + np.hypot(high_b - second, first - low_a)
 
 
-def _family_rows(
-    study: Resolved, joint: dict[str, np.ndarray], arms: list[str], broken: dict[str, str | None]
-) -> Iterator[dict[str, Any]]:
-    """Hypervolumes of each family in both runs on each plane, from one reference and in one unit, where both have all
-    its arms."""
-    config, settings, y = study.config, study.config.front, study.config.front.diversity
-    out = [i + offset for i, arm in enumerate(arms) if broken[arm] for offset in (0, len(arms))]
+def _family_rows(study: Resolved, pair: Pair) -> Iterator[Row]:
+    """Hypervolumes of each family in both runs on each plane, from one reference and in one unit; of families whose
+    arms both runs have."""
+    settings, y, count = study.config.front, study.config.front.diversity, len(pair.arms)
+    broken = [i + offset for i, arm in enumerate(pair.arms) if pair.broken[arm] for offset in (0, count)]
     for single in study.studies:
-        other = names.held_out(config, single.reward)
-        axes = {slug(single.reward): "hypervolume", slug(other or ""): "held-out hypervolume", GOLD: "gold hypervolume"}
+        own = [pair.arms.index(arm.arm.name) if arm.arm.name in pair.arms else -1 for arm in single.arms]
         members = {
-            family: [arms.index(single.arms[i].arm.name) for i in own]
-            for family, own in front.families(single).items()
-            if all(single.arms[i].arm.name in arms for i in own)
+            family: indices
+            for family, arms in planes.families(single).items()
+            if min(indices := [own[i] for i in arms]) >= 0
         }
-        both = {f"a {family}": own for family, own in members.items()}
-        both |= {f"b {family}": [len(arms) + i for i in own] for family, own in members.items()}
-        ends = [
-            arms.index(arm.arm.name) for arm in single.arms if arm.family in ("base", "tuned") and arm.arm.name in arms
-        ]
-        ends += [len(arms) + i for i in ends]
+        both = {f"a {family}": indices for family, indices in members.items()}
+        both |= {f"b {family}": [count + i for i in indices] for family, indices in members.items()}
+        ends = [own[i] for i, arm in enumerate(single.arms) if arm.family in planes.ENDS and own[i] >= 0]
+        ends += [count + i for i in ends]
+        other = names.held_out(study.config, single.reward)
+        axes = {slug(single.reward): "hypervolume", slug(other or ""): "held-out hypervolume", GOLD: "gold hypervolume"}
         for x, metric in axes.items():
-            if not members or x not in joint or y not in joint:
-                continue
-            plane, box = {x: joint[x], y: joint[y]}, front.normalization(settings, x)
-            result = bootstrap(plane, families=both, ends=ends, broken=out, **box, **settings.resampling)
-            yield from (_family_row(result, single.name, family, metric) for family in members)
+            if members and x in pair.values and y in pair.values:
+                axis, box = {x: pair.values[x], y: pair.values[y]}, planes.normalization(settings, x)
+                result = bootstrap(axis, families=both, ends=ends, broken=broken, **box, **settings.resampling)
+                yield from (_family_row(result, single.name, family, metric) for family in members)
 
 
-def _family_row(result: Bootstrap, name: str, family: str, metric: str) -> dict[str, Any]:
-    value, low, high, *_ = result.hypervolume_difference((f"b {family}", f"a {family}"))
-    volumes = {run: result.hypervolume(f"{run} {family}")[0] for run in ("a", "b")}
-    estimate = {"value": value, "low": low, "high": high, "broken": None}
-    box = {"x": result.x, "y": result.y, "reference": result.reference.tolist(), "scale": result.scale.tolist()}
-    how = {"interval": "jackknife of prompts"}
-    return {"what": "family", "name": f"{name} {family}", "metric": metric, **volumes, **estimate, **box, **how}
+def _family_row(result: Bootstrap, study: str, family: str, metric: str) -> Row:
+    a, b = (result.hypervolume(f"{run} {family}")[0] for run in ("a", "b"))
+    estimate = Estimate(*result.hypervolume_difference((f"b {family}", f"a {family}"))[:3])
+    box = (result.x, result.y, result.reference.tolist(), result.scale.tolist())
+    return Row("family", f"{study} {family}", metric, a, b, estimate, "jackknife of prompts", box=box)

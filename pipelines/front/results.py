@@ -1,118 +1,109 @@
-"""What a report draws from: a run's studies, arms and estimates, and the names of things in words."""
+"""The results of a run: what `front` computes and writes to `front.json`, and all that others read of it.
+
+Front           the run: settings of its statistics, and its studies
+  StudyResult   a training setting, and the arms compared within it
+    Arm         how it samples, what its adapter was trained with, what was measured of it
+    Plane       a reward against diversity: fronts, hypervolumes, and
+      Difference  of two families' hypervolumes, with a verdict
+    Claim       what tuning does to a metric
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Literal
 
-from aig.pareto import LEAST_SEEDS
+from aig.pareto import LEAST_SEEDS, no_interval
 from pipelines.front.families import FAMILIES, counted, family_name, members
-from pipelines.show.estimates import UNKNOWN, Estimate
+from pipelines.front.names import COMPARED, DISTANCES, GOLD, ROLES, VERBS, metric_name
+from pipelines.runs.directory import FRONT_FORMAT
+from pipelines.show.estimates import UNKNOWN, Estimate, Number
 
-# Verdicts on a difference, as in front.json.
+Direction = Literal["up", "down"]
+Verdict = Literal["ahead", "behind", "undecided"]
 AHEAD, BEHIND, UNDECIDED = "ahead", "behind", "undecided"
-
-METRICS = {
-    "fragile": "fragile reward",
-    "robust": "robust reward",
-    "gold": "gold",
-    "gold_a": "gold, judge A",
-    "gold_b": "gold, judge B",
-    "accuracy": "prompt accuracy",
-    "accuracy_a": "prompt accuracy, judge A",
-    "accuracy_b": "prompt accuracy, judge B",
-    "colour_ok": "colour right",
-    "shape_ok": "shape right",
-    "vendi": "Vendi score in a prompt",
-    "pairwise": "pairwise distance in a prompt",
-    "kl_to_base": "path KL to base (nats per image)",
-    "path": "path length to base (eps_mse)",
-    "spectral": "spectral distance",
-    "log_spectral": "log spectral distance",
-    "log_spectral_floor": "log spectral distance of base to base (half of n)",
-    "frechet": "Fréchet distance",
-    "kid": "kernel distance (KID)",
-    "cmmd": "CLIP distance (CMMD)",
-    "collapse": "spread in a prompt against base (mean log ratio)",
-    "precision": "precision against base",
-    "recall": "recall against base",
-    "vendi_pooled": "Vendi score of all images",
-    "density": "density against base",
-    "coverage": "coverage of base",
-    "pixel_std": "contrast (std of pixels)",
-}
-"""Names of metrics in words; a metric that is not here is shown by its own name."""
-
-
-ROLES = ("proxy", "held-out reward", "gold")
-"""What a reward on the x axis of a plane is to a study."""
-
-
-def metric_name(metric: str) -> str:
-    """A metric in words."""
-    return METRICS.get(metric, metric.replace("_", " "))
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm of a study: how it samples and what it measured."""
+    """One arm of a study."""
 
     name: str
     label: str
     family: str
-    settings: Mapping[str, Any]
-    """The arm's entry in arms.json: adapter, lora_scale, schedule, k, kl_weight, train_seed, step, ..."""
-    metrics: Mapping[str, Estimate]
-    n: int
-    prompts: int
-    seeds: int
-    x: Estimate = UNKNOWN
-    y: Estimate = UNKNOWN
-    on_front: bool = False
-    front_probability: float = math.nan
-    broken: str | None = None
+    id: str
+    adapter: str | None
+    lora_scale: float
+    schedule: str
+    reward: str | None
+    """What its adapter was trained on, as are the settings that follow; None for the base."""
+    k: int | None
+    kl_weight: float | None
+    lr: float | None
+    rank: int | None
+    train_seed: int | None
+    step: int | None
+    members: tuple[str, ...]
+    """The arms that it averages, one per training seed; empty unless it is a mean."""
+    stopped: str | None
+    """Why a guard stopped its training."""
+    images: int
+    front_probability: Number
+    """The share of resamples in which it is optimal on the plane of the study's reward."""
+    broken: str | None
     """How its images are unsound; such an arm is shown, marked, and is on no front."""
-    warning: str | None = None
+    warning: str | None
     """What to know of images that are sound; the arm takes part in every comparison."""
+    metrics: Mapping[str, Estimate] = field(repr=False)
+    """As `measure` wrote them."""
 
     @property
-    def members(self) -> list[str]:
-        """Names of the arms that have this one's images: itself, or one a training seed where it is their mean."""
-        return list(self.settings.get("members") or [self.name])
+    def title(self) -> str:
+        """The label, with a mark if the arm is broken or warned of."""
+        return self.label + " (broken)" * bool(self.broken) + " (!)" * bool(self.warning)
 
     @property
-    def adapter_key(self) -> str | None:
-        """Key of the training run: the adapter without the step at which a snapshot was taken."""
-        adapter = self.settings.get("adapter")
-        return adapter.split("@")[0] if adapter else None
+    def drawn(self) -> tuple[str, ...]:
+        """Names of the arms that have this one's images: itself, or the members of a mean."""
+        return self.members or (self.name,)
+
+    @property
+    def training(self) -> str | None:
+        """Key of its training: the adapter without the step at which a snapshot was taken."""
+        return self.adapter and self.adapter.split("@")[0]
+
+    @property
+    def is_end(self) -> bool:
+        """Whether every family reaches it: the base or the tuned model."""
+        return self.family in ("base", "tuned")
 
     def metric(self, name: str | None) -> Estimate:
-        """The metric's estimate, NaN where the arm has none."""
+        """The metric's estimate; unknown if it was not measured."""
         return self.metrics.get(name or "", UNKNOWN)
 
 
-class Difference(NamedTuple):
+@dataclass(frozen=True)
+class Difference:
     """Hypervolume of family a less that of family b, at equal size."""
 
     a: str
     b: str
     estimate: Estimate
-    verdict: str | None = None
-    """Of a: ahead, behind or undecided, as `front` decided; None where it is no comparison of the report."""
-    p: float = math.nan
-    """Adjusted for all comparisons of the report."""
+    by_seed: Mapping[int, Number] = field(default_factory=dict)
+    """The difference in each training seed."""
+    p: Number = math.nan
+    p_adjusted: Number = math.nan
+    """For all comparisons of the run, by Holm's method."""
+    verdict: Verdict | None = None
+    """Of a; None if the difference is not among the run's comparisons."""
     arms: tuple[int, int] = (0, 0)
     """How many arms a and b have of their own."""
     size: int = 0
     """At how many arms they were compared."""
-    by_seed: Mapping[str, float] = MappingProxyType({})
-    """The difference in each training seed."""
 
     @property
     def decided(self) -> bool:
@@ -120,92 +111,109 @@ class Difference(NamedTuple):
         return self.verdict in (AHEAD, BEHIND)
 
     @property
+    def sizes(self) -> str:
+        """How many arms were compared, and of how many, in words."""
+        a, b = self.arms
+        arms = f"{a} arm{'s' * (a != 1)}"
+        return f"{arms} each" if a == b else f"{arms} against {b}, compared at {self.size} each"
+
+    @property
     def flipped(self) -> Difference:
         """Family b less family a."""
-        other = {AHEAD: BEHIND, BEHIND: AHEAD}.get(self.verdict or "", self.verdict)
-        by_seed = {seed: -value for seed, value in self.by_seed.items()}
-        return Difference(
-            self.b, self.a, -self.estimate, other, self.p, (self.arms[1], self.arms[0]), self.size, by_seed
-        )
+        opposite: dict[Verdict | None, Verdict] = {AHEAD: BEHIND, BEHIND: AHEAD}
+        return replace(
+            self, a=self.b, b=self.a, estimate=-self.estimate, arms=self.arms[::-1],
+            by_seed={seed: -value for seed, value in self.by_seed.items()},
+            verdict=opposite.get(self.verdict, self.verdict),
+        )  # fmt: skip
 
 
-class Claim(NamedTuple):
-    """A statement, the estimate that decides it, and the estimate's sign if it holds (None if not said)."""
+@dataclass(frozen=True)
+class Claim:
+    """That tuning moves a metric in a direction, with the estimate that decides it."""
 
-    text: str
-    estimate: Estimate
-    expected: int | None
-    by_seed: Mapping[str, float] = MappingProxyType({})
-    """The estimate in each training seed."""
-
-
-class KLPoint(NamedTuple):
-    """One arm of the reward-against-KL figure; the distance to the base is a KL where the metric says so."""
-
-    arm: str
-    kl_weight: float | None
     metric: str
-    unit: str
-    distance: Estimate
-    reward: Estimate
+    direction: Direction
+    against: Literal["base", "peak"]
+    """What the tuned model is compared with: the base, or the best snapshot along its training."""
+    estimate: Estimate
+    """The tuned model less that."""
+    by_seed: Mapping[int, Number] = field(default_factory=dict)
+    """The same in each training seed."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the interval lies on the claimed side of zero."""
+        return self.estimate.sign == (1 if self.direction == "up" else -1)
 
 
 @dataclass(frozen=True)
 class Plane:
-    """Fronts and hypervolumes of a study on (x, diversity)."""
+    """A study's arms by a reward on x and diversity on y, both up."""
 
     x: str
+    y: str
+    reference: tuple[float, float]
+    """Where hypervolumes start."""
+    scale: tuple[float, float]
+    """The units that they are in."""
+    points: Mapping[str, tuple[Estimate, Estimate]] = field(repr=False)
+    """Each arm's place by name, (x, y)."""
     fronts: Mapping[str, tuple[str, ...]]
+    """Each family's optimal arms by name, by x; those among all arms under "all"."""
     hypervolume: Mapping[str, Estimate]
     differences: tuple[Difference, ...]
-    reference: tuple[float, float]
-    normalization: tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyResult:
     """Arms that are compared with one another: one reward, one K, the same prompts and noise."""
 
     name: str
     reward: str
+    """The proxy; for an adapter from elsewhere, which was trained on who knows what, the first that scores images."""
     held_out: str | None
-    diversity: str
     k: int | None
-    """None for an adapter that was made elsewhere, as are training seeds."""
+    """None for an adapter from elsewhere."""
     train_seeds: tuple[int, ...]
-    arms: tuple[Arm, ...]
-    planes: Mapping[str, Plane]
-    """By the metric on x. The proxy's always; others where front.json has them."""
-    reward_vs_kl: tuple[KLPoint, ...]
-    claims: tuple[Claim, ...]
-    trained_with: str = ""
-    """Other settings of its trainings in words, where studies differ in them."""
-    trainings: Mapping[str, int] = field(default_factory=dict)
+    """Empty for an adapter from elsewhere."""
+    varied: Mapping[str, float]
+    """Other settings of its trainings that the run's studies differ in."""
+    leading: bool
+    """Whether its comparisons count: not if it is one training seed of a mean."""
+    trainings: Mapping[str, int]
     """How many trainings each family pays for."""
-    leading: bool = True
-    """Whether its comparisons are the report's; not where it is one training seed of a mean."""
+    arms: tuple[Arm, ...]
+    dominance: tuple[tuple[float, ...], ...] = field(repr=False)
+    """The probability that the arm of the row dominates that of the column on the plane of the reward."""
+    planes: Mapping[str, Plane]
+    """By the reward on x, the study's own first."""
+    claims: tuple[Claim, ...]
 
     @property
-    def title(self) -> str:
-        """The study in words."""
-        if self.k is None:
-            return f"{self.name}, {self.training}, by {self.reward} reward"
-        return ", ".join(filter(None, (f"{self.reward} reward", f"K = {self.k}", self.trained_with, self.training)))
+    def trained(self) -> bool:
+        """Whether the run trained its adapters."""
+        return bool(self.train_seeds)
 
     @property
-    def training(self) -> str:
-        """The training seeds in words."""
-        if not self.train_seeds:
-            return "an adapter from elsewhere"
-        seeds = ", ".join(map(str, self.train_seeds))
-        return f"mean of training seeds {seeds}" if len(self.train_seeds) > 1 else f"training seed {seeds}"
+    def plane(self) -> Plane:
+        """The plane of the study's reward."""
+        return self.planes[self.reward]
 
     @property
-    def scope(self) -> str:
-        """Of which adapters a claim holds, in words; empty where there are seeds enough to speak of others."""
-        if len(self.train_seeds) >= LEAST_SEEDS:
-            return ""
-        return "for these two adapters" if len(self.train_seeds) == 2 else "for this adapter"
+    def diversity(self) -> str:
+        """The metric on y."""
+        return self.plane.y
+
+    @cached_property
+    def by_name(self) -> dict[str, Arm]:
+        """Arms by name."""
+        return {arm.name: arm for arm in self.arms}
+
+    @property
+    def distance(self) -> str | None:
+        """The distance to the base that was measured: the KL if sampling has one."""
+        return next((name for name in DISTANCES if any(name in arm.metrics for arm in self.arms)), None)
 
     @property
     def slug(self) -> str:
@@ -213,76 +221,89 @@ class Study:
         return re.sub(r"[^A-Za-z0-9._-]+", "-", self.name)
 
     @property
-    def has_kl(self) -> bool:
-        """Whether rewards are set against a KL in nats, not against a path length, which is none."""
-        return any(point.metric == "kl_to_base" for point in self.reward_vs_kl)
-
-    @property
-    def plane(self) -> Plane:
-        """The plane of the reward that was trained on."""
-        return self.planes[self.reward]
-
-    @cached_property
-    def by_name(self) -> dict[str, Arm]:
-        """Arms by name."""
-        return {arm.name: arm for arm in self.arms}
-
-    def metric_of(self, role: str) -> str | None:
-        """The metric in one of ROLES, None where the study has no plane for it."""
-        metrics = {"proxy": self.reward, "held-out reward": self.held_out, "gold": "gold"}
-        return metrics[role] if metrics[role] in self.planes else None
-
-    def role_of(self, metric: str) -> str:
-        """A metric's role in this study in words; its own name if it has none, and where nothing is known to have been
-        trained on it."""
-        roles = ROLES if self.train_seeds else ROLES[1:]
-        return next((role for role in roles if self.metric_of(role) == metric), metric_name(metric))
+    def families(self) -> list[str]:
+        """Families with arms here, in the order in which they are shown."""
+        present = {arm.family for arm in self.arms}
+        return [family for family in FAMILIES if family in present]
 
     def size(self, family: str) -> int:
-        """How many arms count to a family, base, tuned and broken ones not counted; all sound arms for "all"."""
+        """How many sound arms a comparison counts to a family, without base and tuned; all sound arms for "all"."""
         return sum((family == "all" or arm.family in members(family)) and not arm.broken for arm in self.arms)
+
+    def metric_of(self, role: str) -> str | None:
+        """The metric in one of ROLES; None if the study has no plane for it."""
+        metric = (self.reward, self.held_out, GOLD)[ROLES.index(role)]
+        return metric if metric in self.planes else None
+
+    def role_of(self, metric: str) -> str:
+        """A metric's role in this study, else its name in words; without training there is no proxy."""
+        roles = ROLES if self.trained else ROLES[1:]
+        return next((role for role in roles if self.metric_of(role) == metric), metric_name(metric))
 
     def family(self, family: str) -> str:
         """A family in words, as it stands beside the study's others."""
         return family_name(family, self.families)
 
     def counted(self, family: str) -> str:
-        """The same, with the number of trainings that it pays for."""
+        """A family in words, with the number of trainings that it pays for."""
         return counted(self.family(family), self.trainings.get(family))
 
+    def statement(self, claim: Claim, denial: str = "", difference: bool = True) -> str:
+        """A claim in words: "gold falls under its peak along training (tuned − peak)"; with a denial ("does not") the
+        opposite."""
+        names = {self.held_out: "held-out reward", self.diversity: "diversity"}
+        names |= {self.reward: "proxy reward"} if self.trained else {}
+        asserted, denied = VERBS[claim.direction]
+        words, shown = COMPARED[claim.against]
+        verb = f"{denial} {denied}" if denial else asserted
+        parts = (names.get(claim.metric, metric_name(claim.metric)), verb, words, shown if difference else "")
+        return " ".join(filter(None, parts))
+
     @property
-    def families(self) -> list[str]:
-        """Families with arms here, in the order in which they are shown."""
-        present = {arm.family for arm in self.arms}
-        return [family for family in FAMILIES if family in present]
+    def title(self) -> str:
+        """The study in words."""
+        if self.k is None:
+            return f"{self.name}, {self.training}, by {self.reward} reward"
+        names = {"lr": "learning rate"}
+        varied = [f"{names.get(name, name)} {value:g}" for name, value in self.varied.items()]
+        return ", ".join([f"{self.reward} reward", f"K = {self.k}", *varied, self.training])
+
+    @property
+    def training(self) -> str:
+        """The training seeds in words."""
+        if not self.trained:
+            return "an adapter from elsewhere"
+        seeds = ", ".join(map(str, self.train_seeds))
+        return f"mean of training seeds {seeds}" if len(self.train_seeds) > 1 else f"training seed {seeds}"
+
+    @property
+    def scope(self) -> str:
+        """Which adapters a claim holds for; empty if there are seeds enough to speak of others."""
+        if len(self.train_seeds) >= LEAST_SEEDS:
+            return ""
+        return "for these two adapters" if len(self.train_seeds) == 2 else "for this adapter"
 
 
-@dataclass(frozen=True)
-class Run:
-    """All that a report needs from a run directory."""
+@dataclass(frozen=True, kw_only=True)
+class Front:
+    """All results of a run."""
 
-    directory: Path
-    config_text: str
-    config: Mapping[str, Any]
-    arms: tuple[Arm, ...]
-    cost: Mapping[str, Any]
-    check: Mapping[str, Any] | None
-    command: str | None
-    versions: Mapping[str, str] | None
+    format: int = FRONT_FORMAT
+    diversity: str
     level: float
     n_bootstrap: int
     seed: int
+    interval: str
+    """How intervals of means are taken."""
     prompts: int
-    prompts_told: str | None
-    """How many prompts train, how many judge and how many do both, as a sentence; None where that is not recorded."""
+    prompt_lists: Mapping[str, int | str | None]
+    """How many prompts train, validate and judge, as `pipelines.study.prompts` counts them."""
     seeds: int
-    studies: tuple[Study, ...]
-    curves: Mapping[str, list[dict[str, float]]] = field(repr=False)
-    """Adapter's key -> validations in the order of their steps."""
-    comparisons: int = 0
-    """Over how many comparisons the verdicts are adjusted."""
-    no_interval: str | None = None
-    """Why there is no interval, in words."""
+    """Images per arm and prompt."""
+    cost: Mapping[str, float]
+    """Predictions per (prompt, seed): ours, and those of loops that share nothing; empty if not on record."""
+    studies: tuple[StudyResult, ...]
+    """Means over training seeds first."""
 
     @property
     def percent(self) -> str:
@@ -290,44 +311,29 @@ class Run:
         return f"{100 * self.level:g} %"
 
     @property
-    def path_note(self) -> str:
-        """On how many prompts distances to the base were measured, in words, where those are not all; else empty."""
-        prompts = (self.config.get("evaluate") or {}).get("path_prompts")
-        if prompts is None or prompts >= self.prompts:
-            return ""
-        return f"Distances to the base are means over the first {prompts} prompts."
+    def no_interval(self) -> str | None:
+        """Why there is no interval, in words."""
+        return no_interval(self.prompts)
 
     @property
-    def stopped(self) -> dict[str, str]:
-        """Where and why a guard stopped a training, in words, by its adapter."""
-        told = {arm.adapter_key: arm.settings.get("stopped") for arm in self.arms if len(arm.members) == 1}
-        return {key: text for key, text in told.items() if key and text}
+    def comparisons(self) -> int:
+        """Over how many differences the verdicts are adjusted."""
+        planes = [plane for study in self.studies for plane in study.planes.values()]
+        return sum(difference.verdict is not None for plane in planes for difference in plane.differences)
 
     @cached_property
     def by_name(self) -> dict[str, Arm]:
-        """All arms by name."""
-        return {arm.name: arm for arm in self.arms}
+        """Every arm by name; one that several studies share as the first of them has it."""
+        arms: dict[str, Arm] = {}
+        for study in self.studies:
+            for arm in study.arms:
+                arms.setdefault(arm.name, arm)
+        return arms
 
-    def mean_of(self, study: Study) -> Study | None:
+    def mean_of(self, study: StudyResult) -> StudyResult | None:
         """The study that averages this one with others that differ in the training seed alone."""
-        setting = (study.reward, study.k, study.trained_with)
-        for other in self.studies if study.train_seeds else ():
-            same = (other.reward, other.k, other.trained_with) == setting
-            if same and set(other.train_seeds) > set(study.train_seeds):
+        setting = (study.reward, study.k, study.varied)
+        for other in self.studies if study.trained else ():
+            if (other.reward, other.k, other.varied) == setting and set(other.train_seeds) > set(study.train_seeds):
                 return other
         return None
-
-
-def sample(arms: Sequence[Arm]) -> str:
-    """How many images, prompts and seeds stand behind these arms."""
-    prompts, seeds = (spread([getattr(arm, name) for arm in arms]) for name in ("prompts", "seeds"))
-    trainings = max(len(arm.members) for arm in arms)
-    averaged = f" × {trainings} training seeds; the base {min(arm.n for arm in arms)}" if trainings > 1 else ""
-    n = max(arm.n for arm in arms) if averaged else spread([arm.n for arm in arms])
-    return f"n = {n} images an arm ({prompts} prompts × {seeds} seeds{averaged})"
-
-
-def spread(values: Sequence[int]) -> str:
-    """One number, or from the least to the greatest."""
-    low, high = min(values), max(values)
-    return str(low) if low == high else f"{low} to {high}"

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pipelines.front.results import Study, metric_name
+from pipelines.front.names import GOLD, metric_name
+from pipelines.front.results import StudyResult
 from pipelines.report import style
 from pipelines.report.style import MARK, MARKER, MUTED
 
@@ -36,10 +37,10 @@ class Drawing:
         style.save_png(self.figure, path)
 
 
-def reward_axis(study: Study, metric: str) -> str:
+def reward_axis(study: StudyResult, metric: str) -> str:
     """A reward metric as an axis: which it is and whether it was trained on."""
-    role = {study.reward: " (proxy, trained on)", study.held_out: " (held out)", "gold": " (never trained on)"}
-    return f"{metric_name(metric)}{role.get(metric, '')} →"
+    roles = {study.reward: " (proxy, trained on)", study.held_out: " (held out)", GOLD: " (never trained on)"}
+    return f"{metric_name(metric)}{roles.get(metric, '')} →"
 
 
 def cross_out(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
@@ -48,8 +49,8 @@ def cross_out(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
         ax.plot(*zip(*points, strict=True), BROKEN, color=MUTED, markersize=11, markeredgewidth=1.4, zorder=5)
 
 
-def legend(study: Study, fronts: bool = True) -> list[Line2D]:
-    """A handle for each family of the study, and where fronts are drawn, for what filled and open marks mean."""
+def legend(study: StudyResult, fronts: bool = True) -> list[Line2D]:
+    """A handle for each family of the study, and if fronts are drawn, for what filled and open marks mean."""
     handles = []
     for family in study.families:
         line = "-" if fronts and family not in ("base", "tuned") else ""

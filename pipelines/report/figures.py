@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from pipelines.front import families
-from pipelines.front.families import OURS
-from pipelines.front.results import FAMILIES, ROLES, Difference, KLPoint, Run, Study, sample
+from pipelines.front.families import FAMILIES, OURS, members
+from pipelines.front.names import DISTANCES, ROLES
+from pipelines.front.results import Difference, Front, StudyResult
 from pipelines.report import labels, style
 from pipelines.report.drawing import Drawing, cross_out, legend, reward_axis
+from pipelines.report.reading import Run, Validation
 from pipelines.report.style import INK, MARK, MARKER, MUTED, TEXT
-from pipelines.report.words import comparisons
+from pipelines.report.words import against_rivals, path_note, sample
 from pipelines.show.estimates import UNKNOWN, Estimate
 
 CURVES = {
@@ -35,7 +36,7 @@ CURVES = {
 _Row = tuple[str, Estimate | None, str, str, bool]  # name, estimate, colour, marker, filled
 
 
-def hypervolume_panels(study: Study) -> list[Drawing]:
+def hypervolume_panels(study: StudyResult) -> list[Drawing]:
     """Hypervolume of each family, and differences between families, on each plane with intervals: one figure each."""
     rows, (volumes, differences) = _rows(study), _margins(study)
     drawings = []
@@ -47,13 +48,13 @@ def hypervolume_panels(study: Study) -> list[Drawing]:
     return drawings
 
 
-def hypervolumes(run: Run, study: Study) -> Drawing:
+def hypervolumes(front: Front, study: StudyResult) -> Drawing:
     """Hypervolumes and their differences on every plane in one figure."""
     rows, count, (volumes, differences) = _rows(study), len(study.planes), _margins(study)
     size = (volumes + differences + 6.6, 0.7 + (0.85 + 0.32 * rows) * count)
     margins: dict[str, Any] = {"left": volumes, "top": 0.7, "bottom": 0.85, "between": (differences, 0.85)}
     figure, axes = style.canvas(*size, count, 2, squeeze=False, **margins)
-    note = f"{sample(study.arms)}; {run.percent} intervals over prompts, paired."
+    note = f"{sample(front, study)}; {front.percent} intervals over prompts, paired."
     style.annotate(figure, f"{study.title}: hypervolume", note, ())
     for metric, (left, right) in zip(study.planes, axes, strict=True):
         _volumes(left, study, metric, rows)
@@ -61,11 +62,11 @@ def hypervolumes(run: Run, study: Study) -> Drawing:
     return Drawing(figure)
 
 
-def _rows(study: Study) -> int:
+def _rows(study: StudyResult) -> int:
     return max(2, *(max(len(plane.hypervolume), len(plane.differences)) for plane in study.planes.values()))
 
 
-def _margins(study: Study) -> tuple[float, float]:
+def _margins(study: StudyResult) -> tuple[float, float]:
     """Room in inches for the names of families, and of their differences."""
     names = [study.family(family) for family in study.plane.hypervolume]
     pairs = [_less(study, d.a, d.b) for plane in study.planes.values() for d in plane.differences]
@@ -73,35 +74,36 @@ def _margins(study: Study) -> tuple[float, float]:
     return names_room, pairs_room
 
 
-def _less(study: Study, a: str, b: str) -> str:
+def _less(study: StudyResult, a: str, b: str) -> str:
     return f"{study.family(a)} − {study.family(b)}"
 
 
-def reference(study: Study) -> str:
-    """The hypervolumes' reference points and normalizations in words."""
+def reference(study: StudyResult) -> str:
+    """Where hypervolumes start on each plane, and in which units they are."""
     several = len(study.planes) > 1
-    said = [(f"on {study.role_of(metric)} " if several else "") + _box(study, metric) for metric in study.planes]
-    return "; ".join(said)
+    return "; ".join(
+        (f"on {study.role_of(metric)} " if several else "") + _box(study, metric) for metric in study.planes
+    )
 
 
-def _box(study: Study, metric: str) -> str:
-    (x, y), (unit_x, unit_y) = study.planes[metric].reference, study.planes[metric].normalization
+def _box(study: StudyResult, metric: str) -> str:
+    (x, y), (unit_x, unit_y) = study.planes[metric].reference, study.planes[metric].scale
     return f"from reference ({x:.4g}, {y:.4g}), in units of ({unit_x:.4g}, {unit_y:.4g})".replace("-", "−")
 
 
-def overview(run: Run) -> Drawing | None:
+def overview(front: Front) -> Drawing | None:
     """AIG less each rival in every setting, by each reward in a column; None if nothing was compared.
 
     A setting of several training seeds stands once, as their mean.
     """
-    studies = [study for study in run.studies if study.leading]
+    studies = [study for study in front.studies if study.leading]
     roles = [role for role in ROLES if any(study.metric_of(role) for study in studies)]
     columns: list[list[_Row]] = [[] for _ in roles]
     for study in studies:
-        pairs = [(d.a, d.b) for d in comparisons(study.plane.differences)]
+        pairs = [(d.a, d.b) for d in against_rivals(study.plane.differences)]
         for role, rows in zip(roles, columns, strict=True):
             metric = study.metric_of(role)
-            compared = comparisons(study.planes[metric].differences) if metric else []
+            compared = against_rivals(study.planes[metric].differences) if metric else []
             found = {(d.a, d.b): d for d in compared}
             rows.append((study.title, None, INK, "", False))
             for ours, other in pairs:
@@ -115,7 +117,7 @@ def overview(run: Run) -> Drawing | None:
     margins: dict[str, Any] = {"left": left, "top": 0.75, "bottom": style.FOOT + 0.1, "between": (0.3, 0.0)}
     shape = (left + 2.6 * len(roles), 1.9 + 0.22 * height, 1, len(roles))
     figure, axes = style.canvas(*shape, squeeze=False, sharex=True, **margins)
-    note = f"{run.prompts} prompts × {run.seeds} seeds; {run.percent} intervals; filled: ahead or behind."
+    note = f"{front.prompts} prompts × {front.seeds} seeds; {front.percent} intervals; filled: ahead or behind."
     apart = style.annotate(figure, "AIG against the other families", note, ())
     for ax, role, rows in zip(axes[0], roles, columns, strict=True):
         _dots(ax, rows, height)
@@ -129,7 +131,7 @@ def overview(run: Run) -> Drawing | None:
 
 def ordered_differences(differences: Sequence[Difference]) -> list[Difference]:
     """AIG's first, always as AIG less the other, then the rest."""
-    return comparisons(differences) + [d for d in differences if d.a not in OURS and d.b not in OURS]
+    return against_rivals(differences) + [d for d in differences if d.a not in OURS and d.b not in OURS]
 
 
 @dataclass(frozen=True)
@@ -139,36 +141,36 @@ class Line:
     label: str
     color: str
     dash: Any
-    rows: list[dict[str, float]]
+    rows: Sequence[Validation]
 
 
-def curve_lines(run: Run, study: Study) -> list[Line]:
+def curve_lines(run: Run, study: StudyResult) -> list[Line]:
     """The training curves of a study's adapters, by KL weight and training seed."""
+    names = ("kl_weight", "train_seed", "lr", "rank")
     trained: dict[str, dict[str, Any]] = {}
-    for arm in (run.by_name[name] for mean in study.arms for name in mean.members):
-        if arm.adapter_key in run.curves:
-            names = ("kl_weight", "train_seed", "lr", "rank")
-            trained[str(arm.adapter_key)] = {name: arm.settings.get(name) or 0 for name in names}
-    values = {name: sorted({found[name] for found in trained.values()}) for name in ("train_seed", "lr", "rank")}
-    colors = style.kl_colors([found["kl_weight"] for found in trained.values()])
+    for arm in (drawn for mean in study.arms for drawn in run.drawn(mean)):
+        if arm.training in run.curves:
+            trained[str(arm.training)] = {name: getattr(arm, name) or 0 for name in names}
+    values = {name: sorted({own[name] for own in trained.values()}) for name in names}
+    colors = style.kl_colors(values["kl_weight"])
     dashes = dict(zip(values["train_seed"], ("-", "--", ":", "-.") * len(trained), strict=False))
     lines = []
-    for key, found in sorted(trained.items(), key=lambda item: (*item[1].values(), item[0])):
-        label = f"KL weight {found['kl_weight']:g}"
+    for key, own in sorted(trained.items(), key=lambda item: (*item[1].values(), item[0])):
+        label = f"KL weight {own['kl_weight']:g}"
         for name, word in (("train_seed", "seed"), ("lr", "lr"), ("rank", "rank")):
-            label += f", {word} {found[name]:g}" if len(values[name]) > 1 else ""
+            label += f", {word} {own[name]:g}" if len(values[name]) > 1 else ""
         label += " (stopped)" if key in run.stopped else ""
-        lines.append(Line(label, colors[found["kl_weight"]], dashes[found["train_seed"]], run.curves[key]))
+        lines.append(Line(label, colors[own["kl_weight"]], dashes[own["train_seed"]], run.curves[key]))
     return lines
 
 
 def curve_keys(lines: Sequence[Line]) -> list[str]:
-    """The six columns that are drawn."""
-    unwanted = "path" if any("kl_to_base" in row for line in lines for row in line.rows) else "kl_to_base"
-    return [key for key in CURVES if key != unwanted]
+    """The six quantities that are drawn."""
+    has_kl = any(math.isfinite(row.kl_to_base) for line in lines for row in line.rows)
+    return [key for key in CURVES if key != ("path" if has_kl else "kl_to_base")]
 
 
-def curve_panels(study: Study, lines: Sequence[Line]) -> dict[str, Drawing]:
+def curve_panels(study: StudyResult, lines: Sequence[Line]) -> dict[str, Drawing]:
     """Training curves, one figure for each quantity."""
     panels = {}
     for key in curve_keys(lines):
@@ -178,7 +180,7 @@ def curve_panels(study: Study, lines: Sequence[Line]) -> dict[str, Drawing]:
     return panels
 
 
-def curves(study: Study, lines: Sequence[Line]) -> Drawing:
+def curves(study: StudyResult, lines: Sequence[Line]) -> Drawing:
     """All training curves of a study in one figure."""
     rows = math.ceil(len(lines) / 6)
     figure, axes = style.canvas(11.7, 6.4 + 0.2 * rows, 2, 3, left=0.5, top=0.75 + 0.2 * rows, bottom=style.FOOT)
@@ -190,42 +192,33 @@ def curves(study: Study, lines: Sequence[Line]) -> Drawing:
     return Drawing(figure)
 
 
-def reward_vs_kl(run: Run, study: Study) -> tuple[Drawing, list[Drawing]] | None:
-    """The rewards of each plane against the distance to the base; None where that was not measured.
+def reward_vs_kl(run: Run, study: StudyResult) -> tuple[Drawing, list[Drawing]] | None:
+    """The rewards of each plane against the distance to the base; None if that was not measured.
 
     All in one figure, and one figure each.
     """
-    points = {point.arm: point for point in study.reward_vs_kl if math.isfinite(point.distance.value)}
-    if not points:
+    if not any(math.isfinite(arm.metric(study.distance).value) for arm in study.arms):
         return None
-    values = {study.reward: {name: point.reward for name, point in points.items()}}
-    for metric in filter(None, (study.held_out, "gold")):
-        others = {name: study.by_name[name].metric(metric) for name in points}
-        if metric != study.reward and sum(estimate.known for estimate in others.values()) > 1:
-            values[metric] = others
-    note = f"{sample(study.arms)}; bars: {run.percent} intervals over prompts; lines join each family's arms."
-    note = f"{note} {run.path_note}".rstrip()
-    width, handles = 5.8 * len(values), legend(study, fronts=False)
+    note = f"{sample(run.front, study)}; bars: {run.front.percent} intervals over prompts; lines join each family's "
+    note = f"{note}arms. {path_note(run)}".rstrip()
+    width, handles = 5.8 * len(study.planes), legend(study, fronts=False)
     margins: dict[str, Any] = {"top": style.head(width, handles), "bottom": style.FOOT, "squeeze": False}
-    whole, axes = style.canvas(width, 5.0, 1, len(values), **margins)
+    whole, axes = style.canvas(width, 5.0, 1, len(study.planes), **margins)
     apart = style.annotate(whole, f"{study.title}: reward against {distance_name(study)}", note, handles)
-    unnamed: list[str] = []
-    for ax, (metric, estimates) in zip(axes[0], values.items(), strict=True):
-        unnamed += _against_kl(ax, study, metric, points, estimates)
-    style.mention(apart, unnamed)
+    style.mention(apart, [n for ax, m in zip(axes[0], study.planes, strict=True) for n in _against_kl(ax, study, m)])
     panels = []
-    for metric, estimates in values.items():
+    for metric in study.planes:
         figure, ax = style.canvas(5.4, 4.0)
-        panels.append(Drawing(figure, left_out=tuple(_against_kl(ax, study, metric, points, estimates))))
+        panels.append(Drawing(figure, left_out=tuple(_against_kl(ax, study, metric))))
     return Drawing(whole), panels
 
 
-def distance_name(study: Study) -> str:
-    """What arms are drawn against: KL only where it is one."""
-    return "KL" if study.has_kl else "path length"
+def distance_name(study: StudyResult) -> str:
+    """What arms are drawn against: a KL in nats if sampling has one, else a path length, which is none."""
+    return "KL" if study.distance == "kl_to_base" else "path length"
 
 
-def _volumes(ax: Axes, study: Study, metric: str, height: int) -> None:
+def _volumes(ax: Axes, study: StudyResult, metric: str, height: int) -> None:
     order, found = list(FAMILIES), study.planes[metric].hypervolume
     volumes = sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else 99)
     _dots(ax, [(study.family(f), v, MARK.get(f, INK), MARKER.get(f, "o"), True) for f, v in volumes], height)
@@ -233,7 +226,7 @@ def _volumes(ax: Axes, study: Study, metric: str, height: int) -> None:
     ax.set_xlabel(_box(study, metric), loc="left", fontsize=8, color=MUTED)
 
 
-def _differences(ax: Axes, study: Study, metric: str, height: int) -> None:
+def _differences(ax: Axes, study: StudyResult, metric: str, height: int) -> None:
     rows = []
     for d in ordered_differences(study.planes[metric].differences):
         rows.append((_less(study, d.a, d.b), d.estimate, MARK.get(d.a, INK), "o", d.decided))
@@ -261,10 +254,10 @@ def _dots(ax: Axes, rows: Sequence[_Row], height: int) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(5))
 
 
-def _curve(ax: Axes, study: Study, key: str, lines: Sequence[Line]) -> None:
+def _curve(ax: Axes, study: StudyResult, key: str, lines: Sequence[Line]) -> None:
     drawn = False
     for line in lines:
-        xy = [(row["step"], row[key]) for row in line.rows if math.isfinite(row.get(key, math.nan))]
+        xy = [(row.step, getattr(row, key)) for row in line.rows if math.isfinite(getattr(row, key))]
         if xy:
             drawn = True
             marker = "o" if len(xy) < 3 else ""
@@ -278,32 +271,27 @@ def _curve(ax: Axes, study: Study, key: str, lines: Sequence[Line]) -> None:
     ax.margins(x=0.03, y=0.08)
 
 
-def _against_kl(
-    ax: Axes, study: Study, metric: str, points: Mapping[str, KLPoint], values: Mapping[str, Estimate]
-) -> list[str]:
+def _against_kl(ax: Axes, study: StudyResult, metric: str) -> list[str]:
     """Draws one metric against the distance, names included; returns the names for which there was no room."""
-    ends = [name for name in points if study.by_name[name].family in ("base", "tuned")]
+    places = [(arm, arm.metric(study.distance), study.planes[metric].points[arm.name][0]) for arm in study.arms]
+    places = [place for place in places if all(math.isfinite(estimate.value) for estimate in place[1:])]
     bars, texts = [], []
     for family in study.families:
-        members = [name for name in points if study.by_name[name].family == family]
-        joined = [name for name in points if study.by_name[name].family in (*families.members(family), "base", "tuned")]
-        joined.sort(key=lambda name: points[name].distance.value)
-        if family not in ("base", "tuned") and members:
-            xy = [
-                (points[name].distance.value, values[name].value) for name in joined if not study.by_name[name].broken
-            ]
+        if family not in ("base", "tuned"):
+            joined = [place for place in places if place[0].family in members(family) or place[0].is_end]
+            xy = sorted((x.value, y.value) for arm, x, y in joined if not arm.broken)
             ax.plot([x for x, _ in xy], [y for _, y in xy], color=MARK[family], linewidth=0.9, alpha=0.5)
-        for name in members:
-            x, y = points[name].distance, values[name]
-            own = [(x.value, y.low, x.value, y.high), (x.low, y.value, x.high, y.value)]
-            for x0, y0, x1, y1 in own:
-                ax.plot([x0, x1], [y0, y1], color=MARK[family], linewidth=1.0, alpha=0.45)
-            ax.plot(x.value, y.value, MARKER[family], color=MARK[family], markersize=5.5)
-            bars += own
-            texts.append(labels.Label(x.value, y.value, study.by_name[name].label, TEXT[family], name in ends))
-    broken = [name for name in points if study.by_name[name].broken]
-    cross_out(ax, [(points[name].distance.value, values[name].value) for name in broken])
+        for arm, x, y in places:
+            if arm.family == family:
+                own = [(x.value, y.low, x.value, y.high), (x.low, y.value, x.high, y.value)]
+                for x0, y0, x1, y1 in own:
+                    ax.plot([x0, x1], [y0, y1], color=MARK[family], linewidth=1.0, alpha=0.45)
+                ax.plot(x.value, y.value, MARKER[family], color=MARK[family], markersize=5.5)
+                bars += own
+                texts.append(labels.Label(x.value, y.value, arm.title, TEXT[family], arm.is_end))
+    cross_out(ax, [(x.value, y.value) for arm, x, y in places if arm.broken])
     ax.margins(0.07)
     ax.set_ylabel(reward_axis(study, metric))
-    ax.set_xlabel(f"{'path KL' if study.has_kl else 'path length'} to base, {study.reward_vs_kl[0].unit} →")
+    name = "path KL" if distance_name(study) == "KL" else "path length"
+    ax.set_xlabel(f"{name} to base, {DISTANCES[study.distance or 'path']} →")
     return labels.place(ax, texts, bars, line_color=MUTED, reach=40.0)

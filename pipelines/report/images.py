@@ -16,7 +16,8 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.config import ConfigError
-from pipelines.front.results import FAMILIES, Arm, Study
+from pipelines.front.families import FAMILIES
+from pipelines.front.results import Arm, StudyResult
 from pipelines.report.style import CARD, GRID, INK, MUTED, TEXT
 
 _COLUMNS = ("arm", "prompt_id", "prompt", "seed_index", "image")
@@ -27,7 +28,7 @@ _FIX = "run `python -m pipelines evaluate` again"
 
 @dataclass(frozen=True)
 class Grid:
-    """Images of a study's arms: a row an arm, the same prompts and seeds in each."""
+    """Images of a study's arms: one row per arm, the same prompts and seeds in each."""
 
     arms: tuple[Arm, ...]
     omitted: int
@@ -62,7 +63,7 @@ class Grid:
         return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def read_grid(directory: Path, study: Study, prompts: int = 4, seeds: int = 4, rows: int = 40) -> Grid | None:
+def read_grid(directory: Path, study: StudyResult, prompts: int = 4, seeds: int = 4, rows: int = 40) -> Grid | None:
     """Images of a study for evenly spaced prompts and the first seeds; None if the run has no images.
 
     Raises ConfigError naming the images dataset if it cannot be read or has none of the study's arms.
@@ -71,7 +72,7 @@ def read_grid(directory: Path, study: Study, prompts: int = 4, seeds: int = 4, r
         return None
     arms = select(study.arms, rows)
     # A mean over training seeds has no images of its own: its first member's stand for it.
-    shown = {arm.members[0]: arm.name for arm in arms}
+    shown = {arm.drawn[0]: arm.name for arm in arms}
     names = list(shown)
     dataset = _open(directory)
     keys = _read(dataset, _COLUMNS[:4], pc.field("arm").isin(names))
@@ -117,7 +118,7 @@ def write_png(grid: Grid, path: Path, title: str, rows: int = 20) -> None:
     width, height = width * factor, height * factor
     font, small = (ImageFont.truetype(findfont("DejaVu Sans"), size) for size in (15, 13))
     bold = ImageFont.truetype(findfont("DejaVu Sans:bold"), 17)
-    left = 24 + int(max(font.getlength(arm.label) for arm in arms))
+    left = 24 + int(max(font.getlength(arm.title) for arm in arms))
     group, between = len(grid.seeds) * (width + 2) - 2, 14
     total = left + len(grid.prompts) * (group + between)
     top = 64
@@ -128,7 +129,7 @@ def write_png(grid: Grid, path: Path, title: str, rows: int = 20) -> None:
         draw.text((left + p * (group + between), top - 24), _fitted(prompt, font, group), INK, font)
     for r, arm in enumerate(arms):
         y = top + r * (height + 6)
-        draw.text((10, y + height // 2), arm.label, TEXT[arm.family], font, anchor="lm")
+        draw.text((10, y + height // 2), arm.title, TEXT[arm.family], font, anchor="lm")
         for p in range(len(grid.prompts)):
             for s in range(len(grid.seeds)):
                 x = left + p * (group + between) + s * (width + 2)

@@ -13,10 +13,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipelines.front import front
-from pipelines.front.results import FAMILIES, Arm, Difference, Run, Study, family_name, metric_name, sample, spread
+from pipelines.front.families import FAMILIES
+from pipelines.front.names import GOLD, cost_words, metric_name
+from pipelines.front.results import Arm, Difference, StudyResult
 from pipelines.report import drawing, figures, images, planes, style, words
-from pipelines.report.reading import read_run
+from pipelines.report.reading import Run, read_run
 from pipelines.runs.directory import RunDir
 from pipelines.show import estimates
 from pipelines.show.estimates import UNKNOWN, Estimate
@@ -25,7 +26,7 @@ _PACKAGES = ("aig", "torch", "diffusers", "transformers", "peft", "accelerate", 
 
 
 def write_report(run: RunDir | str | Path, progress: Callable[[str], None] | None = None) -> Path:
-    """Writes RUN/report/ from a run's config.yaml, arms.json, metrics.parquet, front.json, curves/ and images/.
+    """Writes RUN/report/ from a run's config.yaml, arms.json, front.json, curves/ and images/.
 
     The report is index.html, which loads nothing from outside itself, and the main figures as PNGs: tradeoff, planes,
     curves, reward_vs_kl, hypervolume and images, with "-STUDY" in their names where there are several studies, and
@@ -47,7 +48,7 @@ def write_report(run: RunDir | str | Path, progress: Callable[[str], None] | Non
             for study, grid in zip(data.studies, grids, strict=True):
                 say(f"drawing {study.title}")
                 sections.append(_section(data, study, grid, folder))
-            overview = figures.overview(data) if len(data.studies) > 1 else None
+            overview = figures.overview(data.front) if len(data.studies) > 1 else None
             summary = overview.svg("overview", "AIG against other families in every study") if overview else None
             if overview:
                 overview.png(folder / "overview.png")
@@ -57,7 +58,7 @@ def write_report(run: RunDir | str | Path, progress: Callable[[str], None] | Non
     return root / "report" / "index.html"
 
 
-def _section(run: Run, study: Study, grid: images.Grid | None, folder: Path) -> dict[str, Any]:
+def _section(run: Run, study: StudyResult, grid: images.Grid | None, folder: Path) -> dict[str, Any]:
     """Draws a study's figures into the folder and returns what the template shows of it."""
     suffix = f"-{study.slug}" if len(run.studies) > 1 else ""
     name = f"s{run.studies.index(study)}"
@@ -65,11 +66,11 @@ def _section(run: Run, study: Study, grid: images.Grid | None, folder: Path) -> 
     def png(stem: str) -> Path:
         return folder / f"{stem}{suffix}.png"
 
-    tradeoff = planes.tradeoff(run, study)
+    tradeoff = planes.tradeoff(run.front, study)
     tradeoff.png(png("tradeoff"))
-    panels = planes.panels(run, study)
-    planes.row(run, study).png(png("planes"))
-    figures.hypervolumes(run, study).png(png("hypervolume"))
+    panels = planes.panels(study)
+    planes.row(run.front, study).png(png("planes"))
+    figures.hypervolumes(run.front, study).png(png("hypervolume"))
     lines = figures.curve_lines(run, study)
     if lines:
         figures.curves(study, lines).png(png("curves"))
@@ -85,11 +86,11 @@ def _section(run: Run, study: Study, grid: images.Grid | None, folder: Path) -> 
         "headline": words.headline(study),
         "elsewhere": words.headline_elsewhere(study),
         "tuning": words.tuning_headline(study),
-        "mean": run.mean_of(study),
-        "sample": sample(study.arms),
-        "undrawn": [a.label for a in study.arms if not math.isfinite(a.x.value) or not math.isfinite(a.y.value)],
-        "broken": [arm.label for arm in study.arms if arm.broken],
-        "warned": [arm.label for arm in study.arms if arm.warning],
+        "mean": run.front.mean_of(study),
+        "sample": words.sample(run.front, study),
+        "undrawn": [a.title for a in study.arms if not all(math.isfinite(e.value) for e in study.plane.points[a.name])],
+        "broken": [arm.title for arm in study.arms if arm.broken],
+        "warned": [arm.title for arm in study.arms if arm.warning],
         "tradeoff": _svg(tradeoff, f"{name}-plane", f"Reward–diversity plane: {study.title}"),
         "left_out": tradeoff.left_out,
         "panels": [
@@ -98,7 +99,7 @@ def _section(run: Run, study: Study, grid: images.Grid | None, folder: Path) -> 
         ],
         "no_panel": [
             what
-            for what, metric in (("held-out reward", study.held_out), ("gold", "gold"))
+            for what, metric in (("held-out reward", study.held_out), ("gold", GOLD))
             if metric not in panels and metric != study.reward
         ],
         "hypervolume": [
@@ -125,7 +126,7 @@ def _section(run: Run, study: Study, grid: images.Grid | None, folder: Path) -> 
     }
 
 
-def _volumes(study: Study) -> list[tuple[str, int, Any, list[Estimate]]]:
+def _volumes(study: StudyResult) -> list[tuple[str, int, Any, list[Estimate]]]:
     """Each family in words, how many arms count to it, how many trainings it pays for, its hypervolume by plane."""
     rows = []
     for family in study.plane.hypervolume:
@@ -134,7 +135,7 @@ def _volumes(study: Study) -> list[tuple[str, int, Any, list[Estimate]]]:
     return rows
 
 
-def _differences(study: Study) -> list[tuple[str, list[Difference]]]:
+def _differences(study: StudyResult) -> list[tuple[str, list[Difference]]]:
     """The families of each difference in words, and the difference on each plane."""
     ordered = [figures.ordered_differences(plane.differences) for plane in study.planes.values()]
     found = [{(d.a, d.b): d for d in differences} for differences in ordered]
@@ -161,28 +162,29 @@ def _render(run: Run, sections: list[dict[str, Any]], overview: str | None) -> s
         lstrip_blocks=True,
     )
     environment.filters["interval"] = estimates.interval
-    environment.filters["with_seeds"] = words.difference
-    environment.filters["compared"] = words.compared
+    environment.filters["difference"] = lambda found: estimates.difference(found.estimate, found.by_seed)
     environment.filters["metric"] = metric_name
     columns, rows = _table(run)
-    leading = [study for study in run.studies if not run.mean_of(study)]
+    leading = [study for study in run.studies if not run.front.mean_of(study)]
+    images = sorted({arm.images for study in run.studies for arm in study.arms})
     return environment.get_template("page.html.j2").render(
         run=run,
+        front=run.front,
         name=run.directory.resolve().name,
         sections=sections,
         overview=Markup(overview) if overview else None,
         caveats=words.caveats(run),
-        path_note=run.path_note,
+        path_note=words.path_note(run),
         summary=words.summary(leading),
         elsewhere=words.summaries_elsewhere(leading),
-        images=spread([arm.n for study in run.studies for arm in study.arms]),
+        images=" to ".join(map(str, dict.fromkeys((images[0], images[-1])))),
         train_seeds=sorted({seed for study in run.studies for seed in study.train_seeds}),
         columns=columns,
         rows=rows,
-        cost=_cost(run.cost),
-        check=_check(run.check),
-        versions=run.versions or _versions(),
-        versions_recorded=bool(run.versions),
+        cost=_cost(run.front.cost),
+        check=_check(run.listing.check),
+        versions=run.listing.versions or _versions(),
+        versions_recorded=bool(run.listing.versions),
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         marks={family: Markup(style.mark(family)) for family in FAMILIES},
         coloured=style.COLOURED,
@@ -191,68 +193,52 @@ def _render(run: Run, sections: list[dict[str, Any]], overview: str | None) -> s
     )
 
 
+_SETTINGS = {
+    "reward": "trained on",
+    "kl_weight": "KL weight",
+    "lora_scale": "LoRA scale",
+    "schedule": "schedule",
+    "k": "K",
+    "lr": "learning rate",
+    "rank": "rank",
+    "train_seed": "training seed",
+    "step": "training step",
+}
+
+
 def _table(run: Run) -> tuple[list[tuple[str, bool]], list[dict[str, Any]]]:
-    """Columns (name, whether numeric) and rows of the table: every arm of every study, then arms in none."""
-    several = len(run.studies) > 1
-    pairs: list[tuple[Study | None, Arm]] = [(study, arm) for study in run.studies for arm in study.arms]
-    shown = {arm.name for _, arm in pairs}
-    pairs += [(None, arm) for arm in run.arms if arm.name not in shown]
-    metrics = _metric_order(run, [arm for _, arm in pairs])
-    settings = {
-        "reward": "trained on",
-        "kl_weight": "KL weight",
-        "lora_scale": "LoRA scale",
-        "schedule": "schedule",
-        "k": "K",
-        "lr": "learning rate",
-        "rank": "rank",
-        "train_seed": "training seed",
-        "step": "training step",
-    }
+    """Columns (name, whether numeric) and rows of the table: every arm of every study."""
+    several, metrics = len(run.studies) > 1, _metric_order(run)
     columns = [("arm", False), *([("study", False)] if several else []), ("family", False)]
     columns += [(metric_name(metric), True) for metric in metrics]
-    columns += [("optimal", False), ("P(optimal)", True), ("optimal by held-out reward", False)]
-    columns += [("n", True), ("prompts", True), ("seeds", True)]
-    columns += [(text, key not in ("reward", "schedule")) for key, text in settings.items()]
+    columns += [("optimal", False), ("P(optimal)", True), ("optimal by held-out reward", False), ("n", True)]
+    columns += [(text, key not in ("reward", "schedule")) for key, text in _SETTINGS.items()]
     rows = []
-    for study, arm in pairs:
-        cells = [_cell(arm.label, arm.label), *([_cell(study.name if study else "–")] if several else [])]
-        family = study.family(arm.family) if study else family_name(arm.family)
-        cells.append(_cell(family, list(FAMILIES).index(arm.family)))
+    for study, arm in [(one, arm) for one in run.studies for arm in one.arms]:
+        cells = [_cell(arm.title), *([_cell(study.name)] if several else [])]
+        cells.append(_cell(study.family(arm.family), list(FAMILIES).index(arm.family)))
         cells += [_estimate(arm.metric(metric)) for metric in metrics]
-        cells.append(_cell(_optimal(study, arm, study.reward if study else None)))
-        cells.append(_estimate(Estimate(arm.front_probability)))
-        cells.append(_cell(_optimal(study, arm, study.held_out if study else None)))
-        cells += [_setting(value or None) for value in (arm.n, arm.prompts, arm.seeds)]
-        cells += [_setting(arm.settings.get(key)) for key in settings]
+        cells += [_cell(_optimal(study, arm, study.reward)), _estimate(Estimate(arm.front_probability))]
+        cells += [_cell(_optimal(study, arm, study.held_out)), _cell(str(arm.images))]
+        cells += [_setting(getattr(arm, key)) for key in _SETTINGS]
         rows.append({"family": arm.family, "name": arm.name, "cells": cells})
     return columns, rows
 
 
-def _optimal(study: Study | None, arm: Arm, metric: str | None) -> str:
-    """Whether the arm is optimal on the plane of a metric; a dash where the study has no such plane."""
-    if study is None or metric is None or metric not in study.planes:
+def _optimal(study: StudyResult, arm: Arm, metric: str | None) -> str:
+    """Whether the arm is optimal on the plane of a metric; a dash if the study has no such plane."""
+    if metric is None or metric not in study.planes:
         return "–"
-    return "broken" if arm.broken else "yes" if arm.name in planes.optimal_names(study, metric) else "no"
+    return "broken" if arm.broken else "yes" if arm.name in study.planes[metric].fronts["all"] else "no"
 
 
-def _metric_order(run: Run, arms: list[Arm]) -> list[str]:
+def _metric_order(run: Run) -> list[str]:
     """Rewards and diversity first, then the rest in the order of their names."""
-    first: list[str | None] = []
-    for study in run.studies:
-        first += [study.reward, study.held_out]
-    first += [
-        "gold",
-        *(study.diversity for study in run.studies),
-        "pairwise",
-        "accuracy",
-        "accuracy_a",
-        "accuracy_b",
-        "kl_to_base",
-        "path",
-    ]
-    present = {metric for arm in arms for metric in arm.metrics if math.isfinite(arm.metric(metric).value)}
-    return [m for m in dict.fromkeys(first) if m in present] + sorted(present - set(first))
+    first = [metric for study in run.studies for metric in (study.reward, study.held_out)]
+    first += [GOLD, run.front.diversity, "pairwise", "accuracy", "accuracy_a", "accuracy_b", "kl_to_base", "path"]
+    arms = run.front.by_name.values()
+    present = {metric for arm in arms for metric, found in arm.metrics.items() if math.isfinite(found.value)}
+    return [m for m in dict.fromkeys(first) if m in present] + sorted(present.difference(first))
 
 
 def _cell(text: str, key: Any = None) -> dict[str, Any]:
@@ -272,11 +258,10 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
 
 
 def _cost(cost: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Predictions a (prompt, seed), ours and those of loops that share nothing, and whatever else stands beside
-    them."""
+    """Predictions per (prompt, seed), ours and those of loops that share nothing, and what else stands beside them."""
     if not cost:
         return None
-    told, known = front.cost_words(cost, " a (prompt, seed)"), ("predictions", "separate", "published")
+    told, known = cost_words(cost, " per (prompt, seed)"), ("predictions", "separate", "published")
     shown = {name: f"{cost[name]:g}" for name in known} if told else {}
     rest = {k: v for k, v in cost.items() if k not in shown}
     rest = {k.replace("_", " "): f"{v:,.4g}" if isinstance(v, float) else str(v) for k, v in rest.items()}

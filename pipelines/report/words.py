@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aig.pareto import LEAST_SEEDS
-from pipelines.front.families import OURS
-from pipelines.front.results import AHEAD, BEHIND, ROLES, UNDECIDED, Arm, Claim, Difference, Run, Study, family_name
-from pipelines.show.estimates import decimals, interval, number
-
-_VERBS = {
-    "rises": ("rise", 1),
-    "grows": ("grow", 1),
-    "increases": ("increase", 1),
-    "improves": ("improve", 1),
-    "falls": ("fall", -1),
-    "drops": ("drop", -1),
-    "shrinks": ("shrink", -1),
-    "decreases": ("decrease", -1),
-}
+from pipelines.front.families import OURS, family_name
+from pipelines.front.names import GOLD, ROLES
+from pipelines.front.results import AHEAD, BEHIND, UNDECIDED, Arm, Claim, Difference, Front, StudyResult
+from pipelines.report.reading import Run
+from pipelines.show.estimates import difference, interval
+from pipelines.study.prompts import describe
 
 
 @dataclass(frozen=True)
@@ -36,223 +27,192 @@ class Sentence:
     tag: str = "values"
 
 
-def seeds_apart(by_seed: Mapping[str, float], digits: int = 2) -> str:
-    """The values of several training seeds; empty for one."""
-    told = [number(value, digits, plus=True) for value in by_seed.values() if math.isfinite(value)]
-    return f" ({', '.join(told)} in training seeds {_list(list(by_seed), 'and')})" if len(told) > 1 else ""
-
-
-def claim_sentence(claim: Claim, scope: str = "") -> Sentence:
-    """A claim, or its denial if the interval covers zero or lies on the other side; of which adapters, where of few."""
-    text = claim.text[:1].upper() + claim.text[1:].replace(" - ", " − ")
-    found = next((word for word in re.findall(r"\w+", claim.text) if word in _VERBS), None)
-    expected = claim.expected or (_VERBS[found][1] if found else 1)
+def claim_sentence(study: StudyResult, claim: Claim) -> Sentence:
+    """A claim, or its denial if the interval covers zero or lies on the other side."""
+    shown = difference(claim.estimate, claim.by_seed) + (f", {study.scope}" if study.scope else "")
+    asserted = _capital(study.statement(claim))
     if not math.isfinite(claim.estimate.value):
-        return Sentence(f"{text}: not measured.", "open", "not measured")
-    shown = interval(claim.estimate, plus=True) + seeds_apart(claim.by_seed, decimals(claim.estimate))
-    shown += f", {scope}" if scope else ""
+        return Sentence(f"{asserted}: not measured.", "open", "not measured")
     if not claim.estimate.known:
-        return Sentence(f"{text}: {shown}, without an interval.", "open", "no interval")
-    if claim.estimate.sign == expected:
-        return Sentence(f"{text}: {shown}.", "yes", "shown")
-    sure = "" if claim.estimate.sign else "clearly "
-    denied = f"It does not {sure}hold that {claim.text}"
-    if found:
-        denied = re.sub(rf"\b{found}\b", f"does not {sure}{_VERBS[found][0]}", text, count=1)
+        return Sentence(f"{asserted}: {shown}, without an interval.", "open", "no interval")
+    if claim.holds:
+        return Sentence(f"{asserted}: {shown}.", "yes", "shown")
+    denied = f"{_capital(study.statement(claim, denial=_denial(claim)))}: {shown}"
     if claim.estimate.sign:
-        return Sentence(f"{denied}: {shown}, the opposite.", "no", "opposite")
-    touches = "reaches" if 0 in claim.estimate[1:] else "covers"
-    return Sentence(f"{denied}: {shown}, the interval {touches} zero.", "open", "not shown")
+        return Sentence(f"{denied}, the opposite.", "no", "opposite")
+    return Sentence(
+        f"{denied}, the interval {'reaches' if 0 in claim.estimate[1:] else 'covers'} zero.", "open", "not shown"
+    )
 
 
-def broken_sentence(arm: Arm) -> Sentence:
-    """What is wrong with an arm whose images are unsound, and what follows."""
-    return Sentence(f"{arm.label}: {arm.broken}. It is shown, on no front and in no hypervolume.", "no", "broken")
+def _denial(claim: Claim) -> str:
+    """How to deny a claim that does not hold."""
+    return "does not" if claim.estimate.sign else "does not clearly"
 
 
-def warning_sentence(arm: Arm) -> Sentence:
-    """What to know of an arm of little precision, which takes part like any other."""
-    text = f"{arm.label}: {arm.warning}. Another style has little precision too: look at its images. It takes part."
-    return Sentence(text, "open", "warning")
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
-def comparisons(differences: Sequence[Difference], families: Sequence[str] = OURS) -> list[Difference]:
+def arm_sentences(study: StudyResult) -> list[Sentence]:
+    """What is wrong with arms whose images are unsound, and what to know of arms of little precision."""
+    sentences = []
+    for arm in study.arms:
+        if arm.broken:
+            text = f"{arm.title}: {arm.broken}. It is shown, on no front and in no hypervolume."
+            sentences.append(Sentence(text, "no", "broken"))
+        if arm.warning:
+            text = f"{arm.title}: {arm.warning}. Another style has little precision too: look at its images. "
+            sentences.append(Sentence(f"{text}It takes part.", "open", "warning"))
+    return sentences
+
+
+def against_rivals(differences: Sequence[Difference], families: Sequence[str] = OURS) -> list[Difference]:
     """The differences in which one of the families takes part, each as that family less the other."""
-    found = []
+    ours = []
     for family in families:
-        found += [d for d in differences if d.a == family]
-        found += [d.flipped for d in differences if d.b == family]
-    return found
+        ours += [d for d in differences if d.a == family]
+        ours += [d.flipped for d in differences if d.b == family]
+    return ours
 
 
-def difference(found: Difference) -> str:
-    """A difference with its interval and its values by training seed."""
-    return interval(found.estimate, plus=True) + seeds_apart(found.by_seed, decimals(found.estimate))
+# By verdict on AIG: what the sentence says, how it ends, and the kind and tag.
+_VERDICTS = {
+    AHEAD: ("beats", "", "yes", "AIG ahead"),
+    BEHIND: ("loses to", "", "no", "AIG behind"),
+    UNDECIDED: ("does not clearly beat", ", so neither is ahead", "open", UNDECIDED),
+}
 
 
-def verdict(study: Study, metric: str) -> list[Sentence]:
-    """Where AIG's fronts have more hypervolume than another family's on a metric's plane, where less, where neither.
+def verdicts(study: StudyResult, metric: str) -> list[Sentence]:
+    """Whether AIG's fronts have more hypervolume than another family's on a metric's plane, less, or neither.
 
     As `front` decided: the p-value is adjusted, so an interval may exclude zero and neither be ahead.
     """
     sentences = []
-    for found in comparisons(study.planes[metric].differences):
-        other = study.counted(found.b)
-        where = f"On {study.role_of(metric)} × diversity {study.counted(found.a)}"
-        shown = f"{difference(found)} in hypervolume, {compared(found)}"
-        p, scope = f"adjusted p {found.p:.2g}", f" {study.scope}" if study.scope else ""
-        if not math.isfinite(found.estimate.value):
-            sentences.append(Sentence(f"{where} was not measured against {other}.", "open", "not measured"))
-        elif found.verdict is None:
-            sentences.append(Sentence(f"{where} against {other}: {shown}; no verdict.", "plain", "no verdict"))
-        elif found.verdict == AHEAD:
-            sentences.append(Sentence(f"{where} beats {other}{scope}: {shown}, {p}.", "yes", "AIG ahead"))
-        elif found.verdict == BEHIND:
-            text = f"{where} does not beat {other} but loses to it{scope}: {shown}, {p}."
-            sentences.append(Sentence(text, "no", "AIG behind"))
+    for d in against_rivals(study.planes[metric].differences):
+        ours, other = f"On {study.role_of(metric)} × diversity {study.counted(d.a)}", study.counted(d.b)
+        shown = f"{difference(d.estimate, d.by_seed)} in hypervolume, {d.sizes}"
+        if not math.isfinite(d.estimate.value):
+            sentences.append(Sentence(f"{ours} was not measured against {other}.", "open", "not measured"))
+        elif d.verdict is None:
+            sentences.append(Sentence(f"{ours} against {other}: {shown}; no verdict.", "plain", "no verdict"))
         else:
-            text = f"{where} does not clearly beat {other}{scope}: {shown}, {p}, so neither is ahead."
-            sentences.append(Sentence(text, "open", UNDECIDED))
+            verb, end, kind, tag = _VERDICTS[d.verdict]
+            subject = " ".join(filter(None, (ours, verb, other, study.scope)))
+            sentences.append(Sentence(f"{subject}: {shown}, adjusted p {d.p_adjusted:.2g}{end}.", kind, tag))
     return sentences
 
 
-def compared(difference: Difference) -> str:
-    """The sizes of two families, and at which they were compared."""
-    a, b = difference.arms
-    if a == b:
-        return f"{a} arm{'s' * (a != 1)} each"
-    return f"{a} arm{'s' * (a != 1)} against {b}, compared at {difference.size} each"
-
-
-def best_arms(study: Study, metric: str) -> Sentence | None:
+def best_arms(study: StudyResult, metric: str) -> Sentence | None:
     """Which arm has the highest mean of a metric that was not trained on, and how AIG's best stands beside it.
 
     The highest of several means is too high on average (the winner's curse), so this is no claim, and says so.
     """
     measured = [arm for arm in study.arms if math.isfinite(arm.metric(metric).value) and not arm.broken]
     guided = [arm for arm in measured if arm.family in OURS]
-    if not measured or not guided:
+    if not guided:
         return None
-    best = max(measured, key=lambda arm: arm.metric(metric).value)
-    ours = max(guided, key=lambda arm: arm.metric(metric).value)
+    best, ours = (max(arms, key=lambda arm: arm.metric(metric).value) for arms in (measured, guided))
     text = f"Highest mean of {study.role_of(metric)}, selected among {len(measured)} arms and so too high on average: "
-    text += f"{arm_name(best)} with {interval(best.metric(metric))}"
+    text += f"{_arm_name(best)} with {interval(best.metric(metric))}"
     if best is not ours:
-        text += f"; the highest of AIG's {len(guided)} is {arm_name(ours)} with {interval(ours.metric(metric))}"
-    for arm in measured:
-        if arm.family in ("base", "tuned") and arm is not best:
-            text += f"; {arm.label} has {interval(arm.metric(metric))}"
-    return Sentence(f"{text}.")
+        text += f"; the highest of AIG's {len(guided)} is {_arm_name(ours)} with {interval(ours.metric(metric))}"
+    ends = [arm for arm in measured if arm.is_end and arm is not best]
+    return Sentence("; ".join([text, *(f"{arm.title} has {interval(arm.metric(metric))}" for arm in ends)]) + ".")
 
 
-def arm_name(arm: Arm) -> str:
+def _arm_name(arm: Arm) -> str:
     """An arm's label, with its family unless the label says it."""
-    family = family_name(arm.family)
-    return arm.label if family.split()[0].lower() in arm.label.lower() else f"{arm.label} ({family})"
+    family, label = family_name(arm.family), arm.title
+    return label if family.split()[0].lower() in label.lower() else f"{label} ({family})"
 
 
-def study_sentences(study: Study) -> list[Sentence]:
+def study_sentences(study: StudyResult) -> list[Sentence]:
     """All that is said about a study, most important first."""
-    sentences = [broken_sentence(arm) for arm in study.arms if arm.broken]
-    sentences += [warning_sentence(arm) for arm in study.arms if arm.warning]
-    sentences += [claim_sentence(claim, study.scope) for claim in study.claims]
-    for metric in study.planes:
-        said = verdict(study, metric)
-        if not said and metric == study.reward:
-            said = [Sentence("AIG was not compared with another family.", "open", "not measured")]
-        sentences += said
-    for metric in dict.fromkeys((study.held_out, "gold")):
-        if metric and metric != study.reward and (said_best := best_arms(study, metric)):
-            sentences.append(said_best)
-    return sentences
+    sentences = arm_sentences(study) + [claim_sentence(study, claim) for claim in study.claims]
+    compared = {metric: verdicts(study, metric) for metric in study.planes}
+    if not compared[study.reward]:
+        compared[study.reward] = [Sentence(f"{_NOT_COMPARED}.", "open", "not measured")]
+    sentences += [sentence for own in compared.values() for sentence in own]
+    others = [metric for metric in dict.fromkeys((study.held_out, GOLD)) if metric and metric != study.reward]
+    return sentences + [best for metric in others if (best := best_arms(study, metric))]
 
 
-def headline(study: Study, metric: str | None = None) -> str:
-    """What AIG on KL 0, and on every training, beats, does not clearly beat and loses to, on a metric's plane (the
-    proxy's by default)."""
-    said = [_outcome(study, metric or study.reward, ours) for ours in OURS]
-    return "; ".join(filter(None, said)) or "AIG was not compared with another family"
+_NOT_COMPARED = "AIG was not compared with another family"
 
 
-def _outcome(study: Study, metric: str, ours: str) -> str:
-    """Of one of AIG's families; empty where it was not compared."""
-    outcomes: dict[str, list[str]] = {AHEAD: [], UNDECIDED: [], BEHIND: []}
-    alone: list[str] = []
-    for found in comparisons(study.planes[metric].differences, [ours]):
-        if found.verdict:
-            outcomes[found.verdict].append(study.family(found.b))
-        elif math.isfinite(found.estimate.value):
-            alone.append(f"{interval(found.estimate, plus=True)} against {study.family(found.b)}")
+def headline(study: StudyResult, metric: str | None = None) -> str:
+    """What AIG on KL 0, and on every training, beats, does not clearly beat and loses to on a metric's plane, by
+    default that of the study's reward."""
+    outcomes = [_outcome(study, metric or study.reward, ours) for ours in OURS]
+    return "; ".join(filter(None, outcomes)) or _NOT_COMPARED
+
+
+def _outcome(study: StudyResult, metric: str, ours: str) -> str:
+    """For one of AIG's families; empty if it was not compared."""
+    differences = against_rivals(study.planes[metric].differences, [ours])
     parts = []
-    if outcomes[AHEAD]:
-        parts.append(f"beats {_list(outcomes[AHEAD], 'and')}")
-    if outcomes[UNDECIDED]:
-        parts.append(f"does not clearly beat {_list(outcomes[UNDECIDED], 'or')}")
-    if outcomes[BEHIND]:
-        parts.append(f"loses to {_list(outcomes[BEHIND], 'and')}")
+    for verdict, last in ((AHEAD, "and"), (UNDECIDED, "or"), (BEHIND, "and")):
+        rivals = [study.family(d.b) for d in differences if d.verdict == verdict]
+        parts += [f"{_VERDICTS[verdict][0]} {_list(rivals, last)}"] if rivals else []
     if parts:
-        return f"{study.counted(ours)} {_list(parts, 'and')}{f' {study.scope}' if study.scope else ''}"
-    if alone:
-        return f"{study.counted(ours)} has {_list(alone, 'and')} in hypervolume, without a verdict"
-    return ""
+        return " ".join(filter(None, (study.counted(ours), _list(parts, "and"), study.scope)))
+    alone = [
+        f"{interval(d.estimate, plus=True)} against {study.family(d.b)}"
+        for d in differences
+        if math.isfinite(d.estimate.value)
+    ]
+    return f"{study.counted(ours)} has {_list(alone, 'and')} in hypervolume, without a verdict" if alone else ""
 
 
-def headline_elsewhere(study: Study) -> list[str]:
+def headline_elsewhere(study: StudyResult) -> list[str]:
     """The same for the planes of rewards that were not trained on."""
     others = [metric for metric in study.planes if metric != study.reward]
-    return [f"With {study.role_of(metric)} {place([study])}, {headline(study, metric)}" for metric in others]
+    return [f"With {study.role_of(metric)} {_instead([study])}, {headline(study, metric)}" for metric in others]
 
 
-def summary(studies: Sequence[Study], role: str = "proxy") -> str:
+def summary(studies: Sequence[StudyResult], role: str = "proxy") -> str:
     """In how many studies AIG clearly beats each other family by a reward, and in how many it clearly loses to it."""
-    said = [_tally(studies, role, ours) for ours in OURS]
-    return ". ".join(filter(None, said)) or "AIG was not compared with another family"
+    return ". ".join(filter(None, (_tally(studies, role, ours) for ours in OURS))) or _NOT_COMPARED
 
 
-def _tally(studies: Sequence[Study], role: str, ours: str) -> str:
-    """Of one of AIG's families; empty where it was not compared."""
+def _tally(studies: Sequence[StudyResult], role: str, ours: str) -> str:
+    """For one of AIG's families; empty if it was not compared."""
     names, verdicts = set(), dict[str, list[str]]()
     for study in studies:
         metric = study.metric_of(role)
-        for found in comparisons(study.planes[metric].differences, [ours]) if metric else ():
-            if found.verdict:
+        for d in against_rivals(study.planes[metric].differences, [ours]) if metric else ():
+            if d.verdict:
                 names.add(study.family(ours))
-                verdicts.setdefault(study.family(found.b), []).append(found.verdict)
+                verdicts.setdefault(study.family(d.b), []).append(d.verdict)
     if not verdicts:
         return ""
-    beats = _list([f"{name} in {found.count(AHEAD)} of {len(found)}" for name, found in verdicts.items()], "and")
-    loses = _list([f"{name} in {found.count(BEHIND)}" for name, found in verdicts.items()], "and")
+    beats = _list([f"{name} in {own.count(AHEAD)} of {len(own)}" for name, own in verdicts.items()], "and")
+    loses = _list([f"{name} in {own.count(BEHIND)}" for name, own in verdicts.items()], "and")
     most = max(len(study.train_seeds) for study in studies)
     few = "" if most >= LEAST_SEEDS else f" ({'two adapters' if most == 2 else 'one adapter'} in each setting)"
     return f"{max(names, key=len)} clearly beats {beats} settings; it clearly loses to {loses}{few}"
 
 
-def summaries_elsewhere(studies: Sequence[Study]) -> list[str]:
+def summaries_elsewhere(studies: Sequence[StudyResult]) -> list[str]:
     """The same for rewards that were not trained on."""
     roles = [role for role in ROLES[1:] if any(study.metric_of(role) for study in studies)]
-    return [f"With {role} {place(studies)}, {summary(studies, role)}" for role in roles]
+    return [f"With {role} {_instead(studies)}, {summary(studies, role)}" for role in roles]
 
 
-def place(studies: Sequence[Study]) -> str:
+def _instead(studies: Sequence[StudyResult]) -> str:
     """Where another reward stands; without training there is no proxy whose place it could take."""
-    return "in the proxy's place" if any(study.train_seeds for study in studies) else "on the axis of rewards"
+    return "in the proxy's place" if any(study.trained for study in studies) else "on the axis of rewards"
 
 
-def tuning_headline(study: Study) -> str:
-    """One sentence on tuning: which claims hold and which do not."""
-    said = [(claim, claim_sentence(claim)) for claim in study.claims]
-
-    def short(sentence: Sentence) -> str:
-        text = re.sub(r"\s*\([^)]*\)", "", sentence.text.split(":")[0])
-        return text[0].lower() + text[1:]
-
-    holds = [short(sentence) for _, sentence in said if sentence.kind == "yes"]
-    fails = [short(sentence) for _, sentence in said if sentence.kind != "yes"]
-    text = _list(holds, "and")
-    if fails:
-        text = f"{text}, but {_list(fails, 'and')}" if text else _list(fails, "and")
-    text += f" {study.scope}" if text and study.scope else ""
-    return text[:1].upper() + text[1:]
+def tuning_headline(study: StudyResult) -> str:
+    """One sentence on tuning: which claims hold and which do not; empty if none has an interval."""
+    known = [claim for claim in study.claims if claim.estimate.known]
+    holds = [study.statement(claim, difference=False) for claim in known if claim.holds]
+    fails = [study.statement(claim, _denial(claim), difference=False) for claim in known if not claim.holds]
+    parts = [_list(statements, "and") for statements in (holds, fails) if statements]
+    return _capital(", but ".join(parts)) + (f" {study.scope}" if parts and study.scope else "")
 
 
 _EVERY_WEIGHT = (
@@ -264,42 +224,64 @@ _EVERY_WEIGHT = (
 
 def caveats(run: Run) -> list[str]:
     """What the intervals cover and what they do not."""
-    seeds = sorted({seed for study in run.studies for seed in study.train_seeds})
-    most = max(len(study.train_seeds) for study in run.studies)
-    training = "how another training of such an adapter would differ is not known here."
-    if seeds:
-        training = f"there is one training seed ({seeds[0]}), so another training run may differ by more."
-    if most > 1:
-        training = f"of {most} training seeds a claim or difference is the mean, each seed's own beside it, and holds "
-        training += "for other trainings too: its interval has both levels, seeds and then prompts."
-        if most < LEAST_SEEDS:
-            training = f"with {most} training seeds claims and differences are of these adapters alone."
-    adjusted = [
-        f"A family is ahead or behind only where that holds together with all {run.comparisons} comparisons of this "
-        f"report at {run.percent} (Holm's adjustment over every pair of families on every plane of every setting; one "
-        "training seed of several is no setting). An interval alone is not adjusted, and claims on tuning are not."
-    ] * bool(run.comparisons)
-    whole = [f"{run.no_interval[:1].upper()}{run.no_interval[1:]}, and no verdict."] if run.no_interval else []
-    return [
-        *whole,
-        *filter(None, [run.prompts_told]),
-        f"Intervals are {run.percent}, from a bootstrap over prompts ({run.n_bootstrap} resamples, seed {run.seed}), "
-        "paired over arms: all arms share prompts and noise. They say how results vary with the prompts, not with the "
-        "training: " + training,
+    front = run.front
+    every_weight = any(arm.family == "kl-aig" for arm in front.by_name.values())
+    texts = [
+        f"{_capital(front.no_interval)}, and no verdict." if front.no_interval else None,
+        describe(front.prompt_lists),
+        f"Intervals are {front.percent}, from a bootstrap over prompts ({front.n_bootstrap} resamples, seed "
+        f"{front.seed}), paired over arms: all arms share prompts and noise. They say how results vary with the "
+        f"prompts, not with the training: {_training_caveat(front)}",
         "Measures of whole sets of images (distances, precision, recall, density, coverage) have their intervals from "
         "subsets of the prompts instead, since a bootstrap would hold images twice, and those are each other's nearest "
         "neighbours. Arms share the base's noise: their distances to it start under those of independent images (a KID "
         "under zero), and compare with one another, not with those of other studies.",
         "AIG's schedules are those of its published sweep, ImageReFL's combined generation (step:f) among them; one "
         "weight at every step is DeRaDiff's fixed mix, a family of its own.",
-        *(_EVERY_WEIGHT for _ in range(any(arm.family == "kl-aig" for arm in run.arms))),
+        _EVERY_WEIGHT if every_weight else None,
         "A hypervolume gains from every further arm of its family by chance alone. So families are compared at equal "
         "size: of the larger one the mean over all its sub-families of the smaller one's size, base and tuned in each.",
-        *adjusted,
-        *(f"{label}: the training was {told}." for label, told in run.stopped.items()),
+        f"A family is ahead or behind only if that holds together with all {front.comparisons} comparisons of this "
+        f"report at {front.percent} (Holm's adjustment over every pair of families on every plane of every setting; "
+        "one training seed of several is no setting). An interval alone is not adjusted, and claims on tuning are not."
+        if front.comparisons
+        else None,
+        *(f"{label}: the training was {why}." for label, why in run.stopped.items()),
     ]
+    return [text for text in texts if text]
+
+
+def _training_caveat(front: Front) -> str:
+    """What is known of other trainings."""
+    seeds = sorted({seed for study in front.studies for seed in study.train_seeds})
+    most = max(len(study.train_seeds) for study in front.studies)
+    if most >= LEAST_SEEDS:
+        return (
+            f"of {most} training seeds a claim or difference is the mean, each seed's own beside it, and holds for "
+            "other trainings too: its interval has both levels, seeds and then prompts."
+        )
+    if most > 1:
+        return f"with {most} training seeds claims and differences are of these adapters alone."
+    if seeds:
+        return f"there is one training seed ({seeds[0]}), so another training run may differ by more."
+    return "how another training of such an adapter would differ is not known here."
+
+
+def path_note(run: Run) -> str:
+    """On how many prompts distances to the base were measured, if not on all; else empty."""
+    prompts = (run.config.get("evaluate") or {}).get("path_prompts")
+    if prompts is None or prompts >= run.front.prompts:
+        return ""
+    return f"Distances to the base are means over the first {prompts} prompts."
+
+
+def sample(front: Front, study: StudyResult) -> str:
+    """How many images, prompts and seeds stand behind a study's arms."""
+    trainings = max(len(arm.drawn) for arm in study.arms)
+    averaged = f" × {trainings} training seeds; the base {min(arm.images for arm in study.arms)}" * (trainings > 1)
+    images = max(arm.images for arm in study.arms)
+    return f"n = {images} images per arm ({front.prompts} prompts × {front.seeds} seeds{averaged})"
 
 
 def _list(items: Sequence[str], last: str) -> str:
-    items = list(items)
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}" if items else ""
+    return f"{', '.join(items[:-1])} {last} {items[-1]}" if len(items) > 1 else "".join(items)

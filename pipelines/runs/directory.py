@@ -18,6 +18,7 @@ from pipelines.runs.mirror import APART, Mirror, StorageError
 RECORD = "adapter.json"  # `aig.adapters.RECORD`, without its torch
 # Files of an earlier version have an earlier format: they are refused as such, never read as if they were of this one.
 RECORD_FORMAT = 2  # of adapters' records; 1 had no such key, and a fingerprint of the ends of the model's files
+FRONT_FORMAT = 2  # of front.json; 1 had no such key, claims as sentences, the proxy's plane apart from the others
 IMAGES_FORMAT = 3  # of the units' files and what is measured of them; 2 had ids of (arm, prompt, seed index) alone
 LOCK_FILE = ".lock"
 PUSH_SECONDS = 15.0  # between two pushes of what grows all the time
@@ -273,9 +274,19 @@ class RunDir:
 
 
 def other_format(run: RunDir) -> int | None:
-    """The format of the images that another version measured; None if this one did, or nothing was measured."""
+    """The format of the images that another version has measured; None if this one has, or nothing was."""
+    return _other(run.arms, IMAGES_FORMAT, 2)
+
+
+def other_front(run: RunDir) -> int | None:
+    """The format of a front.json that another version wrote; None if this one did, or there is none."""
+    return _other(run.front, FRONT_FORMAT, 1)
+
+
+def _other(path: Path, current: int, first: int) -> int | None:
+    """A file's format if it is not the current one; `first` if it has no such key."""
     try:
-        number = json.loads(run.arms.read_text()).get("format", 2)
+        number = json.loads(path.read_text()).get("format", first)
     except (OSError, ValueError, AttributeError):
         return None
-    return None if number == IMAGES_FORMAT else number
+    return None if number == current else number

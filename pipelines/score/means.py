@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from aig.pareto import LEAST_PROMPTS, bootstrap
 from pipelines.config import Front
+from pipelines.show import tables
+from pipelines.show.estimates import Estimate, interval
 
 ALL = "all"
 
@@ -63,26 +65,11 @@ def _mean(table: pa.Table, group: str, reward: str, front: Front) -> Mean:
 def summary(found: Sequence[Mean], level: float) -> str:
     """The means as text: a line a group, a column a reward."""
     groups, rewards = ([*dict.fromkeys(getattr(mean, name) for mean in found)] for name in ("group", "reward"))
-    cells = {(mean.group, mean.reward): shown(mean) for mean in found}
+    cells = {(mean.group, mean.reward): interval(Estimate(mean.value, mean.low, mean.high)) for mean in found}
     # Of the reward with the most scores: an image that has none is told of apart.
     counts = {group: max((m.prompts, m.images) for m in found if m.group == group) for group in groups}
     lines = [["group", "prompts", "images", *rewards]]
     lines += [[group, *map(str, counts[group]), *(cells[group, reward] for reward in rewards)] for group in groups]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = []
-    for line in lines:
-        padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        padded[1:3] = [cell.rjust(width) for cell, width in zip(line[1:3], widths[1:3], strict=True)]
-        rows.append("  ".join(padded).rstrip())
     few = any(mean.prompts < LEAST_PROMPTS for mean in found)
     note = f"; no interval below {LEAST_PROMPTS} prompts" if few else ""
-    return "\n".join([*rows, f"(means over prompts, with {100 * level:g} % intervals{note})"])
-
-
-def shown(mean: Mean) -> str:
-    """The mean and its interval, to two figures of the interval's half-width: 27.41 [27.11, 27.73]."""
-    half = (mean.high - mean.low) / 2
-    if not math.isfinite(half):
-        return f"{mean.value:.4g}" if math.isfinite(mean.value) else "-"
-    digits = min(6, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 4
-    return f"{mean.value:.{digits}f} [{mean.low:.{digits}f}, {mean.high:.{digits}f}]"
+    return "\n".join([tables.aligned(lines), f"(means over prompts, with {100 * level:g} % intervals{note})"])

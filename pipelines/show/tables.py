@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from pipelines.show.estimates import Estimate, interval
+from pipelines.show.estimates import UNKNOWN, Estimate, interval
 
 GAP = "  "
 
@@ -20,33 +20,31 @@ def estimates(
 ) -> str:
     """Rows {name: {column: estimate}} as text, in as many parts below one another as fit the terminal's width.
 
-    A row that is broken or warned of has its name marked, and the reason stands below. A column without any value is
-    left out.
+    Marks the name of a broken or warned row and gives the reason below. Omits a column without any value.
     """
     width = width or shutil.get_terminal_size((120, 24)).columns
-    shown = [name for name in columns if any(name in row and math.isfinite(row[name].value) for row in cells.values())]
+    shown = [name for name in columns if any(math.isfinite(row.get(name, UNKNOWN).value) for row in cells.values())]
     warned = warned or {}
     names = ["", *(f"{name}{' *' * (name in broken)}{' !' * (name in warned)}" for name in cells)]
-    texts = [[name, *(interval(row.get(name, Estimate(math.nan))) for row in cells.values())] for name in shown]
+    texts = [[name, *(interval(row.get(name, UNKNOWN)) for row in cells.values())] for name in shown]
     parts, part = [], [names]
     for column in texts:
-        if len(part) > 1 and _width([*part, column]) > width:
+        if len(part) > 1 and sum(max(map(len, one)) + len(GAP) for one in [*part, column]) > width + len(GAP):
             parts, part = [*parts, part], [names]
         part.append(column)
-    lines = ["\n".join(_lines(part)) for part in [*parts, part]]
+    lines = [aligned(list(zip(*part, strict=True))) for part in [*parts, part]]
     notes = [f"* {name} is broken, and on no front: {reason}" for name, reason in broken.items() if name in cells]
     notes += [f"! {name}: {reason}" for name, reason in warned.items() if name in cells]
     return "\n\n".join([*lines, "\n".join(notes)] if notes else lines)
 
 
-def _width(columns: Sequence[Sequence[str]]) -> int:
-    return sum(max(map(len, column)) for column in columns) + len(GAP) * (len(columns) - 1)
-
-
-def _lines(columns: Sequence[Sequence[str]]) -> list[str]:
-    """The first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in columns]
-    return [
-        GAP.join(text.rjust(w) if i else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True)))
-        for row in zip(*columns, strict=True)
-    ]
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
+    """Rows of cells as text: the columns numbered in `left` to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        GAP.join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

@@ -137,13 +137,13 @@ def _belongs(config: Config, other: Train, tuned: Train) -> bool:
     return all(getattr(other, name) == getattr(tuned, name) for name in shared)
 
 
-def varied_settings(config: Config, train: Train) -> str:
-    """Learning rate and rank of a study in words, if a grid varies them; else empty."""
+def varied_settings(config: Config, train: Train) -> dict[str, float]:
+    """Learning rate and rank of a study if a grid varies them."""
     sweep = config.sweep
     if sweep.search != "grid":
-        return ""
-    varied = [f"learning rate {train.lr:g}"] * (len(sweep.lrs) > 1) + [f"rank {train.rank}"] * (len(sweep.ranks) > 1)
-    return ", ".join(varied)
+        return {}
+    varied = {"lr": len(sweep.lrs) > 1, "rank": len(sweep.ranks) > 1}
+    return {name: getattr(train, name) for name, several in varied.items() if several}
 
 
 def draws(config: Config, record: Record) -> bool:

@@ -78,7 +78,7 @@ def test_a_killed_generator_and_a_killed_scorer_change_nothing_and_a_poison_prom
     assert check["found"] == 20 * images and check["failed"] == STARS * images and check["missing"] == 0
     assert check["expected"] == 24 * images and len(check["prompts_left_out"]) == STARS
     front = json.loads(RunDir.of(found).front.read_text())
-    assert front["prompts"] == 20 and front["studies"][0]["study"] == "mine"
+    assert front["prompts"] == 20 and front["studies"][0]["name"] == "mine"
 
 
 def kill_a_driver(found, given, made, seconds, log):

@@ -22,7 +22,8 @@ from pipelines.commands.options import parse
 from pipelines.config import ConfigError
 from pipelines.evaluate import external, generate
 from pipelines.front import compare, front
-from pipelines.front.results import metric_name
+from pipelines.front.loading import read_front
+from pipelines.front.names import metric_name
 from pipelines.report.reading import read_run
 from pipelines.rewards import names
 from pipelines.runs import identity
@@ -211,14 +212,12 @@ def measured(tmp_path_factory):
 
 
 def test_each_external_adapter_has_a_front_of_its_own_and_claims_nothing_about_its_training(measured):
-    studies = json.loads(front.write_front(resolve(measured)).read_text())["studies"]
-    assert [(one["study"], one["k"], one["train_seeds"]) for one in studies] == [
-        ("mine", None, []),
-        ("theirs", None, []),
-    ]
-    assert set(studies[0]["hypervolume"]) == {"aig", "lora", "all"}
-    claims = [claim["claim"] for claim in studies[0]["claims"]]
-    assert claims[0] == "pipeline_toys-red rises (tuned - base)"
+    front.write_front(resolve(measured))
+    studies = read_front(RunDir.of(measured)).studies
+    assert [(one.name, one.k, one.train_seeds) for one in studies] == [("mine", None, ()), ("theirs", None, ())]
+    assert set(studies[0].plane.hypervolume) == {"aig", "lora", "all"}
+    claims = [studies[0].statement(claim) for claim in studies[0].claims]
+    assert claims[0] == "pipeline toys-red rises (tuned − base)"
     assert not any("training" in claim or "proxy" in claim for claim in claims)
     assert "mine: reward pipeline_toys-red, an adapter from elsewhere" in front.summary(RunDir.of(measured).front)
 

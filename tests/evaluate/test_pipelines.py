@@ -4,7 +4,6 @@ import json
 import os
 from dataclasses import replace
 from itertools import product
-from types import SimpleNamespace
 
 import bare_training
 import numpy as np
@@ -21,8 +20,9 @@ from pipelines import config as configuration
 from pipelines.__main__ import main
 from pipelines.evaluate import generate, scorers
 from pipelines.evaluate import images as dataset
-from pipelines.front import front
+from pipelines.front.loading import read_front
 from pipelines.runs.directory import RunDir
+from pipelines.show.estimates import UNKNOWN
 from pipelines.study.resolved import resolve, resolve_images
 from pipelines.train import worker
 
@@ -69,36 +69,21 @@ def test_a_run_goes_from_training_to_a_front(run):
     nats = np.array(images.table["kl_to_base"].to_pylist())
     assert ((nats == 0) == (np.array(images.table["arm"].to_pylist()) == "base")).all()
 
-    found = json.loads(files.front.read_text())["studies"][0]
-    assert [arm["family"] for arm in found["arms"]] == ["base", "tuned", "aig", "lora", "early"]
-    assert set(found["hypervolume"]) == {"aig", "lora", "early", "all"}
-    assert [(row["a"], row["b"]) for row in found["differences"]] == [("aig", "lora"), ("aig", "early")]
-    base, tuned = (next(arm for arm in found["arms"] if arm["family"] == family) for family in ("base", "tuned"))
-    claim = found["claims"][0]
-    assert claim["value"] == pytest.approx(tuned["x"] - base["x"])
-    against = {row["arm"]: row for row in found["reward_vs_kl"]}
-    assert set(against) == set(arms) and {row["unit"] for row in against.values()} == {"nats per image"}
-    value, low, high = against[key]["distance"]
+    results = read_front(files)
+    (study,) = results.studies
+    assert [arm.family for arm in study.arms] == ["base", "tuned", "aig", "lora", "early"]
+    assert set(study.plane.hypervolume) == {"aig", "lora", "early", "all"}
+    assert [(row.a, row.b) for row in study.plane.differences] == [("aig", "lora"), ("aig", "early")]
+    base, tuned = (study.plane.points[name][0] for name in ("base", key))
+    assert study.claims[0].estimate.value == pytest.approx(tuned.value - base.value)
+    assert study.distance == "kl_to_base" and all(arm.metric("kl_to_base") is not UNKNOWN for arm in study.arms)
+    value, low, high = study.by_name[key].metric("kl_to_base")
     assert value == pytest.approx(nats[np.array(images.table["arm"].to_pylist()) == key].mean())
-    assert low is high is None and json.loads(files.front.read_text())["no_interval"].startswith("2 prompts")
-    assert against[key]["reward"] == [tuned["x"], tuned["x_low"], tuned["x_high"]]
+    assert np.isnan([low, high]).all() and results.no_interval == "2 prompts: no interval below 4"
     listed = json.loads(files.arms.read_text())
     assert [arm["name"] for arm in listed["arms"]] == arms
     assert listed["check"] == {"expected": 20, "found": 20, "missing": 0, "duplicate": 0}
     assert 0 < listed["cost"]["predictions"] < listed["cost"]["separate"] < listed["cost"]["published"]
-
-
-def test_rewards_stand_against_a_path_length_that_says_so_where_there_is_no_kl():
-    single = SimpleNamespace(arms=[SimpleNamespace(arm=SimpleNamespace(name=name), kl_weight=0.0) for name in "ab"])
-    measured = {name: {"red": [1.0, 0.5, 1.5], "path": [0.1, 0.0, 0.2]} for name in "ab"}
-    rows = front._reward_vs_kl(single, "red", measured)
-    assert {(row["metric"], row["unit"].endswith("(eps_mse)")) for row in rows} == {("path", True)}
-    assert [row["distance"] for row in rows] == [[0.1, 0.0, 0.2]] * 2
-    measured["a"]["kl_to_base"] = [3.0, 2.0, 4.0]
-    assert [(row["arm"], row["metric"], row["distance"]) for row in front._reward_vs_kl(single, "red", measured)] == [
-        ("a", "kl_to_base", [3.0, 2.0, 4.0])
-    ]
-    assert front._reward_vs_kl(single, "red", {name: {"red": [1.0, 0.5, 1.5]} for name in "ab"}) == []
 
 
 def test_a_second_run_changes_nothing(run, arguments, capsys):

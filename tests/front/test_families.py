@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from measured_runs import build, measured, settings
 
 from pipelines import config as configuration
-from pipelines.front import families, front
+from pipelines.front import families, front, planes
+from pipelines.front.loading import read_front
 from pipelines.report import style
+from pipelines.runs.directory import RunDir
 from pipelines.study.resolved import resolve
 
 SWEPT = ("sweep.kl_weights=[0, 1, 10]", "evaluate.kl_schedules=[linear, 'power:2', 'constant:0.5']")
@@ -44,7 +44,7 @@ def test_a_weight_that_changes_is_aig_and_so_is_the_published_sweeps_combined_ge
 
 def test_aig_on_every_kl_weight_has_the_schedules_of_all_adapters_and_none_of_its_rivals_arms(tmp_path):
     (single,) = resolve(settings(tmp_path, *SWEPT, "evaluate.kl_lora_scales=[0.5]")).singles
-    found = front.families(single)
+    found = planes.families(single)
     counted = {family: {single.arms[a].label for a in arms} - {"base", "tuned"} for family, arms in found.items()}
     assert counted == {
         "kl": {"KL 1", "KL 10"},
@@ -69,12 +69,12 @@ def test_a_mean_over_training_seeds_pays_as_one_of_its_seeds(tmp_path):
 
 
 def test_no_family_is_compared_with_one_that_it_contains_since_it_could_not_fall_behind_it():
-    assert {a for a, _ in front.COMPARISONS} == set(families.OURS)
-    for a, b in front.COMPARISONS:
+    assert {a for a, _ in planes.COMPARISONS} == set(families.OURS)
+    for a, b in planes.COMPARISONS:
         ours, theirs = set(families.members(a)), set(families.members(b))
         assert not ours & theirs and {a, b} <= set(families.FAMILIES)
     for ours in families.OURS:
-        assert {b for a, b in front.COMPARISONS if a == ours} >= {"kl", "lora", "fixed", "early", "trial"}
+        assert {b for a, b in planes.COMPARISONS if a == ours} >= {"kl", "lora", "fixed", "early", "trial"}
 
 
 def test_every_family_has_a_colour_and_a_mark_of_its_own_in_both_schemes():
@@ -97,14 +97,17 @@ def test_the_front_states_both_against_each_rival_with_the_trainings_that_they_p
     found = build(settings(tmp_path, *SWEPT[:1], "evaluate.kl_schedules=[linear, 'power:2']"), shine)
     measured(found)
     path = front.write_front(resolve(found))
-    (single,) = json.loads(path.read_text())["studies"]
-    rows = {(row["a"], row["b"]): row for row in single["differences"]}
+    (single,) = read_front(RunDir.of(found)).studies
+    rows = {(row.a, row.b): row.estimate for row in single.plane.differences}
     assert set(rows) == {(a, b) for a in ("aig", "kl-aig") for b in ("kl", "lora", "early")}
-    assert rows["kl-aig", "kl"]["low"] > 0 > rows["aig", "kl"]["value"]
-    assert single["trainings"] == {"kl": 3, "lora": 1, "aig": 1, "early": 1, "kl-aig": 3, "all": 3}
+    assert rows["kl-aig", "kl"].low > 0 > rows["aig", "kl"].value
+    assert single.trainings == {"kl": 3, "lora": 1, "aig": 1, "early": 1, "kl-aig": 3, "all": 3}
     said = front.summary(path)
-    assert "AIG on KL 0 (1 training) less KL (3 trainings) (1 and 2 arms, at 1 each): " in said
-    assert "AIG on every KL weight (3 trainings) less LoRA scaling (1 training) (5 and 1 arms, at 1 each): " in said
+    assert "AIG on KL 0 (1 training) less KL (3 trainings), 1 arm against 2, compared at 1 each: " in said
+    assert (
+        "AIG on every KL weight (3 trainings) less LoRA scaling (1 training), 5 arms against 1, compared at 1 each: "
+        in said
+    )
 
 
 @pytest.mark.parametrize("name", ["sd14", "sdxl", "sd3", "flux"])

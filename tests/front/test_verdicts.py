@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import results
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -16,7 +16,11 @@ from aig.pareto import LEAST_PROMPTS, below_peak, bootstrap, contrast, holm, no_
 from benchmarks import chain, coverage, verdicts
 from pipelines.front import front
 from pipelines.front.claims import gold_from_peak
+from pipelines.front.loading import read_front, write_front
+from pipelines.front.results import Difference, Front, StudyResult
 from pipelines.measure.table import Table
+from pipelines.runs.directory import RunDir
+from pipelines.show.estimates import Estimate
 from pipelines.study.resolved import resolve
 
 
@@ -114,25 +118,20 @@ def test_holms_adjusted_values_are_those_of_a_worked_example():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
-def row(p: float, value: float = 0.1) -> dict:
-    return {"p": p, "value": value}
-
-
-def plane(*rows: dict) -> dict:
-    return {"differences": list(rows), "planes": {}}
+def study(leading: bool, **planes: list[tuple[float, float]]) -> StudyResult:
+    """A study of planes with differences (p, value)."""
+    rows = {x: [Difference("a", "b", Estimate(value), p=p) for p, value in own] for x, own in planes.items()}
+    return results.study(*(results.plane(x, *own) for x, own in rows.items()), leading=leading)
 
 
 def test_verdicts_are_adjusted_over_every_plane_of_every_setting_and_a_seed_of_a_mean_has_none():
-    mean = {"leading": True, **plane(row(0.004), row(0.02, -0.1)), "planes": {"gold": plane(row(np.nan))}}
-    other = {"leading": True, **plane(row(0.9)), "planes": {"gold": plane(row(0.0001, -0.1))}}
-    single = {"leading": False, **plane(row(1e-9))}
-    assert front.decide([mean, single, other], 0.95) == 4
-    assert [d["verdict"] for d in mean["differences"]] == ["ahead", "behind"]
-    assert [d["p_adjusted"] for d in mean["differences"]] == pytest.approx([0.012, 0.04])
-    assert mean["planes"]["gold"]["differences"][0]["verdict"] is None
-    assert other["differences"][0]["verdict"] == "undecided"
-    assert other["planes"]["gold"]["differences"][0]["verdict"] == "behind"
-    assert single["differences"][0]["verdict"] is None and np.isnan(single["differences"][0]["p_adjusted"])
+    mean = study(True, fragile=[(0.004, 0.1), (0.02, -0.1)], gold=[(np.nan, 0.1)])
+    other = study(True, fragile=[(0.9, 0.1)], gold=[(0.0001, -0.1)])
+    decided = front.decide([mean, study(False, fragile=[(1e-9, 0.1)]), other], 0.95)
+    verdicts = [[d.verdict for plane in one.planes.values() for d in plane.differences] for one in decided]
+    assert verdicts == [["ahead", "behind", None], [None], ["undecided", "behind"]]
+    (first, second), single = decided[0].planes["fragile"].differences, decided[1].planes["fragile"].differences[0]
+    assert (first.p_adjusted, second.p_adjusted) == pytest.approx((0.012, 0.04)) and np.isnan(single.p_adjusted)
 
 
 # Families of unequal size
@@ -270,7 +269,7 @@ def test_a_report_of_one_adapter_under_many_names_says_ahead_in_at_most_a_twenti
     assert said["ahead"] + said["behind"] <= said["not adjusted"]
 
 
-def table_of(found, every, rng, shift: dict[str, float], prompts: int = 16) -> Table:
+def table_of(every, rng, shift: dict[str, float], prompts: int = 16) -> Table:
     """Every arm of every study, with so much more of each family's reward and diversity."""
     arms = list({arm.arm.name: arm for one in every for arm in one.arms if not arm.members}.values())
     common, values = rng.normal(size=prompts), {}
@@ -285,48 +284,49 @@ def table_of(found, every, rng, shift: dict[str, float], prompts: int = 16) -> T
     return Table(names, [str(p) for p in range(prompts)], 2, values)
 
 
-def written(tmp_path: Path, train_seeds: list[int], prompts: int = 16) -> dict:
-    """What `front.json` holds of arms of which AIG's are plainly the best."""
-    found = chain.settings(tmp_path, train_seeds, prompts)
-    every = resolve(found).studies
-    table = table_of(found, every, np.random.default_rng(0), {"aig": 1.0, "base": 1.0, "kl": 0.3}, prompts)
-    content = front.content(found, every, table, {name: {} for name in table.arms})
-    path = tmp_path / "front.json"
-    path.write_text(json.dumps(front._finite(content)))
-    return json.loads(path.read_text()) | {"told": front.summary(path)}
+def written(tmp_path: Path, train_seeds: list[int], prompts: int = 16) -> tuple[Front, str]:
+    """The results of arms of which AIG's are plainly the best, as they are read back, and their summary."""
+    resolved = resolve(chain.settings(tmp_path, train_seeds, prompts))
+    shift = {"aig": 1.0, "base": 1.0, "kl": 0.3}
+    table = table_of(resolved.studies, np.random.default_rng(0), shift, prompts)
+    made = front.compute(resolved, table, {}, {})
+    files = RunDir(tmp_path)
+    write_front(files, made)
+    read = read_front(files)
+    np.testing.assert_equal(asdict(read), asdict(made))  # NaN is equal to NaN here
+    return read, front.summary(files.front)
 
 
 def test_a_family_that_is_better_is_ahead_with_its_sizes_and_each_seeds_value(tmp_path):
-    found = written(tmp_path, [0, 1, 2])
-    mean, *singles = found["studies"]
-    against = {(row["a"], row["b"]): row for row in mean["differences"] if row["a"] == "aig"}
+    found, told = written(tmp_path, [0, 1, 2])
+    mean, *singles = found.studies
+    against = {row.b: row for row in mean.plane.differences if row.a == "aig"}
     for rival in against.values():
-        assert rival["verdict"] == "ahead" and rival["low"] > 0 and rival["p"] <= rival["p_adjusted"] < 0.05
-        assert rival["size"] == min(rival["arms"]) and list(rival["by_seed"]) == ["0", "1", "2"]
-        assert rival["value"] == pytest.approx(np.mean(list(rival["by_seed"].values())))
+        assert rival.verdict == "ahead" and rival.estimate.low > 0 and rival.p <= rival.p_adjusted < 0.05
+        assert rival.size == min(rival.arms) and list(rival.by_seed) == [0, 1, 2]
+        assert rival.estimate.value == pytest.approx(np.mean(list(rival.by_seed.values())))
     for single in singles:
-        (seed,) = map(str, single["train_seeds"])
-        for row in single["differences"]:
-            assert row["verdict"] is None
-            if row["a"] == "aig":
-                assert row["value"] == pytest.approx(against["aig", row["b"]]["by_seed"][seed])
-        assert single["reference"] == mean["reference"] and single["normalization"] == mean["normalization"]
-    for claim in mean["claims"][:2]:
-        assert claim["value"] == pytest.approx(np.mean(list(claim["by_seed"].values())))
-    compared = [row for x in (mean, *mean["planes"].values()) for row in x["differences"]]
-    assert found["multiplicity"] == {"method": "holm", "level": 0.95, "comparisons": len(compared)}
-    assert "ahead (adjusted p" in found["told"] and "(seed 0: +" in found["told"]
-    assert f"(Holm, {len(compared)} comparisons" in found["told"]
+        (seed,) = single.train_seeds
+        for row in single.plane.differences:
+            assert row.verdict is None
+            if row.a == "aig":
+                assert row.estimate.value == pytest.approx(against[row.b].by_seed[seed])
+        assert (single.plane.reference, single.plane.scale) == (mean.plane.reference, mean.plane.scale)
+    for claim in mean.claims[:2]:
+        assert claim.estimate.value == pytest.approx(np.mean(list(claim.by_seed.values())))
+    assert found.comparisons == sum(len(plane.differences) for plane in mean.planes.values())
+    assert "ahead (adjusted p" in told and "in training seeds 0, 1 and 2), ahead" in told
+    assert f"(Holm, {found.comparisons} comparisons" in told
 
 
 def test_three_prompts_have_values_and_neither_intervals_nor_verdicts_and_say_why_once(tmp_path):
-    found = written(tmp_path, [0], prompts=3)
-    assert found["no_interval"] == "3 prompts: no interval below 4"
-    assert found["told"].count("no interval") == 1 and "nan" not in found["told"] and "ahead" not in found["told"]
-    for x in (found["studies"][0], *found["studies"][0]["planes"].values()):
-        for row in x["differences"]:
-            assert row["value"] is not None and row["low"] is row["p"] is row["verdict"] is None
-    assert all(claim["low"] is None for claim in found["studies"][0]["claims"])
+    found, told = written(tmp_path, [0], prompts=3)
+    assert found.no_interval == "3 prompts: no interval below 4"
+    assert told.count("no interval") == 1 and "nan" not in told and "ahead" not in told
+    for plane in found.studies[0].planes.values():
+        for row in plane.differences:
+            assert np.isfinite(row.estimate.value) and np.isnan([row.estimate.low, row.p]).all() and row.verdict is None
+    assert all(np.isnan(claim.estimate.low) for claim in found.studies[0].claims)
 
 
 @pytest.mark.parametrize("what", ["hypervolumes", "peak", "seeds"])

@@ -30,11 +30,13 @@ from pipelines.config.values import slug
 from pipelines.evaluate import generate, scorers
 from pipelines.evaluate import pixels as evaluate_pixels
 from pipelines.front import compare, front
+from pipelines.front.loading import read_front
 from pipelines.measure import broken as measure_broken
 from pipelines.measure import measure, sets, tiles
 from pipelines.measure import table as measured_table
 from pipelines.measure.feature_file import FeatureFile, gathered
 from pipelines.runs.directory import RunDir
+from pipelines.show.estimates import interval
 from pipelines.study.resolved import resolve, resolve_images
 
 ARMS = ["base", TUNED, f"{TUNED}+linear", f"{TUNED}x0.5", f"{TUNED}@2"]
@@ -257,15 +259,15 @@ def test_an_arm_whose_images_are_unsound_is_shown_with_the_reason_and_has_no_par
     assert rows[ARMS[2], "frechet"]["broken"] == table.broken[ARMS[2]]
     assert f"{ARMS[2]} is broken, and on no front: {table.broken[ARMS[2]]}" in measure.summary(resolve(found))
     path = front.write_front(resolve(found))
-    single = json.loads(path.read_text())["studies"][0]
-    broken = next(arm for arm in single["arms"] if arm["arm"] == ARMS[2])
-    assert broken["broken"] == table.broken[ARMS[2]] and broken["x"] > 50
-    assert not broken["on_front"] and broken["front_probability"] == 0
-    for plane in (single, *single["planes"].values()):
-        assert not any(ARMS[2] in names for names in plane["fronts"].values())
-        assert plane["reference"][0] < 50 and plane["normalization"][0] < 50
-        low = plane["hypervolume"]["lora"][0]
-        assert plane["hypervolume"]["aig"][0] <= plane["hypervolume"]["all"][0] and low <= 1.5
+    single = read_front(RunDir.of(found)).studies[0]
+    broken = single.by_name[ARMS[2]]
+    assert broken.broken == table.broken[ARMS[2]] and single.plane.points[ARMS[2]][0].value > 50
+    assert broken.front_probability == 0
+    for plane in single.planes.values():
+        assert not any(ARMS[2] in names for names in plane.fronts.values())
+        assert plane.reference[0] < 50 and plane.scale[0] < 50
+        volumes = {family: volume.value for family, volume in plane.hypervolume.items()}
+        assert volumes["aig"] <= volumes["all"] and volumes["lora"] <= 1.5
     assert "broken, on no front: AIG linear" in front.summary(path)
 
 
@@ -293,10 +295,11 @@ def test_an_arm_that_is_shifted_and_keeps_its_spread_is_on_the_front_with_a_warn
     assert rows[ARMS[2], "precision"]["value"] == 0 and rows[ARMS[2], "vendi"]["warning"] == told
     assert measured_table.read_table(resolve(found)).warned == table.warned
     path = front.write_front(resolve(found))
-    for single in json.loads(path.read_text())["studies"][:2]:  # the mean, and the seed
-        arm = next(arm for arm in single["arms"] if arm["label"] == "AIG linear")
-        assert arm["on_front"] and arm["broken"] is None and arm["warning"].endswith(told)
-        assert arm["arm"] in single["fronts"]["aig"] and single["reference"][0] < 50 < single["normalization"][0]
+    for single in read_front(RunDir.of(found)).studies[:2]:  # the mean, and the seed
+        arm = next(arm for arm in single.arms if arm.label == "AIG linear")
+        assert arm.broken is None and arm.warning.endswith(told)
+        assert all(arm.name in single.plane.fronts[family] for family in ("all", "aig"))
+        assert single.plane.reference[0] < 50 < single.plane.scale[0]
     text = measure.summary(resolve(found))
     assert f"! {ARMS[2]}: {told}" in text and f"{ARMS[2]} !" in text
     assert f"warning: AIG linear ({told})" in front.summary(path)
@@ -321,11 +324,12 @@ def test_an_arm_that_is_broken_has_no_warning_too_and_neither_has_a_mean_of_whic
 def test_the_front_says_how_sure_it_is_that_an_arm_dominates_another(run):
     found, table, _ = run
     measured(found)
-    single = json.loads(front.write_front(resolve(found)).read_text())["studies"][0]
-    names = [arm["arm"] for arm in single["arms"]]
+    front.write_front(resolve(found))
+    single = read_front(RunDir.of(found)).studies[0]
+    names = [arm.name for arm in single.arms]
     result = bootstrap(table.rows(names), found.front.bootstrap, x=slug(RED), y="vendi", seed=found.front.seed)
-    expected = [[result.dominates(a, b) for b in range(5)] for a in range(5)]
-    assert single["dominance"] == expected and 0 < max(map(max, expected)) <= 1
+    expected = tuple(tuple(result.dominates(a, b) for b in range(5)) for a in range(5))
+    assert single.dominance == expected and 0 < max(map(max, expected)) <= 1
 
 
 def test_the_summary_and_the_table_give_the_held_out_rewards_plane_beside_the_proxys(run):
@@ -333,36 +337,36 @@ def test_the_summary_and_the_table_give_the_held_out_rewards_plane_beside_the_pr
     found, *_ = run
     measured(found)
     path = front.write_front(resolve(found))
-    single = json.loads(path.read_text())["studies"][0]
-    said, labels = front.summary(path), {arm["arm"]: arm["label"] for arm in single["arms"]}
+    single = read_front(RunDir.of(found)).studies[0]
+    said, labels = front.summary(path), {arm.name: arm.label for arm in single.arms}
     roles = {
         slug(RED): f"the proxy ({slug(RED)})",
         slug(BRIGHT): f"the held-out reward ({slug(BRIGHT)})",
         "gold": "gold",
     }
-    planes = {slug(RED): single, **single["planes"]}
+    planes = single.planes
     assert list(planes) == list(roles)
     for x, plane in planes.items():
-        assert f"  front by {roles[x]}: {', '.join(labels[name] for name in plane['fronts']['all'])}\n" in said
+        assert f"  front by {roles[x]}: {', '.join(labels[name] for name in plane.fronts['all'])}\n" in said
         part = said.split(f"  by {roles[x]}, hypervolumes on ({x}, vendi) start at ")[1].split("\n  by ")[0]
-        for row in plane["differences"]:
-            rival = {"lora": "LoRA scaling", "early": "early stopping"}[row["b"]]
-            shown = f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-            assert f"    AIG (1 training) less {rival} (1 training) (1 arm each): {shown}" in part
+        for row in plane.differences:
+            rival = {"lora": "LoRA scaling", "early": "early stopping"}[row.b]
+            shown = interval(row.estimate, plus=True)
+            assert f"    AIG (1 training) less {rival} (1 training), 1 arm each: {shown}" in part
     rows = {row["arm"]: row for row in csv.DictReader(RunDir.of(found).table.open())}
     for name, row in rows.items():
         for column, x in (("on_front", slug(RED)), ("on_held_out_front", slug(BRIGHT))):
-            assert (row[column] == "True") == (name in planes[x]["fronts"]["all"])
+            assert (row[column] == "True") == (name in planes[x].fronts["all"])
 
 
 def test_the_front_says_what_separate_loops_would_have_made(run):
     found, *_ = run
     measured(found)
     path = front.write_front(resolve(found))
-    assert json.loads(path.read_text())["cost"] == {"predictions": 5, "separate": 8, "published": 10}
+    assert read_front(RunDir.of(found)).cost == {"predictions": 5, "separate": 8, "published": 10}
     told = (
-        "cost: 5 predictions a (prompt, seed); a loop for each arm that makes weights 0 and 1 by one prediction makes "
-        "8 (38 % fewer), the published script, with both at every step, 10 (50 % fewer)"
+        "cost: 5 predictions per (prompt, seed); a loop for each arm that makes weights 0 and 1 by one prediction "
+        "makes 8 (38 % fewer), the published script, with both at every step, 10 (50 % fewer)"
     )
     assert front.summary(path).endswith(told)
 
@@ -541,35 +545,35 @@ def test_runs_on_other_prompts_are_refused_and_compared_on_the_shared_ones_where
         compare.compare(resolve(found), resolve(fewer))
     result = compare.compare(resolve(found), resolve(fewer), shared=True)
     assert result.prompts == 4
-    assert all(row["value"] == 0 for row in result.rows)
-    assert not any(row["metric"] == "frechet" for row in result.rows)  # their sets are of other prompts
+    assert all(row.estimate.value == 0 for row in result.rows)
+    assert not any(row.metric == "frechet" for row in result.rows)  # their sets are of other prompts
 
 
 def test_measures_of_sets_are_compared_on_the_same_subsets(run, other):
     found, *_ = run
     _, rows = measured(found)
     _, others = measured(other)
-    by_name = {(row["name"], row["metric"]): row for row in compare.compare(resolve(found), resolve(other)).rows}
+    by_name = {(row.name, row.metric): row for row in compare.compare(resolve(found), resolve(other)).rows}
     for metric in ("frechet", "kid", "recall", "vendi_pooled"):
         row = by_name[TUNED, metric]
-        assert (row["a"], row["b"]) == (rows[TUNED, metric]["value"], others[TUNED, metric]["value"])
-        assert row["value"] == pytest.approx(row["b"] - row["a"]) and row["low"] <= row["value"] <= row["high"]
-        assert row["interval"] == "subsets of 3 prompts"
+        assert (row.a, row.b) == (rows[TUNED, metric]["value"], others[TUNED, metric]["value"])
+        value, low, high = row.estimate
+        assert value == pytest.approx(row.b - row.a) and low <= value <= high
+        assert row.interval == "subsets of 3 prompts"
     ours, theirs = (measure.read_sets(resolve(config))[TUNED] for config in (found, other))
     place = ours.names.index("frechet")
     differences = theirs.found.replicates[:, place] - ours.found.replicates[:, place]
     half = 1.0 * differences.std(ddof=1)  # half of the prompts: √(3 / 3)
-    row = by_name[TUNED, "frechet"]
-    assert (row["high"] - row["value"]) / half == pytest.approx(stats.t.ppf(0.975, 5), rel=0.02)
-    base = by_name["base", "frechet"]
-    assert (base["value"], base["low"], base["high"]) == (0, 0, 0)
+    value, _, high = by_name[TUNED, "frechet"].estimate
+    assert (high - value) / half == pytest.approx(stats.t.ppf(0.975, 5), rel=0.02)
+    assert by_name["base", "frechet"].estimate == (0, 0, 0)
 
 
 def test_a_run_measured_by_an_earlier_version_is_compared_without_measures_of_sets(run, other):
     found, *_ = run
     measured(found)
     (found.directory / measured_table.PER_SUBSET).unlink()
-    metrics = {row["metric"] for row in compare.compare(resolve(found), resolve(other)).rows}
+    metrics = {row.metric for row in compare.compare(resolve(found), resolve(other)).rows}
     assert "frechet" not in metrics and "vendi" in metrics
     measured(found)
 
@@ -579,13 +583,14 @@ def test_hypervolumes_start_where_the_configuration_says_and_print_it(run):
     measured(found)
     given = {"reference": {"vendi": 0.5, "gold": -9}, "scale": {slug(RED): 4.0}}
     path = front.write_front(resolve(replace(found, front=replace(found.front, **given))))
-    single = json.loads(path.read_text())["studies"][0]
-    default = json.loads(front.write_front(resolve(found)).read_text())["studies"][0]
-    assert single["reference"] == [default["reference"][0], 0.5]
-    assert single["normalization"] == [4.0, default["normalization"][1]]
-    assert single["planes"]["gold"]["reference"] == [-9, 0.5]
-    assert single["hypervolume"]["all"][0] > 0
-    at, unit = (", ".join(f"{value:.4g}" for value in default[key]) for key in ("reference", "normalization"))
+    single = read_front(RunDir.of(found)).studies[0]
+    front.write_front(resolve(found))
+    default = read_front(RunDir.of(found)).studies[0]
+    assert single.plane.reference == (default.plane.reference[0], 0.5)
+    assert single.plane.scale == (4.0, default.plane.scale[1])
+    assert single.planes["gold"].reference == (-9, 0.5)
+    assert single.plane.hypervolume["all"].value > 0
+    at, unit = (", ".join(f"{value:.4g}" for value in pair) for pair in (default.plane.reference, default.plane.scale))
     assert f"hypervolumes on ({slug(RED)}, vendi) start at ({at}), in units of ({unit})" in front.summary(path)
 
 
@@ -611,10 +616,10 @@ def test_an_arm_that_is_broken_in_one_run_is_marked_and_in_no_hypervolume(run, t
     bad = build(settings(tmp_path, "run.name=bad"), spoil(ARMS[2], "pixel_std", np.nan))
     measured(bad)
     result = compare.compare(resolve(found), resolve(bad))
-    marked = {row["name"] for row in result.rows if row["broken"]}
+    marked = {row.name for row in result.rows if row.broken}
     assert marked == {ARMS[2]}
-    family = next(row for row in result.rows if row["name"].endswith(" aig"))
-    assert np.isnan(family["value"])  # without it the family is what both share: nothing is left to compare
+    family = next(row for row in result.rows if row.name.endswith(" aig"))
+    assert np.isnan(family.estimate.value)  # without it the family is what both share: nothing is left to compare
     assert f"{ARMS[2]} is broken" in compare.summary(result, "a", "b")
 
 
@@ -624,10 +629,10 @@ def test_an_arm_that_is_warned_of_in_one_run_is_compared_with_the_warning(run, t
     far = build(settings(tmp_path, "run.name=far"), spoil(ARMS[2], "features", np.arange(DIMENSION) * 1e3, 0))
     measured(replace(far, measure=replace(far.measure, min_precision=0.6)))
     result = compare.compare(resolve(found), resolve(far))
-    assert {row["name"] for row in result.rows if row["warning"]} == {ARMS[2]}
-    assert not any(row["broken"] for row in result.rows)
-    family = next(row for row in result.rows if row["name"].endswith(" aig"))
-    assert family["value"] != 0 and f"! {ARMS[2]}: b: precision 0" in compare.summary(result, "a", "b")
+    assert {row.name for row in result.rows if row.warning} == {ARMS[2]}
+    assert not any(row.broken for row in result.rows)
+    family = next(row for row in result.rows if row.name.endswith(" aig"))
+    assert family.estimate.value != 0 and f"! {ARMS[2]}: b: precision 0" in compare.summary(result, "a", "b")
 
 
 def test_a_table_is_cut_into_parts_that_fit_the_terminal():

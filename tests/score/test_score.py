@@ -328,7 +328,7 @@ def test_the_unit_of_the_interval_is_the_prompt():
 def test_one_prompt_has_a_mean_and_no_interval():
     (mean,) = means.means(pa.table({"prompt": ["p", "p"], "r": [1.0, 2.0]}), ["r"], configuration.Front())
     assert mean.value == 1.5 and np.isnan(mean.low)
-    assert means.shown(mean) == "1.5"
+    assert means.summary([mean], 0.95).splitlines()[1].split() == ["all", "1", "2", "1.50"]
 
 
 def test_a_group_of_three_prompts_has_a_mean_and_no_interval_and_one_of_four_has_both():

@@ -28,6 +28,7 @@ from pipelines.__main__ import main
 from pipelines.config import ConfigError
 from pipelines.runs import identity
 from pipelines.runs.directory import RunDir
+from pipelines.show.estimates import Estimate, interval
 from pipelines.study.resolved import resolve
 from tune.search import candidates, findings, plan, workers
 from tune.search.candidates import FAMILIES, KNOTS
@@ -204,9 +205,9 @@ def test_what_was_found_is_judged_by_the_held_out_reward_too(tmp_path):
     found = np.array([at[name] for name in [*REFERENCES[:2], *list(at)[len(REFERENCES) :]]])
     box = findings.Box.around(published)
     assert elsewhere["hypervolume_difference"][0] == pytest.approx(box.volume(found) - box.volume(published))
-    value, low, high = elsewhere["hypervolume_difference"]
-    told = f"With the held-out reward robust in place of fragile: {value:+.3f} [{low:+.3f}, {high:+.3f}]"
-    assert told in result["statement"] and " robust " in findings.summary(made.folder / RESULT).splitlines()[1]
+    shown = interval(Estimate(*elsewhere["hypervolume_difference"]), plus=True)
+    told = f"With the held-out reward robust in place of fragile: {shown} on the same prompts."
+    assert told in result["statement"] and "robust" in findings.summary(made.folder / RESULT).splitlines()[1].split()
 
 
 def test_the_cost_of_a_search_stands_beside_that_of_separate_loops(tmp_path):

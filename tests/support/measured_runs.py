@@ -32,6 +32,8 @@ TUNED = "pipeline_toys-red-k1-kl0-s0"
 
 Change = Callable[[str, dict[str, np.ndarray]], None]
 """Spoils the columns of one arm's images, given its name."""
+Picture = Callable[[StudyArm, int, int], bytes]
+"""An arm's image of a prompt and a seed, as PNG."""
 
 
 def columns(arm: StudyArm, prompt_id: int, seeds: tuple[int, ...], gain: float) -> dict[str, np.ndarray]:
@@ -62,8 +64,11 @@ def given(storage: Path | str) -> list[str]:
     ]  # fmt: skip
 
 
-def build(found: Config, change: Change | None = None, gain: float = 1.0) -> Config:
-    """Write the run's directory, with all that drawing its images would have left; `gain`: how far tuned arms go."""
+def build(found: Config, change: Change | None = None, gain: float = 1.0, picture: Picture | None = None) -> Config:
+    """Write the run's directory, with all that drawing its images would have left; `gain`: how far tuned arms go.
+
+    picture: draws the images themselves, which measuring does without.
+    """
     files = RunDir.of(found)
     runs_identity.claim_directory(found)
     for name in {arm.arm.adapter for arm in resolve(found).arms if arm.arm.adapter}:
@@ -83,6 +88,7 @@ def build(found: Config, change: Change | None = None, gain: float = 1.0) -> Con
                 **identity,
                 **{name: pa.array(values, pa.float32()) for name, values in made.items()},
                 "features": pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), DIMENSION),
+                **({"image": [picture(arm, unit.prompt_id, seed) for seed in unit.seeds]} if picture else {}),
             }))  # fmt: skip
         about = {"cost": json.dumps({"predictions": 5, "separate": 8, "published": 10}), "format": str(IMAGES_FORMAT)}
         table = pa.concat_tables(parts).replace_schema_metadata(about)

@@ -22,6 +22,7 @@ from pipelines import config as configuration
 from pipelines.commands import preflight
 from pipelines.config import ConfigError
 from pipelines.front import front
+from pipelines.front.loading import read_front
 from pipelines.report import write_report
 from pipelines.runs import directory, identity
 from pipelines.runs.directory import RunDir
@@ -459,19 +460,20 @@ def test_one_table_has_every_arm_with_its_settings_and_its_measures(searched):
         trained = (row["reward"], int(row["k"]), float(row["lr"]), int(row["rank"]), float(row["kl_weight"]))
         assert trained == (RED, 1, train.lr, train.rank, train.kl_weight)
         assert (float(row["lora_scale"]), row["schedule"]) == (arm.arm.lora_scale, arm.arm.schedule)
-    found = {row["arm"]: row for row in json.loads(files.front.read_text())["studies"][0]["arms"]}
+    plane = read_front(files).studies[0].plane
     for row in rows:
-        assert float(row["vendi"]) == found[row["arm"]]["y"] and float(row["vendi_low"]) == found[row["arm"]]["y_low"]
-        assert (row["on_front"] == "True") == found[row["arm"]]["on_front"]
+        expected = [pytest.approx(value) for value in plane.points[row["arm"]][1]]
+        assert [float(row[name]) for name in ("vendi", "vendi_low", "vendi_high")] == expected
+        assert (row["on_front"] == "True") == (row["arm"] in plane.fronts["all"])
 
 
 def test_what_a_search_drew_is_a_family_of_the_front_beside_aig_and_shown_in_the_report(searched):
-    single = json.loads(RunDir.of(searched).front.read_text())["studies"][0]
-    assert sum(arm["family"] == "trial" for arm in single["arms"]) == 4
-    assert sum(arm["family"] == "trial-aig" for arm in single["arms"]) == 4
-    compared = [(row["a"], row["b"]) for row in single["differences"]]
+    single = read_front(RunDir.of(searched)).studies[0]
+    assert sum(arm.family == "trial" for arm in single.arms) == 4
+    assert sum(arm.family == "trial-aig" for arm in single.arms) == 4
+    compared = [(row.a, row.b) for row in single.plane.differences]
     assert {("aig", "trial"), ("trial-aig", "trial")} <= set(compared)
-    assert single["trainings"] == {"trial": 5, "lora": 1, "aig": 1, "early": 1, "trial-aig": 5, "all": 5}
+    assert single.trainings == {"trial": 5, "lora": 1, "aig": 1, "early": 1, "trial-aig": 5, "all": 5}
     page = report_of(searched)
     assert "searched settings" in page and "learning rate" in page
     for train in trainings.trainings(searched)[1:]:

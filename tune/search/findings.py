@@ -16,9 +16,11 @@ import pyarrow as pa
 from aig import schedules
 from aig.pareto import LEAST_PROMPTS, Bootstrap, bootstrap, hypervolume, optimal_mask
 from pipelines.config.values import slug
-from pipelines.front.front import cost_words
+from pipelines.front.names import cost_words
 from pipelines.rewards import names as reward_names
 from pipelines.runs import files
+from pipelines.show import tables
+from pipelines.show.estimates import Estimate, interval
 from tune.search.plan import HELD_OUT, REFERENCES, SEARCH, Plan
 
 if TYPE_CHECKING:
@@ -233,9 +235,7 @@ def write_schedules(plan: Plan, result: dict[str, Any], earlier: Path) -> None:
 
 
 def _shown(estimate: Sequence[float | None], plus: bool = False) -> str:
-    sign = "+" if plus else ""
-    value, low, high = (f"{math.nan if number is None else number:{sign}.3f}" for number in estimate)
-    return value if estimate[1] is None else f"{value} [{low}, {high}]"
+    return interval(Estimate(*(math.nan if number is None else number for number in estimate)), plus)
 
 
 def summary(path: Path) -> str:
@@ -244,16 +244,16 @@ def summary(path: Path) -> str:
     x, y = result["x"], result["y"]
     more = (*result["objectives"], result.get("by_held_out_reward", {}).get("reward"), "gold")
     shown = list(dict.fromkeys([x, y, *(m for m in more if m in result["schedules"][0][HELD_OUT])]))
-    width = max(len(row["name"]) for row in result["schedules"])
     lines = [
         f"held out: {result['prompts'][HELD_OUT]} prompts × {result['seeds'][HELD_OUT]} seeds, "
         f"{100 * result['level']:g} % intervals"
     ]
-    lines.append(f"{'schedule':<{width}}  " + "".join(f"{metric:<27}" for metric in shown))
+    rows = [["schedule", *shown, "", ""]]
     for row in result["schedules"]:
-        cells = "".join(f"{_shown(row[HELD_OUT][metric]):<27}" for metric in shown)
         better = f"dominates {', '.join(row['dominates'])}" if row["found"] and row["dominates"] else ""
-        lines.append(f"{row['name']:<{width}}  {cells}{row['schedule'] if row['found'] else ''}  {better}".rstrip())
+        cells = [_shown(row[HELD_OUT][metric]) for metric in shown]
+        rows.append([row["name"], *cells, row["schedule"] if row["found"] else "", better])
+    lines.append(tables.aligned(rows, left=range(len(rows[0]))))
     candidates = f"{result['trials']} candidates, {result['distinct_curves']} distinct curves"
     lines.append(f"{candidates}, {cost_words(result['cost'])}")
     lines.append(result["statement"])

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from aig import schedules
 from aig.pareto import optimal_mask
-from pipelines.front.results import metric_name
+from pipelines.front.names import metric_name
 from pipelines.report import style
 from pipelines.report.labels import Label, place
 from tune.search.plan import ENDS, HELD_OUT, SEARCH, Plan
