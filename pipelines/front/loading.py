@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipelines.config import CONFIG_FILE, ConfigError
 from pipelines.front.results import Front
 from pipelines.runs.directory import FRONT_FORMAT, RunDir, other_front
+from pipelines.show.program import command_line
 
 T = TypeVar("T")
 SHOWN = 40  # characters of a wrong value
@@ -65,7 +66,7 @@ def read_front(files: RunDir) -> Front:
 
 def front_fix(files: RunDir) -> str:
     """What makes a run's results anew."""
-    return f"run `python -m pipelines front --config {files.root / CONFIG_FILE}`, which is cheap"
+    return f"run `{command_line('front', '--config', files.root / CONFIG_FILE)}`, which is cheap"
 
 
 def write_front(files: RunDir, front: Front) -> None:

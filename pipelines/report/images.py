@@ -19,11 +19,12 @@ from pipelines.config import ConfigError
 from pipelines.front.families import FAMILIES
 from pipelines.front.results import Arm, StudyResult
 from pipelines.report.style import CARD, GRID, INK, MUTED, TEXT
+from pipelines.show.program import command_line
 
 _COLUMNS = ("arm", "prompt_id", "prompt", "seed_index", "image")
 _GAP = 1
 _LARGEST = 128
-_FIX = "run `python -m pipelines evaluate` again"
+_FIX = f"run `{command_line('evaluate')}` again"
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from pipelines.front import loading
 from pipelines.front.results import Arm, Front, StudyResult
 from pipelines.runs.directory import IMAGES_FORMAT, RunDir, other_format
 from pipelines.show.estimates import Number
+from pipelines.show.program import command_line
 
-_MEASURE = "run `python -m pipelines measure RUN` again"
-_RUN = "give the directory of a run that `python -m pipelines evaluate` made"
-_TRAIN = "run `python -m pipelines train` again for this adapter"
+_MEASURE = f"run `{command_line('measure', 'RUN')}` again"
+_RUN = f"give the directory of a run that `{command_line('evaluate')}` made"
+_TRAIN = f"run `{command_line('train')}` again for this adapter"
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ def read_run(directory: Path) -> Run:
     config = loading.validate(config, dict[str, Any], CONFIG_FILE, _RUN)
     if (made := other_format(files)) is not None:
         raise ConfigError(
-            f"arms.json was written by another version (format {made}, not {IMAGES_FORMAT}): run `python -m pipelines "
-            "evaluate` again, or use that version"
+            f"arms.json was written by another version (format {made}, not {IMAGES_FORMAT}): run "
+            f"`{command_line('evaluate')}` again, or use that version"
         )
     listing = loading.load(files.arms, Listing, _MEASURE)
     front = loading.read_front(files)

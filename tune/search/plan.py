@@ -16,6 +16,7 @@ from pipelines.config.values import slug
 from pipelines.rewards import names as reward_names
 from pipelines.rewards.scores import GOLD
 from pipelines.runs.directory import RECORD_FORMAT, RunDir
+from pipelines.show.program import command_line
 from pipelines.study import models
 from pipelines.study import trainings as planned
 from pipelines.study.prompts import EVALUATE, check_prompts, resolve_prompts, shared
@@ -152,7 +153,7 @@ def _unknown(files: RunDir, adapter: str) -> ConfigError:
     there = planned.saved_adapters(files)
     if not there:
         return ConfigError(
-            f"search.adapter: {files.root} has no adapters: run `python -m pipelines sweep` (or train) with the same "
+            f"search.adapter: {files.root} has no adapters: run `{command_line('sweep')}` (or train) with the same "
             "configuration first"
         )
     close = difflib.get_close_matches(adapter, there, n=1, cutoff=0.0)[0]
