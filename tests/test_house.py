@@ -64,3 +64,22 @@ def test_the_house_has_ten_floors_at_most():
 def test_the_library_imports_nothing_of_the_application():
     pattern = re.compile(r"^\s*(?:from|import) (?:pipelines|tune|ray)\b", re.MULTILINE)
     assert [str(path) for path in (ROOT / "aig").rglob("*.py") if pattern.search(path.read_text())] == []
+
+
+SOURCES = [path for folder in ("aig", "pipelines", "tune") for path in (ROOT / folder).rglob("*.py")]
+
+
+def test_no_file_has_more_than_400_lines_but_the_configurations_keys():
+    long = {path.relative_to(ROOT).as_posix() for path in SOURCES if path.read_text().count("\n") > 400}
+    assert long <= {"pipelines/config/schema.py"}
+
+
+def test_no_function_has_more_than_60_lines_but_the_sampling_loop():
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    long = {
+        f"{path.relative_to(ROOT).as_posix()}: {node.name}"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, kinds) and node.end_lineno - node.lineno >= 60
+    }
+    assert long <= {"aig/sampler.py: advance"}

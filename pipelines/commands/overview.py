@@ -74,7 +74,7 @@ def find(run: str) -> RunDir:
 
 
 def report(place: RunDir | str | Path) -> str:
-    """Describe the trainings, images, results and searches of the run in a folder, and the next command."""
+    """Describe the trainings, images, results and searches of a run, and the next command."""
     files = RunDir.at(place)
     made, name = _config(files.root), files.root.name
     # The run may have been moved since its configuration was written.

@@ -66,8 +66,8 @@ class Session:
         """The same for a command that works on what others left."""
         if not (self.run.root / configuration.CONFIG_FILE).exists():
             raise ConfigError(
-                f"there is no run in {self.run.shown()}: run `{command_line('sweep')}` with "
-                "the same configuration first"
+                f"there is no run in {self.run.shown()}: run `{command_line('sweep')}` with the same configuration "
+                "first"
             )
         self.claim()
 

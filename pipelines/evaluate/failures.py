@@ -11,6 +11,7 @@ from pipelines.config import RunError
 from pipelines.evaluate.scorers import PART
 from pipelines.evaluate.units import Unit
 from pipelines.runs.directory import RunDir
+from pipelines.show.program import command_line
 from pipelines.study.resolved import Resolved
 
 SCHEMA = pa.schema({
@@ -63,7 +64,7 @@ def read(run: RunDir) -> list[dict[str, Any]]:
     return run.read_parquet(run.failures, FIX).to_pylist() if run.failures.exists() else []
 
 
-FIX = "delete it, and run `python -m pipelines evaluate` again, which tells of what fails anew"
+FIX = f"delete it, and run `{command_line('evaluate')}` again, which tells of what fails anew"
 
 
 def of_run(files: RunDir) -> list[dict[str, Any]]:

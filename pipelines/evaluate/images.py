@@ -16,6 +16,7 @@ from pipelines.evaluate import failures
 from pipelines.evaluate.scorers import PART
 from pipelines.evaluate.units import units
 from pipelines.runs.directory import RunDir
+from pipelines.show.program import command_line
 from pipelines.study.resolved import Drawable
 
 
@@ -45,7 +46,7 @@ class Images:
         if self.missing:
             others = f", and there are {self.others} groups of them {OTHERWISE}" if self.others else ""
             raise ConfigError(
-                f"{self.missing} of {self.expected} images are missing{others}: run `python -m pipelines evaluate` "
+                f"{self.missing} of {self.expected} images are missing{others}: run `{command_line('evaluate')}` "
                 "with the same configuration"
             )
 
@@ -94,7 +95,7 @@ def _read_unit(run: RunDir, path: Path, ids: set[str], without: Sequence[str]) -
     return len(table), kept.drop_columns("id" if "id" in without else []).replace_schema_metadata(None)
 
 
-REMAKE = "delete it, and run `python -m pipelines evaluate` with the same configuration"
+REMAKE = f"delete it, and run `{command_line('evaluate')}` with the same configuration"
 
 
 def _mean_cost(paths: Sequence[Path]) -> dict[str, float]:

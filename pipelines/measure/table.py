@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pyarrow as pa
 
 from pipelines.config import CONFIG_FILE, ConfigError
 from pipelines.runs.directory import IMAGES_FORMAT, RunDir, other_format
+from pipelines.show.program import command_line
 from pipelines.study.resolved import Resolved
 
 PER_PROMPT = "per_prompt.parquet"
@@ -49,7 +49,7 @@ def notes(rows: list[dict[str, Any]], column: str) -> dict[str, str]:
 
 def again(files: RunDir) -> str:
     """The command that measures a run anew."""
-    return shlex.join(["python", "-m", "pipelines", "measure", files.storage_path()])
+    return command_line("measure", files.storage_path())
 
 
 def read_table(study: Resolved) -> Table:
@@ -70,7 +70,7 @@ def read_rows(files: RunDir) -> list[dict[str, Any]]:
     if (made := other_format(files)) is not None:
         raise ConfigError(
             f"{path} was measured by another version, on images of format {made} where this one makes {IMAGES_FORMAT}: "
-            f"run `python -m pipelines evaluate --config {files.root / CONFIG_FILE}` first, or use that version"
+            f"run `{command_line('evaluate', '--config', files.root / CONFIG_FILE)}` first, or use that version"
         )
     table = read_written(files, path)
     if table.schema.names != SCHEMA.names:
@@ -89,4 +89,4 @@ def _made_by(files: RunDir) -> str:
     """What to run for the measures of a run: `evaluate` if it has no images yet."""
     if any(name.startswith("part-") for name in files.names(files.images)):
         return f"run `{again(files)}` first"
-    return "run `python -m pipelines evaluate` with the same configuration first"
+    return f"run `{command_line('evaluate')}` with the same configuration first"

@@ -25,6 +25,16 @@ PUSH_SECONDS = 15.0  # between two pushes of what grows all the time
 T = TypeVar("T")
 
 
+class Beneath:
+    """A path beneath a run's root."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: RunDir, owner: type[RunDir]) -> Path:
+        return run.root / self.name
+
+
 @dataclass(frozen=True)
 class RunDir:
     """A run's directory: a local folder or, for a run with a URI, the local mirror of its folder in a store.
@@ -189,84 +199,23 @@ class RunDir:
 
     # --- paths ---------------------------------------------------------------------------------------------------
 
-    @property
-    def adapters(self) -> Path:
-        return self.root / "adapters"
-
-    @property
-    def curves(self) -> Path:
-        return self.root / "curves"
-
-    @property
-    def validation(self) -> Path:
-        """A folder per training, with a picture of each validation."""
-        return self.root / "validation"
-
-    @property
-    def tensorboard(self) -> Path:
-        """A folder per training, for `tensorboard --logdir`."""
-        return self.root / "tensorboard"
-
-    @property
-    def tracking(self) -> Path:
-        """The names by which trackers know the trainings."""
-        return self.root / "tracking"
-
-    @property
-    def progress(self) -> Path:
-        """One small file per training under way."""
-        return self.root / "progress"
-
-    @property
-    def images(self) -> Path:
-        return self.root / "images"
-
-    @property
-    def failures(self) -> Path:
-        """Groups of images that could not be made; missing if there are none."""
-        return self.root / "failures.parquet"
-
-    @property
-    def arms(self) -> Path:
-        return self.root / "arms.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.parquet"
-
-    @property
-    def reward_statistics(self) -> Path:
-        """The base model's scores, which z-score the terms of weighted sums."""
-        return self.root / "reward_statistics.json"
-
-    @property
-    def front(self) -> Path:
-        return self.root / "front.json"
-
-    @property
-    def table(self) -> Path:
-        """Every arm of every study, with its settings and measures."""
-        return self.root / "table.csv"
-
-    @property
-    def searches(self) -> Path:
-        """A folder per search for schedules."""
-        return self.root / "search"
-
-    @property
-    def schedules(self) -> Path:
-        """The schedules that searches found, one file each."""
-        return self.root / "schedules"
-
-    @property
-    def sweep(self) -> Path:
-        """Drawn, stopped and failed trials: see `pipelines.study.trials`."""
-        return self.root / "sweep.json"
-
-    @property
-    def ray(self) -> Path:
-        """Checkpoints and state of Ray Train and Ray Tune."""
-        return self.root / "ray"
+    adapters = Beneath("adapters")
+    curves = Beneath("curves")
+    validation = Beneath("validation")  # a folder per training, with a picture of each validation
+    tensorboard = Beneath("tensorboard")  # a folder per training, for `tensorboard --logdir`
+    tracking = Beneath("tracking")  # the names by which trackers know the trainings
+    progress = Beneath("progress")  # one small file per training under way
+    images = Beneath("images")
+    failures = Beneath("failures.parquet")  # groups of images that could not be made; missing if there are none
+    arms = Beneath("arms.json")
+    metrics = Beneath("metrics.parquet")
+    reward_statistics = Beneath("reward_statistics.json")  # the base's scores, which z-score terms of weighted sums
+    front = Beneath("front.json")
+    table = Beneath("table.csv")  # every arm of every study, with its settings and measures
+    searches = Beneath("search")  # a folder per search for schedules
+    schedules = Beneath("schedules")  # the schedules that searches found, one file each
+    sweep = Beneath("sweep.json")  # drawn, stopped and failed trials: see `pipelines.study.trials`
+    ray = Beneath("ray")  # checkpoints and state of Ray Train and Ray Tune
 
     def checkpoints(self, key: str) -> Path:
         """Ray Train's folder of a training under way, with its checkpoints."""

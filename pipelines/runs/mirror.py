@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 from pipelines.config import RunError
 from pipelines.config.uris import joined
+from pipelines.runs.files import whole
 
 T = TypeVar("T")
 
@@ -265,22 +266,14 @@ class Mirror:
     def _download(self, file: Path, info: Any) -> None:
         from pyarrow import fs
 
-        filesystem, source = self.place(file)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.part")
-        local = fs.LocalFileSystem()
+        (filesystem, source), local = self.place(file), fs.LocalFileSystem()
         try:
-            self.patiently(
-                file,
-                lambda: fs.copy_files(source, str(part), source_filesystem=filesystem, destination_filesystem=local),
-            )
-            _mark(part, info)
-            part.replace(file)
+            with whole(file, by=f".{os.getpid()}-{threading.get_ident()}") as part:
+                self.patiently(file, lambda: fs.copy_files(source, str(part), filesystem, local))
+                _mark(part, info)
         except FileNotFoundError:  # removed since it was listed
             if file.exists():
                 _delete(file.parent, file)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 def _fix(error: Exception) -> str:

@@ -1,7 +1,7 @@
-"""Score any folder of images with prompts: the evaluation's scorers over files, into one parquet file.
+"""Score any folder of images with prompts: run the evaluation's scorers over files, into one parquet file.
 
-Units of images are committed one by one beside the file that they become, so an interrupted run goes on where it was;
-images that are scored, and have not changed since, are not scored again.
+Units of images are committed one by one beside that file, so an interrupted run resumes where it was. Images that are
+scored and have not changed since are not scored again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pipelines.score import listing
 from pipelines.score.listing import Listed, Listing
 from pipelines.show.bar import Bar
 
-KEY = b"aig.scores"  # the metadata that says which rewards a file's columns are
+KEY = b"aig.scores"  # the metadata entry that identifies the rewards of a file's columns
 
 
 class ScoreError(RunError):
@@ -42,7 +42,7 @@ class ScoreError(RunError):
 
 @dataclass(frozen=True)
 class Request:
-    """What to score, by what, and where the scores go."""
+    """What to score, with which rewards, and where the scores go."""
 
     source: Path
     rewards: tuple[str, ...]
@@ -53,11 +53,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Files:
-    """The scores' file, and the folder beside it of those that it is made of."""
+    """The file of the scores, and the folder of its units beside it."""
 
     out: Path
     key: str
-    """What the scores depend on beside the images."""
+    """A hash of what the scores depend on beside the images."""
 
     @property
     def parts(self) -> Path:
@@ -65,7 +65,7 @@ class Files:
 
 
 class FolderJob:
-    """The scorers' job for images in files: an image that cannot be read or scored is recorded with the reason."""
+    """The scorers' job for images in files, which records why an image cannot be read or scored."""
 
     warns = keeps_failures = False  # failures are listed by file at the end
 
@@ -85,7 +85,7 @@ class FolderJob:
 
 
 def read_image(path: str, row: int | None) -> bytes | OSError:
-    """An image file's bytes, its own or those in a row of a parquet file; or why it cannot be read."""
+    """The bytes of an image file, or of a row of a parquet file; or the error that kept them from being read."""
     try:
         if row is None:
             return Path(path).read_bytes()
@@ -113,13 +113,13 @@ def _images(path: str, group: int) -> pa.ChunkedArray:
 
 
 def check(config: Config, request: Request) -> tuple[Listing, Columns, Files]:
-    """What is there and wanted; ConfigError, before any worker starts, for all that is wrong with it."""
+    """Read the listing and resolve the rewards and files; ConfigError names what is wrong before any worker starts."""
     with given():
         for name in request.rewards:
             reward_names.check(config, name)
         columns = reward_names.columns(config, request.rewards)
     needed = any(rewards.reads_prompts(spec) for spec in columns.parts.values())
-    found = listing.read(request.source, request.metadata, request.names, prompts_needed=needed)
+    images = listing.read(request.source, request.metadata, request.names, prompts_needed=needed)
     source = request.source.absolute()
     key = _key(columns)
     default = f"{source.stem}-{_hash([str(source), key])}.parquet"
@@ -128,11 +128,11 @@ def check(config: Config, request: Request) -> tuple[Listing, Columns, Files]:
     out = request.out or Path(config.run.storage).expanduser() / "scores" / default
     files = Files(out.absolute(), key)
     _check_out(files)
-    return found, columns, files
+    return images, columns, files
 
 
 def _check_out(files: Files) -> None:
-    """ConfigError where the scores' file is there and is none of these scores."""
+    """Raise ConfigError if the file of the scores exists and holds something else."""
     out = files.out
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder: give the path of a file, as in {out / 'scores.parquet'}")
@@ -144,23 +144,23 @@ def _check_out(files: Files) -> None:
 
 
 def score(
-    config: Config, found: Listing, columns: Columns, files: Files, connect: Callable[[], Cluster]
+    config: Config, listed: Listing, columns: Columns, files: Files, connect: Callable[[], Cluster]
 ) -> tuple[pa.Table, int]:
-    """Score what is not scored yet, and write the file; returns its table and how many images were scored now.
+    """Score what is not scored yet and write the file; return its table and the number of images scored now.
 
-    `connect` connects to Ray, and is called where something is left to score.
+    `connect` connects to Ray; it is called only if something is left to score.
     """
     with _locked(files):
         _check_out(files)
         files.parts.mkdir(exist_ok=True)
-        done = _done(files, found)
-        missing = [image for image in found.images if image.id not in done]
+        done = _done(files, listed)
+        missing = [image for image in listed.images if image.id not in done]
         if missing:
-            if len(missing) < len(found.images):
-                print(f"{len(found.images) - len(missing)} of {len(found.images)} images are scored already.")
+            if len(missing) < len(listed.images):
+                print(f"{len(listed.images) - len(missing)} of {len(listed.images)} images are scored already.")
             connect().room(resources.scorers(config.evaluate), resources.SPARE)
             _stream(config, columns, files, missing)
-        table = _collect(files, columns, found)
+        table = _collect(files, columns, listed)
         if not files.out.exists() or pq.read_table(files.out) != table:
             write_parquet(files.out, table)
         shutil.rmtree(files.parts)
@@ -183,13 +183,13 @@ def _stream(config: Config, columns: Columns, files: Files, missing: Sequence[Li
     streaming.run(plan, Bar("scored", len(missing)))
 
 
-def _done(files: Files, found: Listing) -> set[str]:
-    """Ids of the images that have their scores; those that failed are tried again."""
+def _done(files: Files, listed: Listing) -> set[str]:
+    """The ids of the images that have their scores; failed ones are tried again."""
     done: set[str] = set()
     for path in _paths(files):
         table = pq.read_table(path, columns=["id", "error"])
         done |= {name for name, error in zip(*map(pa.ChunkedArray.to_pylist, table.columns), strict=True) if not error}
-    return done & {image.id for image in found.images}
+    return done & {image.id for image in listed.images}
 
 
 def _paths(files: Files) -> list[Path]:
@@ -198,25 +198,25 @@ def _paths(files: Files) -> list[Path]:
     return [*([files.out] if files.out.exists() else []), *units]
 
 
-def _collect(files: Files, columns: Columns, found: Listing) -> pa.Table:
-    """One row an image, in the listing's order, each as it was scored last."""
+def _collect(files: Files, columns: Columns, listed: Listing) -> pa.Table:
+    """One row per image, in the listing's order, each with its latest scores."""
     scores = ["height", "width", *columns.parts, *columns.sums, "error"]
     whole = pa.concat_tables([pq.read_table(path, columns=["id", *scores]) for path in _paths(files)])
     place = {name: row for row, name in enumerate(whole["id"].to_pylist())}
-    chosen = whole.take(pa.array([place[image.id] for image in found.images], pa.int64()))
-    about = {name: pa.array([getattr(image, name) for image in found.images], pa.string()) for name in ABOUT}
+    chosen = whole.take(pa.array([place[image.id] for image in listed.images], pa.int64()))
+    about = {name: pa.array([getattr(image, name) for image in listed.images], pa.string()) for name in ABOUT}
     about = {name: values for name, values in about.items() if name not in OPTIONAL or values.null_count < len(values)}
     table = pa.table({**about, **{name: chosen[name] for name in scores}})
     return table.replace_schema_metadata({KEY: files.key.encode()})
 
 
 ABOUT = ("id", "image_id", "file", "prompt", "group")
-OPTIONAL = ("image_id", "group")  # left out where no image has one
+OPTIONAL = ("image_id", "group")  # left out if no image has one
 
 
 @contextmanager
 def _locked(files: Files) -> Iterator[None]:
-    """Make the scores' file ours: no second process scores into it meanwhile, by whatever rewards."""
+    """Lock the file of the scores: no second process scores into it meanwhile, with whatever rewards."""
     path = files.out.with_name(f".{files.out.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -232,7 +232,7 @@ def _locked(files: Files) -> Iterator[None]:
 
 
 def _key(columns: Columns) -> str:
-    """What the columns' scores depend on beside the images: the rewards, and the content of their weights and code."""
+    """A hash of what the scores depend on beside the images: the rewards, and the content of their weights and code."""
     return _hash([columns.to_json(), reward_names.digests(columns.parts.values())])
 
 

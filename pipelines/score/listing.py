@@ -1,9 +1,9 @@
-"""Which images a folder has, and their prompts: from a metadata file, or from parquet files that hold the images.
+"""List the images of a folder and their prompts, from a metadata file or from parquet files that hold the images.
 
-A metadata file is `metadata.jsonl`, `.csv` or `.parquet` as Hugging Face's `imagefolder` has it, in the folder or in
-its subfolders: a row an image, with the file's path relative to the metadata file. A parquet file may hold the images
-themselves in a column `image`, as bytes or as Hugging Face's struct of bytes and path: so does a run's `images/`.
-Where no prompt is needed, a folder of image files alone will do, and so will metadata without prompts.
+A metadata file is `metadata.jsonl`, `.csv` or `.parquet` as in Hugging Face's `imagefolder`, in the folder or in its
+subfolders: one row per image, with the path relative to the metadata file. A parquet file may hold the images
+themselves in a column `image`, as bytes or as Hugging Face's struct of bytes and path; so do the files of a run's
+`images/`. If no prompt is needed, a folder of bare image files will do, and so will metadata without prompts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 @dataclass(frozen=True)
 class Names:
-    """The metadata's columns; None takes the first that is there of `FILES` and `PROMPTS`, and `GROUP` where it is."""
+    """The metadata's columns; None takes the first of `FILES` or `PROMPTS` that exists, and `GROUP` if it exists."""
 
     file: str | None = None
     prompt: str | None = None
@@ -43,12 +43,12 @@ class Listed:
     """An image and its prompt."""
 
     id: str
-    """A hash of the file's name, size and time and of the prompt: another image or prompt has another."""
+    """A hash of the file's name, size and time and of the prompt, so that it changes with image or prompt."""
     file: str
-    """As it is shown: relative to the folder; `file#row` within a parquet file."""
+    """The path to show, relative to the folder; `file#row` for a row of a parquet file."""
     path: str
     row: int | None
-    """The row of a parquet file that holds the image; None where the path is the image's own."""
+    """The row of a parquet file that holds the image; None for an image file."""
     prompt: str
     group: str | None
     image_id: str | None
@@ -57,7 +57,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of a folder, each once, and how many image files lie there that no metadata name."""
+    """The images of a folder, each once, and the number of image files there that no metadata name."""
 
     images: list[Listed]
     unlisted: int
@@ -67,9 +67,9 @@ class Listing:
 def read(
     source: Path, metadata: Path | None = None, names: Names | None = None, *, prompts_needed: bool = True
 ) -> Listing:
-    """The images of a folder, or of a metadata or parquet file. ConfigError names what is wrong and the fix.
+    """List the images of a folder, or of a metadata or parquet file; ConfigError names what is wrong and the fix.
 
-    Unless prompts are needed, an image without one has an empty one.
+    Unless prompts are needed, an image may have an empty one.
     """
     names = names or Names()
     if not source.exists():
@@ -84,7 +84,7 @@ def read(
         for image in _of_file(file, root if metadata else file.parent, root, names, prompts_needed)
     ]
     if not images:
-        raise ConfigError(f"{files[0]} lists no image: give it one row an image")
+        raise ConfigError(f"{files[0]} lists no image: give it one row per image")
     _refuse_twice(images)
     known = {image.path for image in images}
     lying = source.rglob("*") if source.is_dir() else ()
@@ -93,50 +93,50 @@ def read(
 
 
 def _alone(folder: Path) -> list[Listed]:
-    """The image files of a folder, without prompts."""
+    """List the image files of a folder, without prompts."""
     paths = sorted(path.absolute() for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not paths:
         raise ConfigError(f"{folder} has no image files ({', '.join(SUFFIXES)}): give a folder of images")
-    found = []
+    images = []
     for path in paths:
         shown, seen = _shown(path, folder), path.stat()
         identity = _hash([shown, seen.st_size, seen.st_mtime_ns, ""])
-        found.append(Listed(identity, shown, str(path), None, "", None, None))
-    return found
+        images.append(Listed(identity, shown, str(path), None, "", None, None))
+    return images
 
 
 def _sources(source: Path, metadata: Path | None, prompts_needed: bool = True) -> list[Path]:
-    """The files that list images; none for a folder of images alone, where no prompt is needed."""
+    """The files that list images; none for a folder of bare images if no prompt is needed."""
     if metadata is not None:
         if not metadata.is_file():
             raise ConfigError(f"--prompts {metadata} is not a file: give a .jsonl, .csv or .parquet file")
         return [metadata]
     if source.is_file():
         return [source]
-    found = sorted(path for name in METADATA for path in source.rglob(name))
-    if not found:
+    files = sorted(path for name in METADATA for path in source.rglob(name))
+    if not files:
         tables = sorted(path for path in source.rglob("*.parquet") if not path.name.startswith("."))
-        found = [path for path in tables if _open(path)[1]] or tables
-    if not found and prompts_needed:
+        files = [path for path in tables if _open(path)[1]] or tables
+    if not files and prompts_needed:
         raise ConfigError(
             f"{source} has no prompts: put a metadata.jsonl (or .csv or .parquet) there with the columns file_name and "
             "text, or name such a file with --prompts"
         )
-    return found
+    return files
 
 
 def _of_file(file: Path, base: Path, root: Path, names: Names, prompts_needed: bool = True) -> Iterator[Listed]:
     """The images of one metadata file, whose paths are relative to `base`, or of one parquet file that holds them."""
-    found, holds, rows_of = _open(file)
+    columns, holds, rows_of = _open(file)
     holds = holds and names.file is None
     prompt = None
-    if prompts_needed or names.prompt or any(name in found for name in PROMPTS):
-        prompt = _column(file, found, names.prompt, PROMPTS, "--prompt-column")
-    group = names.group or (GROUP if GROUP in found else None)
+    if prompts_needed or names.prompt or any(name in columns for name in PROMPTS):
+        prompt = _column(file, columns, names.prompt, PROMPTS, "--prompt-column")
+    group = names.group or (GROUP if GROUP in columns else None)
     if group is not None:
-        _column(file, found, group, (), "--group-column")
-    name_of = None if holds else _column(file, found, names.file, FILES, "--file-column")
-    rows = rows_of([name for name in dict.fromkeys((prompt, group, name_of, ID)) if name in found])
+        _column(file, columns, group, (), "--group-column")
+    name_of = None if holds else _column(file, columns, names.file, FILES, "--file-column")
+    rows = rows_of([name for name in dict.fromkeys((prompt, group, name_of, ID)) if name in columns])
     own, absent = file.stat(), []
     for place, (where, row) in enumerate(rows):
         text = row.get(prompt or "")
@@ -164,11 +164,11 @@ def _of_file(file: Path, base: Path, root: Path, names: Names, prompts_needed: b
         )
 
 
-Row = tuple[str, dict[str, Any]]  # where it stands, and its values
+Row = tuple[str, dict[str, Any]]  # its place in the file, and its values
 
 
 def _open(file: Path) -> tuple[list[str], bool, Callable[[list[str]], list[Row]]]:
-    """The file's columns, whether it holds the images themselves, and what reads the rows of some columns."""
+    """A file's columns, whether it holds the images themselves, and a function that reads the rows of some columns."""
     if file.suffix != ".parquet":
         rows = list(_csv_rows(file) if file.suffix == ".csv" else _json_rows(file))
         return list(dict.fromkeys(key for _, row in rows for key in row if key is not None)), False, lambda _: rows
@@ -207,17 +207,19 @@ def _json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ConfigError(f"{file}, line {number}: not JSON ({error.msg}): give one object a line") from error
+            raise ConfigError(f"{file}, line {number}: not JSON ({error.msg}): give one object per line") from error
         if not isinstance(row, dict):
             raise ConfigError(f"{file}, line {number}: not a JSON object: write {{'file_name': ..., 'text': ...}}")
         yield f"line {number}", row
 
 
-def _column(file: Path, found: Sequence[str], asked: str | None, known: Sequence[str], option: str) -> str:
-    column = asked if asked in found else next((name for name in known if name in found and asked is None), None)
+def _column(file: Path, columns: Sequence[str], asked: str | None, known: Sequence[str], option: str) -> str:
+    column = asked if asked in columns else next((name for name in known if name in columns and asked is None), None)
     if column is None:
-        wanted = repr(asked) if asked else " or ".join(map(repr, known))
-        raise ConfigError(f"{file} has no column {wanted}; it has {', '.join(found) or 'none'}: choose with {option}")
+        missing = repr(asked) if asked else " or ".join(map(repr, known))
+        raise ConfigError(
+            f"{file} has no column {missing}; it has {', '.join(columns) or 'none'}: choose with {option}"
+        )
     return column
 
 

@@ -34,10 +34,10 @@ class Mean:
 
 
 def means(table: pa.Table, rewards: Sequence[str], front: Front) -> list[Mean]:
-    """Each reward's mean in every group (the column `group`) and, where there are several, over all images.
+    """Each reward's mean in every group (the column `group`) and, if there are several groups, over all images.
 
-    Images without a score are left out; NaN where no image is left, and for the interval of fewer than LEAST_PROMPTS
-    prompts. `front` has the bootstrap's settings.
+    Images without a score are left out. The mean is NaN if no image is left, the interval with fewer than LEAST_PROMPTS
+    prompts. `front` holds the bootstrap's settings.
     """
     own = table["group"].to_pylist() if "group" in table.column_names else [ALL] * len(table)
     places: dict[str, list[int]] = {}

@@ -12,6 +12,7 @@ from aig.models import LatentModel
 from aig.sampler import Sampling
 from pipelines.config import Config, ConfigError, given
 from pipelines.runs.directory import RunDir
+from pipelines.show.program import command_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -69,7 +70,7 @@ def adapter_digest(config: Config, name: str) -> str:
         adapters.weights_file(folder)
     except ValueError:
         raise ConfigError(
-            f"adapter {name!r} is not trained: run `python -m pipelines sweep` with the same configuration first"
+            f"adapter {name!r} is not trained: run `{command_line('sweep')}` with the same configuration first"
         ) from None
     with given():
         return adapters.digest(folder)

@@ -21,6 +21,7 @@ from pipelines.rewards import names as reward_names
 from pipelines.rewards.names import Columns, Statistics
 from pipelines.rewards.scores import Scores
 from pipelines.runs.directory import RunDir
+from pipelines.show.program import command_line
 from pipelines.study import models
 from pipelines.study.prompts import validation_prompts, validation_seeds
 
@@ -42,7 +43,7 @@ def read(config: Config) -> dict[str, tuple[float, float]]:
     if missing:
         path = RunDir.of(config).reward_statistics
         raise ConfigError(
-            f"{path} has no statistics of {', '.join(missing)}: run `python -m pipelines sweep` with the same "
+            f"{path} has no statistics of {', '.join(missing)}: run `{command_line('sweep')}` with the same "
             "configuration first"
         )
     return {name: (row["mean"], row["std"]) for name, row in known.items()}

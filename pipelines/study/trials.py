@@ -14,6 +14,7 @@ from typing import Any
 from pipelines.config import Config, ConfigError, Train
 from pipelines.config.values import slug
 from pipelines.runs.directory import RunDir
+from pipelines.show.program import command_line
 from pipelines.study import limits, trainings
 from pipelines.study.trainings import adapter_key
 
@@ -107,14 +108,14 @@ class Trials:
         if draws(self.config, self.record):
             count = sum(map(len, self.record.drawn))
             raise ConfigError(
-                f"the search has drawn {count} of {self.config.sweep.trials} trials: run `python -m pipelines sweep` "
+                f"the search has drawn {count} of {self.config.sweep.trials} trials: run `{command_line('sweep')}` "
                 f"with the same configuration first, or give sweep.trials={count}"
             )
         if self.trainings and not self.groups():
             raise ConfigError(
                 "no adapter with KL weight 0 is left to compare with, since their trainings failed "
-                f"({'; '.join(self.record.errored.values())}): mend that and run `python -m pipelines sweep "
-                "--retry-errored`"
+                f"({'; '.join(self.record.errored.values())}): mend that and run "
+                f"`{command_line('sweep', '--retry-errored')}`"
             )
 
 

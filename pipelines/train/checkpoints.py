@@ -1,12 +1,10 @@
-"""Checkpoints of a training: folders that say of themselves whether they are whole, found by what lies in storage.
+"""Checkpoints of a training: sealed folders in the run's storage, of which the newest whole one counts.
 
-Storage is a folder, or what a mirror stands for: see `pipelines.runs.mirror`. Ray Train writes there itself, and
-nothing here looks into the mirror.
+Ray Train writes them to the storage itself, a folder or a store; nothing here looks into a local mirror.
 
-Ray Train uploads them in the background and keeps a list of those that have arrived. Its list is not what a training
-goes on from: a kill leaves checkpoints that are whole and not in it, some that are in it may be spoiled, and a list
-that was cut off would end every later start. So each checkpoint holds a seal with the hash of its state, the newest
-whole one counts, and Ray's list is begun anew at every start.
+Ray Train uploads in the background and lists what has arrived. A training does not go on from that list: after a kill,
+whole checkpoints may be missing in it, listed ones may be spoiled, and a list that was cut off would end every later
+start. So each checkpoint has a seal with the hash of its state, and every start begins Ray's list anew.
 """
 
 from __future__ import annotations
@@ -33,14 +31,14 @@ RAYS_LIST = "checkpoint_manager_snapshot.json"
 
 
 def seal(folder: Path, step: int) -> None:
-    """Write down the step and the hash of the state that was written into this folder."""
+    """Seal a folder: write the step, and the hash of the state that it has."""
     files.write_json(folder / SEAL, {"step": step, STATE: files.file_digest(folder / STATE)})
 
 
 def fault(run: RunDir, folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None where it is whole.
+    """What is wrong with a checkpoint; None if it is whole.
 
-    A store that does not answer says nothing about what lies there: its StorageError spoils no checkpoint.
+    A store that does not answer raises StorageError: it says nothing about the checkpoint.
     """
     try:
         if _seal_of(run, folder)[STATE] != _digest(run, folder / STATE):
@@ -62,7 +60,7 @@ def _seal_of(run: RunDir, folder: Path) -> dict[str, Any]:
 
 
 def _digest(run: RunDir, state: Path) -> str:
-    """As `files.file_digest`, wherever the file lies."""
+    """`files.file_digest` of a file in the run's storage."""
     filesystem, path = run.place(state)
 
     def work() -> str:
@@ -73,7 +71,7 @@ def _digest(run: RunDir, state: Path) -> str:
 
 
 def step_of(run: RunDir, folder: Path) -> int:
-    """The step that a checkpoint says it is of; -1 where it does not say."""
+    """The step in a checkpoint's seal; -1 if it cannot be read."""
     try:
         return int(_seal_of(run, folder)["step"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -84,13 +82,13 @@ def newest(run: RunDir, storage: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a training, and a warning for every newer one that is not whole."""
     steps = {folder: step_of(run, folder) for folder in _folders(run, storage)}
     spoiled = []
-    # Those that do not say their step may be the newest: they come first.
+    # Those without a readable step may be the newest: they come first.
     for folder in sorted(steps, key=lambda f: (steps[f] < 0, steps[f], f.name), reverse=True):
         reason = fault(run, folder)
         if reason is None:
-            return folder, [f"{said}: going on from {folder.name}, step {steps[folder]}" for said in spoiled]
+            return folder, [f"{warning}: going on from {folder.name}, step {steps[folder]}" for warning in spoiled]
         spoiled.append(f"checkpoint {run.shown(folder)} is skipped ({reason})")
-    return None, [f"{said}: starting from step 0" for said in spoiled]
+    return None, [f"{warning}: starting from step 0" for warning in spoiled]
 
 
 def _folders(run: RunDir, storage: Path) -> list[Path]:
@@ -103,18 +101,13 @@ def _folders(run: RunDir, storage: Path) -> list[Path]:
 
 @contextmanager
 def local_copy(run: RunDir, folder: Path) -> Iterator[Path]:
-    """A checkpoint's folder on this machine: itself, or of a store a copy for the length of the context."""
+    """A checkpoint's folder on this machine: itself, or for a store a copy within the context."""
     if run.mirror is None:
         yield folder
         return
-    filesystem, source = run.place(folder)
-    copy = scratch()
+    (filesystem, source), local, copy = run.place(folder), fs.LocalFileSystem(), scratch()
     try:
-        local = fs.LocalFileSystem()
-        run.patiently(
-            folder,
-            lambda: fs.copy_files(source, str(copy), source_filesystem=filesystem, destination_filesystem=local),
-        )
+        run.patiently(folder, lambda: fs.copy_files(source, str(copy), filesystem, local))
         yield copy
     finally:
         shutil.rmtree(copy, ignore_errors=True)
@@ -122,21 +115,22 @@ def local_copy(run: RunDir, folder: Path) -> Iterator[Path]:
 
 def _remove(run: RunDir, folder: Path) -> None:
     filesystem, path = run.place(folder)
-    with suppress(OSError):  # what is left is found, and removed, another time
+    with suppress(OSError):  # the next clean removes what is left
         filesystem.delete_dir(path)
 
 
 def clean_saves(adapters: Path, key: str) -> None:
-    """What a worker that was killed while it saved the adapter or a snapshot has left: an old one is put back that the
-    new one had not replaced, the rest is removed."""
+    """After a kill during a save: put back an old adapter that was not replaced yet, remove the rest."""
     folders.recover_all(adapters, key)
     for folder in [*adapters.glob(f".{key}.*"), *adapters.glob(f".{key}@*")]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def clean(run: RunDir, storage: Path, chosen: Path | None, listed: Collection[str], keep: int) -> None:
-    """Remove what a crash has left: checkpoints that Ray's list does not name, but for the chosen one and the newest
-    before it up to `keep` in all; scratch folders of processes that are gone."""
+    """Remove what a crash has left: checkpoints that Ray does not list, and scratch folders of dead processes.
+
+    The chosen checkpoint stays, and the newest before it, up to `keep` in all.
+    """
     steps = {
         folder: step_of(run, folder)
         for folder in _folders(run, storage)
@@ -163,17 +157,17 @@ def _lives(pid: int) -> bool:
 
 
 def scratch() -> Path:
-    """A fresh folder of this machine for a checkpoint on its way into storage; the upload removes it."""
+    """A fresh local folder for a checkpoint on its way into storage; the upload removes it."""
     return Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-"))
 
 
 def begin(run: RunDir, storage: Path) -> None:
-    """Before a training starts, or goes on: Ray's own list of checkpoints is begun anew."""
+    """Begin Ray's own list of checkpoints anew, before a training starts or goes on."""
     filesystem, path = run.place(storage / RAYS_LIST)
     with suppress(FileNotFoundError):
         run.patiently(storage, lambda: filesystem.delete_file(path))
 
 
 def discard(run: RunDir, storage: Path) -> None:
-    """After a training: its adapter's record says that it is finished, and its checkpoints would only take room."""
+    """Remove a finished training's checkpoints: its adapter's record says that it is finished."""
     _remove(run, storage)

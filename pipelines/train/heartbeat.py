@@ -1,4 +1,4 @@
-"""A training worker's side of the progress: how fast it goes, and the status that others read."""
+"""A training worker's pace, and the status file that others read."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ PACE_STEPS = 100
 
 
 class Pace:
-    """How fast a training goes, validations and checkpoints included."""
+    """The speed of a training, with its validations and checkpoints."""
 
     def __init__(self) -> None:
         self.made: deque[tuple[int, float]] = deque(maxlen=PACE_STEPS + 1)
 
     def stepped(self, step: int) -> None:
-        """Step `step` has just been made, or a training has begun there."""
+        """Note that step `step` has just been made, or that the training begins there."""
         self.made.append((step, time.monotonic()))
 
     @property
     def rate(self) -> float | None:
-        """Seconds a step over the last ones, the first after a start left out where there are others: it compiles."""
+        """Seconds per step over the last ones, if possible without the first after a start, which compiles."""
         first, last = self.made[min(1, max(0, len(self.made) - 2))], self.made[-1]
         return (last[1] - first[1]) / (last[0] - first[0]) if last[0] > first[0] else None
 
 
 class StatusFile:
-    """A training worker's side: the status, written at most once a second and replaced whole."""
+    """A training's status, written whole, at most once a second."""
 
     def __init__(self, run: RunDir, path: Path, **values: Any) -> None:
         self.run, self.path = run, path

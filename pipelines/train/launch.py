@@ -1,8 +1,8 @@
-"""Training one adapter: a Ray Train `TorchTrainer` around the worker of `pipelines.train.worker`.
+"""Trains one adapter: a Ray Train `TorchTrainer` around the worker of `pipelines.train.worker`.
 
 Everything random comes from (seed, step, index of the sample in the global batch), so a replayed step gives the same
 bits and any number of workers the same adapter. A worker that dies is replaced and goes on from the last checkpoint;
-one that would fail again in the same way ends the training. The same command resumes what was interrupted.
+an error that would repeat itself ends the training. The same command resumes an interrupted one.
 """
 
 from __future__ import annotations
@@ -24,29 +24,28 @@ from pipelines.runs.directory import RunDir
 from pipelines.study.trainings import adapter_key
 from pipelines.train import checkpoints
 
-# What a worker's own code raises about its input and its numbers. Since a step can be replayed to the bit, so would
-# these be; what files, stores, devices and other processes do (OSError, RuntimeError) may be over the next time.
+# Errors of a worker's own code about its input and numbers. A replayed step gives the same bits, so it would raise
+# them again; errors of files, stores, devices and other processes (OSError, RuntimeError) may be gone the next time.
 REPEATABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
-# Exceptions travel from process to process without their tracebacks; this attribute of theirs has it as text.
-TOLD = "_in_worker"
+# Exceptions travel between processes without their tracebacks; this attribute has one as text.
+TRACEBACK = "_in_worker"
 
 
 class InWorkerError(Exception):
-    """A worker's traceback, as the cause of what it raised."""
+    """A worker's traceback, as the cause of its error."""
 
 
 class EndAtOnce(UserCallback):
-    """Ends a training where a worker has raised what any other would raise again, without the retries that dead workers
-    are for.
+    """Ends a training at once on an error that would repeat itself; retries are for dead workers.
 
-    Ray Train counts an error of its callbacks as one of the controller's, which it does not retry.
+    Ray Train takes an error of a callback for one of its controller, which it does not retry.
     """
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, BaseException]) -> None:
         raised = list(worker_exceptions.values())
-        # Where another worker has died, what is left may fail in any way.
+        # If another worker has died, the others may fail in any way.
         if all(isinstance(error, Exception) and not _of_ray(error) for error in raised):
             for error in raised:
                 if isinstance(error, REPEATABLE):
@@ -58,10 +57,10 @@ def _of_ray(error: BaseException) -> bool:
 
 
 def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
-    """Train the adapter of `config.train`, or finish what was begun; returns its folder. Ray must be connected.
+    """Train the adapter of `config.train`, or finish its training; returns its folder. Ray must be connected.
 
-    `callbacks` are Ray Train's. Raises what a worker raised where it is one of `REPEATABLE`, and
-    ray.train.TrainingFailedError where workers fail more often than allowed in other ways.
+    `callbacks` are Ray Train's. Raises a worker's own error if it is one of `REPEATABLE`, and
+    ray.train.TrainingFailedError if workers fail in other ways more often than allowed.
     """
     files, key, settings = RunDir.of(config), adapter_key(config.train), config.train
     (least, most), storage = settings.workers, files.checkpoints(key)
@@ -88,20 +87,20 @@ def train(config: Config, callbacks: Sequence[Any] = ()) -> Path:
     except ControllerError as error:
         failure = error.controller_failure
         if isinstance(failure, REPEATABLE):
-            told = failure.__dict__.get(TOLD)
-            raise failure from (None if told is None else InWorkerError(f"\n{told}"))
+            text = failure.__dict__.get(TRACEBACK)
+            raise failure from (None if text is None else InWorkerError(f"\n{text}"))
         raise
     checkpoints.discard(files, storage)
     return files.adapters / key
 
 
 def room_for(config: Config, cluster: Cluster, driver_cpus: float = 0.0) -> int:
-    """How many trainings the cluster has room for at once; ConfigError, at once, where it never could run one."""
+    """The number of trainings that fit into the cluster at once; ConfigError if it could never run one."""
     return cluster.room(resources.training(config, driver_cpus))
 
 
 def _interruptibly(function: Callable[[], Any]) -> None:
-    """Call from another thread: in the main one Ray Train would replace our handler of Ctrl-C by its own, for good."""
+    """Call from another thread: in the main one Ray Train would replace our Ctrl-C handler by its own, for good."""
     errors: list[BaseException] = []
 
     def call() -> None:
@@ -118,12 +117,12 @@ def _interruptibly(function: Callable[[], Any]) -> None:
 
 
 def worker(loop_config: dict[str, Any]) -> None:
-    """What Ray Train runs in each worker."""
-    # Imported here, so that the processes that only launch and watch a training do not load the model's libraries.
+    """The function that Ray Train runs in each worker."""
+    # Imported here: processes that only launch and watch a training need no model libraries.
     from pipelines.train.worker import run
 
     try:
         run(configuration.from_dict(loop_config["config"]))
     except REPEATABLE as error:
-        error.__dict__[TOLD] = traceback.format_exc()
+        error.__dict__[TRACEBACK] = traceback.format_exc()
         raise

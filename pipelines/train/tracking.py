@@ -1,8 +1,8 @@
-"""Where a training's numbers and pictures go beside its curve: TensorBoard, Weights & Biases, MLflow.
+"""Trackers of a training beside its curve: TensorBoard, Weights & Biases, MLflow.
 
-The two services are Ray's own integrations, for the worker that validates: there a training has its own steps, a
+The two services are Ray's own integrations, called by the worker that validates: there a training has its own steps, a
 resumed one goes on in the same run of the service, and `train` and `sweep` are alike. (Ray's callbacks for Tune count
-reports, begin a new run at each restart, and know nothing of a training outside of Tune.)
+reports, begin a new run at each restart, and do not work outside of Tune.)
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from pipelines.runs.directory import RunDir
 from pipelines.study import trainings
 
 FLUSH_SECONDS = 10
-TEXT = 250  # characters of a setting that a service is told; MLflow takes no more of some
+TEXT = 250  # characters of a setting that are sent; MLflow takes no more of some
 
 
 def check(config: Config) -> None:
-    """ConfigError where a package that the configuration asks for is not installed."""
+    """ConfigError if the package of a configured service is not installed."""
     for name in SERVICES:
-        wanted = getattr(config.run, name)
-        if wanted is not None and importlib.util.find_spec(name) is None:
+        value = getattr(config.run, name)
+        if value is not None and importlib.util.find_spec(name) is None:
             raise ConfigError(
-                f"run.{name} is {wanted!r}, and the package {name} is not installed: run `pip install {name}`, here "
+                f"run.{name} is {value!r}, and the package {name} is not installed: run `pip install {name}`, here "
                 "and where workers run, or leave the key out"
             )
 
@@ -46,20 +46,20 @@ class Service(Protocol):
     """One training's run in a service."""
 
     id: str
-    """By which the service knows the run."""
+    """The service's name of the run."""
 
     def point(self, step: int, values: Mapping[str, float], picture: Path) -> None:
-        """The numbers and the picture of a validation."""
+        """Send the numbers and the picture of a validation."""
         ...
 
     def close(self) -> None: ...
 
 
 class Tracker:
-    """Every place that a training's numbers go to, as `config.run` says; a training that is resumed goes on in each.
+    """Sends a training's numbers to all trackers of `config.run`; a resumed training goes on in each.
 
-    `step` is where the training begins or goes on. A service gets a validation once, though it may be made again after
-    an interruption; what TensorBoard was told of later steps is hidden by what it is told now.
+    `step`: where the training begins or goes on. A service gets a validation once, even if it is made again after an
+    interruption; in TensorBoard new points hide the earlier ones of later steps.
     """
 
     def __init__(self, config: Config, record: Mapping[str, Any], step: int) -> None:
@@ -83,14 +83,14 @@ class Tracker:
                 self.known["runs"][name] = known or {"id": service.id, "step": -1}
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """The numbers of a training step."""
+        """Record the numbers of a training step."""
         if self.board is not None:
             for name, value in values.items():
                 if math.isfinite(value):
                     self.board.add_scalar(f"training/{name}", value, step)
 
     def validation(self, step: int, values: Mapping[str, float], picture: Path) -> None:
-        """The numbers of a validation and its picture, a PNG."""
+        """Record the numbers of a validation and its picture, a PNG."""
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(name if "/" in name else f"validation/{name}", value, step)
@@ -113,17 +113,17 @@ class Tracker:
             service.close()
 
     def _known(self) -> dict[str, Any]:
-        """What services know this training as; nothing yet where another configuration made what is there."""
+        """The services' runs of this training; none if another configuration made the ones on file."""
         digest = hashlib.blake2b(json.dumps(self.settings, sort_keys=True).encode(), digest_size=8).hexdigest()
         try:
-            found = json.loads(self.path.read_text())
+            known = json.loads(self.path.read_text())
         except (OSError, ValueError):
-            found = {}
-        return found if found.get("settings") == digest else {"settings": digest, "runs": {}}
+            known = {}
+        return known if known.get("settings") == digest else {"settings": digest, "runs": {}}
 
 
 def _sent(name: str, service: Service, step: int, values: Mapping[str, float], picture: Path) -> bool:
-    """Send a validation; a service that cannot take it, whatever its reason, does not cost the training."""
+    """Send a validation; if the service fails, for whatever reason, warn and let the training go on."""
     try:
         service.point(step, values, picture)
     except Exception as error:
@@ -153,13 +153,13 @@ class WandB:
 
 
 class MLflow:
-    """A run of an MLflow server's experiment, which is named as ours."""
+    """A run in the MLflow experiment that has our run's name."""
 
     def __init__(self, config: Config, key: str, settings: Mapping[str, Any], known: str | None) -> None:
         from ray.air.integrations.mlflow import setup_mlflow
 
         if known is not None:
-            os.environ["MLFLOW_RUN_ID"] = known  # mlflow's own way to go on with a run that Ray starts
+            os.environ["MLFLOW_RUN_ID"] = known  # mlflow's own way to resume a run that Ray starts
         self.mlflow: Any = setup_mlflow(
             {} if known else flat(settings), tracking_uri=config.run.mlflow, experiment_name=config.run.name,
             run_name=key, create_experiment_if_not_exists=True, rank_zero_only=False,
@@ -174,16 +174,16 @@ class MLflow:
         self.mlflow.end_run()
 
 
-# By the package's name, which is that of its key in `run`, too.
+# By the name of the package, which is also its key in `run`.
 SERVICES: dict[str, Any] = {"wandb": WandB, "mlflow": MLflow}
 
 
 def flat(settings: Mapping[str, Any], lead: str = "") -> dict[str, Any]:
-    """Settings by names with points, numbers as they are and the rest as a short text."""
-    found: dict[str, Any] = {}
+    """Nested settings by dotted names: numbers as they are, the rest as short text."""
+    flattened: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{lead}{name}.")
+            flattened |= flat(value, f"{lead}{name}.")
         else:
-            found[f"{lead}{name}"] = value if isinstance(value, (int, float)) else str(value)[:TEXT]
-    return found
+            flattened[f"{lead}{name}"] = value if isinstance(value, (int, float)) else str(value)[:TEXT]
+    return flattened

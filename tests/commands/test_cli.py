@@ -16,6 +16,7 @@ from aig.world.tiny import build_pipeline
 from pipelines.__main__ import main
 from pipelines.cluster import connect
 from pipelines.cluster.connect import Cluster
+from pipelines.show.program import command_line
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,6 +125,14 @@ def test_corrupt_weights_are_named_before_ray_starts(tmp_path, capsys):
 def test_evaluating_what_was_not_trained_says_how_to_train_it(model, tmp_path, capsys):
     assert main(["evaluate", "--preset", "smoke", *overrides(model, tmp_path / "storage")]) == 2
     assert "is not trained: run `python -m pipelines sweep`" in capsys.readouterr().err
+
+
+def test_hints_name_the_program_as_it_was_started(monkeypatch):
+    for started, program in (("/x/pipelines/__main__.py", "python -m pipelines"), ("/usr/bin/aig", "aig")):
+        monkeypatch.setattr(sys, "argv", [started])
+        assert command_line("front", "--config", Path("a b")) == f"{program} front --config 'a b'"
+    sources = [*(ROOT / "pipelines").rglob("*.py"), *(ROOT / "tune").rglob("*.py")]
+    assert [str(path) for path in sources if "`python -m pipelines " in path.read_text().partition('"""\n\n')[2]] == []
 
 
 def test_debug_shows_the_traceback():

@@ -15,7 +15,7 @@ from pipelines import config as configuration
 from pipelines.__main__ import explain, main
 from pipelines.config import ConfigError, RunError
 from pipelines.evaluate import external
-from pipelines.front import front
+from pipelines.front import planes
 from pipelines.measure import measure, per_arm, sets
 from pipelines.runs import identity
 from pipelines.runs.directory import RunDir
@@ -41,8 +41,8 @@ DEEP = [
     ("measure", sets, "frechet_distance"),
     ("measure", per_arm, "measure_broken"),
     ("measure", measure, "bootstrap"),
-    ("front", front, "optimal_mask"),
-    ("front", front, "bootstrap"),
+    ("front", planes, "optimal_mask"),
+    ("front", planes, "bootstrap"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""What a search comes to: the schedules that are kept, their validation on held-out prompts, and what may be said."""
+"""The result of a search: the schedules it keeps, their validation on held-out prompts, and the statement on them."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Box:
-    """Where hypervolumes start and what counts as 1 in them, (objectives,) each."""
+    """The origin and the unit of hypervolumes, (objectives,) each."""
 
     reference: np.ndarray
     scale: np.ndarray
 
     @staticmethod
     def around(points: np.ndarray) -> Box:
-        """The least of the points (n, objectives), and their range."""
+        """A box from the minimum of the points (n, objectives), with their range as the unit."""
         span = np.ptp(points, axis=0)
         return Box(points.min(axis=0), np.where(span > 0, span, 1.0))
 
@@ -45,34 +45,34 @@ class Box:
 
 
 def points(plan: Plan, table: dict[str, np.ndarray]) -> np.ndarray:
-    """The objectives' means over prompts (curves, objectives) of metrics (curves, prompts)."""
+    """Means of the objectives over prompts, (curves, objectives), from metrics (curves, prompts)."""
     return np.stack([table[name].mean(axis=1) for name in plan.objectives], axis=1)
 
 
 def choose(plan: Plan, trials: Sequence[Trial], references: dict[str, np.ndarray]) -> list[Trial]:
-    """The trials to keep, the least of the first objective first; published curves are not found anew.
+    """Choose the trials to keep, in ascending order of the first objective; published curves do not count.
 
-    Each in its turn adds most to the hypervolume of the ends and those before it (greedy subset selection, Guerreiro et
-    al. 2016), and one that adds nothing is not taken.
+    Each in turn adds most to the hypervolume of the ends and those before it (greedy subset selection, Guerreiro et al.
+    2016); one that adds nothing is not taken.
     """
     taken = {plan.curve(text) for text in REFERENCES}
     distinct = {trial.curve: trial for trial in reversed(trials) if trial.curve not in taken}
-    found = [trial for trial in trials if distinct.get(trial.curve) is trial]
-    at = np.array([[trial.values[name] for name in plan.objectives] for trial in found])
+    new = [trial for trial in trials if distinct.get(trial.curve) is trial]
+    at = _values(plan, new)
     known = points(plan, references)
     box, kept, inside = Box.around(known), [], known[:2]  # the ends
-    while found and len(kept) < plan.config.search.keep:
+    while new and len(kept) < plan.config.search.keep:
         volumes = [box.volume(np.vstack([inside, point])) for point in at]
         best = int(np.argmax(volumes))
         if volumes[best] <= box.volume(inside):
             break
-        kept.append(found[best])
+        kept.append(new[best])
         inside = np.vstack([inside, at[best]])
     return sorted(kept, key=lambda trial: trial.values[plan.objectives[0]])
 
 
 def request(plan: Plan) -> dict[str, Any]:
-    """What a result answers: it is written anew where this has changed."""
+    """All that a result depends on; if it changes, the result is written anew."""
     search, front = plan.config.search, plan.config.front
     asked = {
         "settings": plan.identity(), "trials": search.trials, "keep": search.keep, "bootstrap": front.bootstrap,
@@ -88,7 +88,7 @@ def conclude(
     searched: dict[str, np.ndarray],
     held_out: dict[str, np.ndarray],
 ) -> dict[str, Any]:
-    """The result, from metrics (schedules, prompts) of the references and then the chosen, on both sets."""
+    """The result, from metrics (schedules, prompts) of the references, then the chosen schedules, on both sets."""
     names = [*REFERENCES, *labels(plan, len(chosen))]
     texts = [*REFERENCES, *(trial.candidate.schedule for trial in chosen)]
     families = [*("published" for _ in REFERENCES), *(trial.candidate.family for trial in chosen)]
@@ -104,7 +104,7 @@ def conclude(
     ]  # fmt: skip
     difference = {which: _difference(result) for which, result in sets.items()} if chosen else {}
     elsewhere = _elsewhere(plan, held_out) if chosen else {}
-    front = optimal_mask(np.array([[trial.values[name] for name in plan.objectives] for trial in trials]))
+    front = optimal_mask(_values(plan, trials))
     return {
         "name": plan.name, "adapter": plan.adapter, "reward": slug(plan.reward),
         "objectives": plan.objectives, "x": plan.objectives[0], "y": plan.objectives[1],
@@ -118,19 +118,23 @@ def conclude(
             for which, result in sets.items()
         },
         "schedules": rows, "hypervolume_difference": difference, "by_held_out_reward": elsewhere,
-        "statement": _statement(plan, difference) + _told_elsewhere(plan, elsewhere),
+        "statement": _statement(plan, difference) + _describe_elsewhere(plan, elsewhere),
     }  # fmt: skip
 
 
+def _values(plan: Plan, trials: Sequence[Trial]) -> np.ndarray:
+    """The objectives of trials, (trials, objectives)."""
+    return np.array([[trial.values[name] for name in plan.objectives] for trial in trials])
+
+
 def labels(plan: Plan, count: int) -> list[str]:
-    """What found schedules are called: the search's name and a number, as a schedule's text may hold it."""
+    """Names of the chosen schedules: the search's name, in a schedule's characters, and a number."""
     stem = re.sub(r"[^A-Za-z0-9_.+-]+", "-", plan.name)
     return [f"{stem}-{i}" for i in range(1, count + 1)]
 
 
 def _bootstrap(plan: Plan, table: dict[str, np.ndarray], x: str | None = None) -> Bootstrap:
-    """On the first two objectives, or with x in place of the first, in units of what the references span, which what
-    was found does not move."""
+    """Bootstrap the first two objectives, or x and the second, in units of the range of the references alone."""
     front, y = plan.config.front, plan.objectives[1]
     x = x or plan.objectives[0]
     box = Box.around(np.stack([table[name][: len(REFERENCES)].mean(axis=1) for name in (x, y)], axis=1))
@@ -145,25 +149,27 @@ def _estimates(result: Bootstrap, a: int) -> dict[str, list[float | None]]:
 
 
 def _finite(values: Sequence[float]) -> list[float | None]:
-    """JSON has no NaN: null stands for what too few prompts do not give."""
+    """Null for NaN, which JSON lacks: too few prompts give no interval."""
     return [float(value) if math.isfinite(value) else None for value in values]
 
 
 def _dominated(result: Bootstrap, a: int, names: Sequence[str]) -> list[str]:
-    """Arms that this one dominates in a share of replicates no less than the level; too few prompts tell of none."""
+    """Arms that this one dominates in at least `level` of the replicates; none with too few prompts."""
     if result.prompts < LEAST_PROMPTS:
         return []
     return [name for b, name in enumerate(names) if b != a and result.dominates(a, b) >= result.level]
 
 
 def _difference(result: Bootstrap) -> list[float | None]:
-    """[value, low, high] at equal size, the ends in both families."""
+    """[value, low, high] of the hypervolume's difference at equal size, with the ends in both families."""
     return _finite(result.hypervolume_difference(("found", "published"))[:3])
 
 
 def _elsewhere(plan: Plan, table: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The difference on held-out prompts with the held-out reward in place of the one that was trained on; empty where
-    there is none, or where no plane of that reward is told of."""
+    """The difference on held-out prompts with the held-out reward in place of the trained one.
+
+    Empty if there is no such reward, or the objectives are not the trained reward and another metric.
+    """
     other = reward_names.held_out(plan.config, plan.reward)
     metric = slug(other) if other else None
     if metric not in table or plan.objectives[0] != slug(plan.reward) or metric == plan.objectives[1]:
@@ -171,7 +177,7 @@ def _elsewhere(plan: Plan, table: dict[str, np.ndarray]) -> dict[str, Any]:
     return {"reward": metric, "hypervolume_difference": _difference(_bootstrap(plan, table, metric))}
 
 
-def _told_elsewhere(plan: Plan, elsewhere: dict[str, Any]) -> str:
+def _describe_elsewhere(plan: Plan, elsewhere: dict[str, Any]) -> str:
     if not elsewhere:
         return ""
     place = f"the held-out reward {elsewhere['reward']} in place of {plan.objectives[0]}"
@@ -179,7 +185,7 @@ def _told_elsewhere(plan: Plan, elsewhere: dict[str, Any]) -> str:
 
 
 def _statement(plan: Plan, difference: dict[str, list[float | None]]) -> str:
-    """What may be said of the found schedules against the published ones; the search set flatters what it chose."""
+    """The verdict on found against published schedules, from held-out prompts: the search set flatters its choice."""
     if not difference:
         return "No candidate adds to what base and tuned span on the search set: nothing was found."
     seen, (value, low, high) = difference[SEARCH][0], difference[HELD_OUT]
@@ -187,24 +193,24 @@ def _statement(plan: Plan, difference: dict[str, list[float | None]]) -> str:
     if seen is None or value is None:
         return "The found schedules were not compared: an arm is not measured on every prompt."
     shown = _shown((value, low, high), plus=True)
-    told = (
+    comparison = (
         f"hypervolume {shown} against as many of the published ones on {prompts} held-out prompts "
         f"({seen:+.3f} on the search set, which chose them)"
     )
     if low is None or high is None:
-        return f"No verdict on the found schedules: {told}; no interval below {LEAST_PROMPTS} prompts."
+        return f"No verdict on the found schedules: {comparison}; no interval below {LEAST_PROMPTS} prompts."
     if low > 0:
-        return f"The found schedules hold: {told}."
+        return f"The found schedules hold: {comparison}."
     if high < 0:
-        return f"The found schedules are worse: {told}."
+        return f"The found schedules are worse: {comparison}."
     if seen > 0:
-        return f"The gain of the search set is not confirmed: {told}; the interval holds zero."
-    return f"The search found nothing better than what was published: {told}."
+        return f"The gain of the search set is not confirmed: {comparison}; the interval holds zero."
+    return f"The search found nothing better than what was published: {comparison}."
 
 
 def write_candidates(plan: Plan, trials: Sequence[Trial], path: Path) -> None:
-    """A row a trial, with its metrics on the search set and whether it is on the front there."""
-    front = optimal_mask(np.array([[trial.values[name] for name in plan.objectives] for trial in trials]))
+    """Write one row per trial, with its metrics on the search set and whether it is on the front there."""
+    front = optimal_mask(_values(plan, trials))
     rows = [
         {
             "trial": i, "generation": trial.generation, **asdict(trial.candidate), "curve": trial.curve,
@@ -216,7 +222,7 @@ def write_candidates(plan: Plan, trials: Sequence[Trial], path: Path) -> None:
 
 
 def write_schedules(plan: Plan, result: dict[str, Any], earlier: Path) -> None:
-    """A file for each found schedule, which `file:PATH` reads; those of an earlier result go."""
+    """Write one file per found schedule, for `file:PATH`; remove those of an earlier result."""
     run, folder = plan.run, plan.run.schedules
     found = [row for row in result["schedules"] if row["found"]]
     for row in found:
@@ -239,7 +245,7 @@ def _shown(estimate: Sequence[float | None], plus: bool = False) -> str:
 
 
 def summary(path: Path) -> str:
-    """The result as text: a line a schedule, the difference in hypervolume, what may be said."""
+    """The result as text: one line per schedule, and the statement with the difference in hypervolume."""
     result = files.read_json(path, str(path))
     x, y = result["x"], result["y"]
     more = (*result["objectives"], result.get("by_held_out_reward", {}).get("reward"), "gold")
@@ -257,8 +263,7 @@ def summary(path: Path) -> str:
     candidates = f"{result['trials']} candidates, {result['distinct_curves']} distinct curves"
     lines.append(f"{candidates}, {cost_words(result['cost'])}")
     lines.append(result["statement"])
-    trained = result["held_out_prompts_trained_on"]
-    if trained:
+    if trained := result["held_out_prompts_trained_on"]:
         lines.append(
             f"Of the held-out prompts the adapter was trained on {trained}: they are held out from the search alone."
         )

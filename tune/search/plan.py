@@ -1,4 +1,4 @@
-"""What a search for schedules is about, settled and checked before any Ray process starts."""
+"""The plan of a search for schedules, resolved and checked before any Ray process starts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from pipelines.config.values import slug
 from pipelines.rewards import names as reward_names
 from pipelines.rewards.scores import GOLD
 from pipelines.runs.directory import RECORD_FORMAT, RunDir
+from pipelines.show.program import command_line
 from pipelines.study import models
 from pipelines.study import trainings as planned
 from pipelines.study.prompts import EVALUATE, check_prompts, resolve_prompts, shared
 from pipelines.train import records
 
 SEARCH, HELD_OUT = "search", "held_out"
-FORMAT = 2  # of a search's settings; 1 had no such key, and said nothing of rewards' weights
-# What everyone has without a search: the ends, and the paper's schedules.
+FORMAT = 2  # of a search's settings; 1 had no such key, and no digests of rewards' weights
+# Schedules that need no search: the ends, and the paper's.
 ENDS = ("base", "tuned")
 PUBLISHED = ("linear", "power:2", "power:4", "step:0.6")
 REFERENCES = (*ENDS, *PUBLISHED)
@@ -39,18 +40,18 @@ class Plan:
     reward: str
     """The reward that the adapter was trained on."""
     prompts: dict[str, tuple[str, ...]]
-    """Of the search set and of the held-out set."""
+    """Prompts of the search set and of the held-out set."""
     seeds: dict[str, int]
     objectives: tuple[str, ...]
-    """Names of metrics, as they are measured."""
+    """Names of measured metrics."""
     trained_on: int
-    """Held-out prompts that the adapter was trained on: held out from the search, not from the training."""
+    """Number of held-out prompts that the adapter was trained on."""
     evaluated: int
-    """Prompts of evaluate.prompts that are in the search set: they judge what they have chosen."""
+    """Number of evaluate.prompts in the search set: they judge the schedules that they chose."""
     sampling: Sampling
     grid: Grid
     digest: str
-    """Of the adapter's weights."""
+    """Digest of the adapter's weights."""
 
     @property
     def run(self) -> RunDir:
@@ -62,24 +63,24 @@ class Plan:
         return self.run.searches / self.name
 
     def curve(self, schedule: str) -> str:
-        """A name for what a schedule does on this sampler's grid: two texts of one curve draw the same images."""
+        """A name of the schedule's weights on this sampler's grid: texts of one curve draw the same images."""
         return hashlib.blake2b(repr(self.grid.weights(schedule)).encode(), digest_size=8).hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        """What the search's measurements and proposals depend on, as JSON holds it; more trials only go on."""
+        """All settings that the measurements and proposals depend on, as JSON; more trials continue the search."""
         search, config = self.config.search, self.config
         model = {key: value for key, value in asdict(config.model).items() if key != "device"}
         model["fingerprint"] = models.fingerprint(config.model.name, config.model.revision, config.model.variant)
         names = scored(config, self.reward)
         columns = reward_names.columns(config, names)
-        defined = bool(columns.sums or config.rewards.define)  # else the names say it all
+        defined = bool(columns.sums or config.rewards.define)  # else the names suffice
         return {
             "format": FORMAT,
             "adapter": self.adapter, "weights": self.digest, "reward": self.reward, "run_seed": config.run.seed,
             "objectives": list(self.objectives), "families": list(search.families),
             "places": list(search.places) if search.places else None, "sampler": search.sampler,
             "generation": search.generation, "seed": search.seed,
-            # An even grid is spread over all its trials.
+            # The number of trials sets the grid's spacing.
             "trials": search.trials if search.sampler == "grid" else None,
             "prompts": {name: list(prompts) for name, prompts in self.prompts.items()}, "seeds": self.seeds,
             "noise": SEARCH_SEEDS, "prompts_at_once": search.prompts_at_once, "model": model, "steps": len(self.grid),
@@ -90,7 +91,7 @@ class Plan:
 
 
 def make(config: Config, model: Model) -> Plan:
-    """The search that `config.search` asks for; ConfigError where it cannot be."""
+    """The search of `config.search`; ConfigError if it cannot be made."""
     search, files = config.search, RunDir.of(config)
     trainings = planned.trainings(config)
     if not search.adapter and not trainings:
@@ -124,7 +125,7 @@ def make(config: Config, model: Model) -> Plan:
 
 
 def check_given(config: Config) -> None:
-    """ConfigError where the search's prompts are missing or cannot be read, before a model is loaded for them."""
+    """ConfigError, before a model is loaded, if the search's prompts are missing or cannot be read."""
     check_prompts(config, "search.prompts", "search.held_out")
 
 
@@ -134,7 +135,7 @@ def sampling_of(config: Config, defaults: Sampling) -> Sampling:
 
 
 def scored(config: Config, reward: str) -> list[str]:
-    """The rewards that score the images: the adapter's own, and those of the evaluation."""
+    """The rewards that score the images: the adapter's own and the evaluation's."""
     return list(dict.fromkeys([reward, *reward_names.scored(config)]))
 
 
@@ -149,21 +150,21 @@ def _digest(files: RunDir, adapter: str) -> str:
 
 
 def _unknown(files: RunDir, adapter: str) -> ConfigError:
-    there = planned.saved_adapters(files)
-    if not there:
+    saved = planned.saved_adapters(files)
+    if not saved:
         return ConfigError(
-            f"search.adapter: {files.root} has no adapters: run `python -m pipelines sweep` (or train) with the same "
+            f"search.adapter: {files.root} has no adapters: run `{command_line('sweep')}` (or train) with the same "
             "configuration first"
         )
-    close = difflib.get_close_matches(adapter, there, n=1, cutoff=0.0)[0]
+    close = difflib.get_close_matches(adapter, saved, n=1, cutoff=0.0)[0]
     return ConfigError(
         f"search.adapter: there is no adapter {adapter!r} in {files.adapters}; did you mean {close!r}? "
-        f"(there are {', '.join(there)})"
+        f"(there are {', '.join(saved)})"
     )
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """What made the adapter; an adapter from elsewhere has none."""
+    """The adapter's record; empty for an adapter from elsewhere."""
     return records.adapter_record(folder) if (folder / adapters.RECORD).exists() else {}
 
 
@@ -171,17 +172,16 @@ def _check_model(config: Config, record: dict[str, Any], folder: Path) -> None:
     if "fingerprint" not in record.get("model", {}):
         return
     own = models.fingerprint(config.model.name, config.model.revision, config.model.variant)
-    wanted = {"format": RECORD_FORMAT, "model": {"name": config.model.name, "fingerprint": own}}
+    expected = {"format": RECORD_FORMAT, "model": {"name": config.model.name, "fingerprint": own}}
     if record.get("format", 1) != RECORD_FORMAT or record["model"]["fingerprint"] != own:
         raise ConfigError(
-            f"search.adapter: {folder} was made {records.difference(record, wanted)}: give the model that it was "
+            f"search.adapter: {folder} was made {records.difference(record, expected)}: give the model that it was "
             f"trained with, or, of another version, the adapter without the {adapters.RECORD} beside it"
         )
 
 
 def _check_disjoint(prompts: dict[str, list[str]]) -> None:
-    both = shared(prompts[HELD_OUT], prompts[SEARCH])
-    if both:
+    if both := shared(prompts[HELD_OUT], prompts[SEARCH]):
         raise ConfigError(
             f"search.prompts and search.held_out share {len(both)} prompts ({both[0]!r}, ...): what the search has "
             "seen cannot validate it; give other prompts"
@@ -196,9 +196,9 @@ def _objectives(config: Config, reward: str) -> tuple[str, ...]:
         "gold": GOLD if config.evaluate.gold else None,
         "diversity": config.front.diversity,
     }
-    found = [metrics[name] for name in config.search.objectives]
-    if None in found:
-        missing = config.search.objectives[found.index(None)]
+    names = [metrics[name] for name in config.search.objectives]
+    if None in names:
+        missing = config.search.objectives[names.index(None)]
         key = "evaluate.gold" if missing == "gold" else "evaluate.rewards"
         raise ConfigError(f"search.objectives has {missing!r}, and {key} names none: set it, or leave {missing!r} out")
-    return tuple(name for name in found if name)
+    return tuple(name for name in names if name)

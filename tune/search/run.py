@@ -1,9 +1,9 @@
-"""The search for schedules of one adapter: at the cost of inference, on a set of prompts, validated on another.
+"""Searches for schedules of one adapter: at the cost of inference, on one set of prompts, validated on another.
 
-A generation of candidates is asked for, drawn and told as one. Ray Tune would give each candidate a trial, that is a
-process, a model to load and trajectories of its own; here the candidates of a generation are arms of one `sample_arms`
-call on workers that stay, and share their noise, texts, common first steps and equal curves. What Tune would keep about
-trials, `tune.search.store` keeps about measurements.
+A generation of candidates is proposed, drawn and learned as one. Ray Tune would give each candidate a trial, with a
+process, a model to load and trajectories of its own. Here the candidates of a generation are arms of one `sample_arms`
+call on workers that stay, and share noise, texts, common first steps and equal curves. `tune.search.store` keeps the
+measurements, as Tune would the trials.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RESULT, PICTURE, CANDIDATES = "search.json", "search.png", "candidates.parquet"
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate and what it came to on the search set."""
+    """A candidate and its values on the search set."""
 
     generation: int
     candidate: Candidate
@@ -35,9 +35,9 @@ class Trial:
 
 
 def search(plan: Plan, draw: Draw) -> Path:
-    """Search, validate and write what was found; returns the path of `search.json`.
+    """Search, validate and write the result; returns the path of `search.json`.
 
-    `draw` draws units, and is called where something is left to draw. A finished search is left alone.
+    `draw` draws units, and is called if something is left to draw. A finished search is left alone.
     """
     path = plan.folder / RESULT
     request = findings.request(plan)
@@ -76,7 +76,7 @@ class Work:
         self.bar = Bar("images", total)
 
     def measure(self, which: str, schedules: Sequence[str]) -> dict[str, np.ndarray]:
-        """Metric -> (schedules, prompts); what is known already is not drawn again."""
+        """Metric -> (schedules, prompts); known measurements are not drawn again."""
         curves = [self.plan.curve(schedule) for schedule in schedules]
         prompts, seeds = len(self.plan.prompts[which]), self.plan.seeds[which]
         units = self._missing(which, dict(zip(curves, schedules, strict=True)))
@@ -91,16 +91,16 @@ class Work:
         return self.table(which, schedules)
 
     def table(self, which: str, schedules: Sequence[str]) -> dict[str, np.ndarray]:
-        """The same of what has been measured."""
+        """Metric -> (schedules, prompts) of measured schedules."""
         curves = [self.plan.curve(schedule) for schedule in schedules]
         return self.store.table(which, len(self.plan.prompts[which]), curves)
 
     def cost(self) -> dict[str, int]:
-        """Predictions made and what loops without shared states would have made, over all images of the search."""
+        """Predictions made, and those that loops without shared states would make, over all images of the search."""
         return dict(self.store.cost)
 
     def _missing(self, which: str, texts: dict[str, str]) -> list[Unit]:
-        """Units over what has not been measured; `texts` has a schedule for each curve."""
+        """Units of all missing measurements; `texts` has a schedule for each curve."""
         units, at_once = [], self.plan.config.search.prompts_at_once
         for first in range(0, len(self.plan.prompts[which]), at_once):
             ids = tuple(range(first, min(first + at_once, len(self.plan.prompts[which]))))
@@ -111,7 +111,7 @@ class Work:
 
 
 def run(work: Work) -> tuple[list[Trial], list[float]]:
-    """Every trial, in their order, and the hypervolume of all that is known after each generation."""
+    """All trials in order, and the hypervolume of all known points after each generation."""
     plan, settings = work.plan, work.plan.config.search
     sampler = candidates.sampler(
         settings.sampler, settings.families, settings.places, len(plan.objectives), settings.generation,

@@ -1,7 +1,7 @@
-"""What a search has measured: an append-only file of JSON lines, a line a unit of work.
+"""The measurements of a search: an append-only file of JSON lines, one per unit of work.
 
-A measurement is found again by what was drawn (set of prompts, prompt, curve), not by when: samplers are functions of
-their seed and of the values, so a search that is run again proposes the same candidates and draws only what is missing.
+A measurement goes by what was drawn (set of prompts, prompt, curve), not by when: samplers depend on their seed and the
+values alone, so a repeated search proposes the same candidates and draws only what is missing.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ EVALUATIONS = "evaluations.jsonl"
 
 @dataclass(frozen=True)
 class Unit:
-    """Some prompts of a set with all their seeds, for all the curves that are to be drawn together."""
+    """Some prompts of a set with all their seeds, and the curves to draw together on them."""
 
     set: str
     prompt_ids: tuple[int, ...]
     curves: tuple[str, ...]
-    """Their names, as `Plan.curve` gives them."""
+    """Names of the curves, by `Plan.curve`."""
     schedules: tuple[str, ...]
-    """Their texts."""
+    """Their schedules."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a unit came to."""
+    """The values and the cost of a unit."""
 
     values: dict[str, list[list[float]]]
     """Metric -> (curves, prompts), each the mean or the diversity of one prompt's seeds."""
     cost: dict[str, int]
-    """Predictions made, over all images, and what loops without shared states would have made: `Cost.counts`."""
+    """Predictions made, over all images, and those that loops without shared states would make: `Cost.counts`."""
 
 
-# From units to each unit with what it came to, in any order.
+# Yields each unit with its measurements, in any order.
 Draw = Callable[[Sequence[Unit]], Iterable[tuple[Unit, Measured]]]
 
 
 class Store:
-    """The measurements of one search; ConfigError where the folder holds a search with other settings."""
+    """The measurements of one search; ConfigError if the folder has a search with other settings."""
 
     def __init__(self, run: RunDir, folder: Path, identity: dict[str, Any]) -> None:
         self.run, self.path = run, folder / EVALUATIONS
@@ -77,7 +77,7 @@ class Store:
             self.push()
 
     def push(self) -> None:
-        """Put the file, which grows all the time, into the store of a run that is kept elsewhere."""
+        """For a run in a store: upload the file, which grows all the time."""
         if self.path.exists():
             self.run.push(self.path)
         self.pushed = time.monotonic()
@@ -86,7 +86,7 @@ class Store:
         return (which, prompt_id, curve) in self.known
 
     def table(self, which: str, prompts: int, curves: Sequence[str]) -> dict[str, np.ndarray]:
-        """Metric -> (curves, prompts), of curves that have been measured on every prompt of the set."""
+        """Metric -> (curves, prompts) of curves that are measured on every prompt of the set."""
         rows = [[self.known[which, prompt, curve] for prompt in range(prompts)] for curve in curves]
         return {name: np.array([[cell[name] for cell in row] for row in rows]) for name in rows[0][0]}
 
@@ -97,45 +97,43 @@ class Store:
         self.cost.update(line["cost"])
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        """The whole lines; the rest of one whose writer was killed is cut off."""
-        content = self.path.read_bytes() if self.path.exists() else b""
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(self.path, whole)
-        for number, line in enumerate(content[:whole].splitlines(), 1):
+        """All whole lines; the part of a line that a killed writer left is cut off."""
+        data = self.path.read_bytes() if self.path.exists() else b""
+        end = data.rfind(b"\n") + 1
+        if end < len(data):
+            os.truncate(self.path, end)
+        for number, line in enumerate(data[:end].splitlines(), 1):
             try:
-                found = json.loads(line)
+                content = json.loads(line)
             except ValueError as error:
                 raise ConfigError(f"{self.path}: line {number} is corrupt ({error}): delete that line") from error
-            if "cost" not in found:
+            if "cost" not in content:
                 raise ConfigError(
                     f"{self.path}: line {number} is of an earlier version (it has no 'cost'): delete "
                     f"{self.path.parent}, or choose another search.name"
                 )
-            yield found
+            yield content
 
 
 def _claim(run: RunDir, folder: Path, identity: dict[str, Any]) -> None:
-    """Make the folder this search's own."""
+    """Write the search's settings into its folder, or check that they are the same."""
     path = folder / SETTINGS
     if not path.exists():
         run.write_json(path, identity)
         return
     try:
-        found = json.loads(path.read_text())
+        kept = json.loads(path.read_text())
     except ValueError as error:
         raise ConfigError(f"{path} is corrupt ({error}): delete {folder} to search anew") from error
-    wanted = json.loads(json.dumps(identity))
-    if found.get("format", 1) != wanted.get("format", 1):
+    ours = json.loads(json.dumps(identity))
+    if kept.get("format", 1) != ours.get("format", 1):
         raise ConfigError(
             f"search {folder.name!r} in {folder.parent} was made by another version, which identified models and "
-            f"rewards in another way (format {found.get('format', 1)}, not {wanted.get('format', 1)}): choose another "
+            f"rewards in another way (format {kept.get('format', 1)}, not {ours.get('format', 1)}): choose another "
             "search.name"
         )
     differing = [
-        f"{key} = {_short(found.get(key))}, not {_short(wanted[key])}"
-        for key in wanted
-        if found.get(key) != wanted[key]
+        f"{key} = {_short(kept.get(key))}, not {_short(value)}" for key, value in ours.items() if kept.get(key) != value
     ]
     if differing:
         raise ConfigError(

@@ -1,7 +1,7 @@
 """The workers of a search: Ray actors that hold the model, an adapter and the scores, and draw whole generations.
 
-They live as long as the search, not as long as a candidate: loading a model costs more than drawing one. And they get a
-generation at once, since its candidates share noise, texts and the steps on which their weights agree.
+They live as long as the search: loading a model costs more than drawing a candidate. They get a generation at once,
+since its candidates share noise, texts and the steps on which their weights agree.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tune.search.plan import Plan, sampling_of, scored
 from tune.search.store import Measured, Unit
 
 ADAPTER = "searched"
-RETRIES = 3  # of a unit whose worker died
+RETRIES = 3  # per unit whose worker died
 
 
 class Evaluator:
@@ -60,7 +60,7 @@ class Evaluator:
 
     @torch.no_grad()
     def draw(self, unit: Unit) -> Measured:
-        """Every curve on the unit's prompts and seeds, from common noise, scored as 8 bits hold the images."""
+        """Draw every curve on the unit's prompts and seeds, from common noise, and score the 8-bit images."""
         seeds = self.seeds[unit.set]
         texts = [self.prompts[unit.set][p] for p in unit.prompt_ids for _ in range(seeds)]
         indices = [SEARCH_SEEDS + seed for _ in unit.prompt_ids for seed in range(seeds)]
@@ -75,24 +75,24 @@ class Evaluator:
         images = to_uint8(self.model.decode(latents)).permute(0, 3, 1, 2)
         scores = {name: value.cpu().numpy() for name, value in self.scores(images, texts).items()}
         features = scores.pop("features").reshape(prompts, len(texts) // prompts, -1)
-        found = {name: column.astype(np.float64).reshape(prompts, -1).mean(axis=1) for name, column in scores.items()}
-        if ACCURACIES[0] in found:
-            found["accuracy"] = (found[ACCURACIES[0]] + found[ACCURACIES[1]]) / 2
-        found["vendi"] = np.array([vendi_score(rows) for rows in features])
-        found["pairwise"] = np.array([mean_pairwise_cosine_distance(rows) for rows in features])
-        bad = next((name for name, values in found.items() if not np.isfinite(values).all()), None)
+        table = {name: column.astype(np.float64).reshape(prompts, -1).mean(axis=1) for name, column in scores.items()}
+        if ACCURACIES[0] in table:
+            table["accuracy"] = (table[ACCURACIES[0]] + table[ACCURACIES[1]]) / 2
+        table["vendi"] = np.array([vendi_score(rows) for rows in features])
+        table["pairwise"] = np.array([mean_pairwise_cosine_distance(rows) for rows in features])
+        bad = next((name for name, values in table.items() if not np.isfinite(values).all()), None)
         if bad is not None:
             raise ValueError(f"{bad} is not finite on images of {texts[0]!r}: a search cannot rank such schedules")
-        return {name: values.tolist() for name, values in found.items()}
+        return {name: values.tolist() for name, values in table.items()}
 
 
 def arm_of(schedule: str) -> Arm:
-    """The base model's own arm needs no adapter, and shares its states with every curve that begins with the base."""
+    """A schedule's arm; the base needs no adapter and shares its states with curves that begin with it."""
     return Arm(schedule, None if schedule == "base" else ADAPTER, 1.0, schedule)
 
 
 def size(config: Config, cluster: Cluster) -> int:
-    """Workers that the cluster has room for; ConfigError where that is none."""
+    """The number of workers: as many as fit into the cluster, at most `search.workers`; ConfigError if none fits."""
     return min(cluster.room(resources.searcher(config.search)), config.search.workers)
 
 
@@ -104,7 +104,7 @@ class Pool:
         self.workers: list[Any] = []
 
     def __call__(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Measured]]:
-        """Each unit with what it came to, in the order in which they are done."""
+        """Yield each unit with its measurements, as they are done."""
         if not self.workers:
             self._start()
         left, idle = list(units), list(self.workers)

@@ -1,8 +1,8 @@
 """The sweep: Ray Tune over its settings, each trial a Ray Train run of its own.
 
-A trial whose adapter is there, made by the same configuration, is not run again; one that was interrupted goes on from
-its last checkpoint. So the same command resumes a sweep, without Tune's restore, which would fix the list of trials.
-One that failed, or that a scheduler stopped, is left as it is; those that failed are run again on request.
+A trial is not run again if its adapter is there, made by the same configuration; an interrupted one goes on from its
+last checkpoint. So the same command resumes a sweep, without Tune's restore, which would fix the list of trials. Trials
+that failed, or that a scheduler stopped, are left alone; failed ones are run again on request.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ class SweepError(RunError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a sweep came to."""
+    """The result of a sweep."""
 
     rows: list[dict[str, Any]]
-    """A row a finished adapter: see `result_row`."""
+    """One row per finished adapter: see `result_row`."""
     record: Record
     missing: list[str]
-    """Trainings that were to be run and have not ended."""
+    """Keys of trainings that have not ended."""
 
     def check(self) -> None:
-        """SweepError where trials failed, whenever that was, or were interrupted without this process."""
+        """SweepError if trials failed, now or earlier, or were interrupted."""
         if self.missing:
             raise SweepError(
                 f"{len(self.missing)} trainings were interrupted, as their processes or nodes died "
@@ -62,22 +62,22 @@ class Outcome:
 
 
 def sweep(config: Config, connect: Callable[[], Cluster], retry_errored: bool = False) -> Outcome:
-    """Train every adapter of the sweep that is not there yet, or with `retry_errored` those alone that failed before.
+    """Train every missing adapter of the sweep, or with `retry_errored` only those that failed before.
 
-    `connect` connects to Ray, and is called where something is left to train. Raises ConfigError where one training
-    needs more than the cluster could ever give.
+    `connect` connects to Ray if something is left to train. Raises ConfigError if one training needs more than the
+    cluster could ever give.
     """
-    # The trials' drivers import this module too, and need nothing of the model's libraries.
+    # Imported here: the trials' drivers import this module too, and need no model libraries.
     from pipelines.train.records import is_finished
 
     def there(train: Train) -> bool:
         return is_finished(replace(config, train=train))
 
-    record, wanted = trials.read(config), trainings.trainings(config)
-    missing = {adapter_key(train): train for train in wanted if not there(train)}
+    record, planned = trials.read(config), trainings.trainings(config)
+    missing = {adapter_key(train): train for train in planned if not there(train)}
     record.errored = {key: reason for key, reason in record.errored.items() if key in missing}
-    if len(missing) < len(wanted):
-        print(f"{len(wanted) - len(missing)} of {len(wanted)} adapters are there already.")
+    if len(missing) < len(planned):
+        print(f"{len(planned) - len(missing)} of {len(planned)} adapters are there already.")
     ended = {*record.errored, *record.stopped}
     if retry_errored:
         chosen, record.errored = [missing[key] for key in record.errored], {}
@@ -95,9 +95,8 @@ def sweep(config: Config, connect: Callable[[], Cluster], retry_errored: bool = 
 
 
 def concurrency(config: Config, cluster: Cluster) -> int:
-    """Trainings at once: as many as asked for, and as the cluster has room for; ConfigError where that is none."""
-    room = room_for(config, cluster, driver_cpus=DRIVER_CPUS)
-    return min(room, config.sweep.max_concurrent)
+    """Trainings at once: as many as fit into the cluster, at most `sweep.max_concurrent`; ConfigError if none fits."""
+    return min(room_for(config, cluster, driver_cpus=DRIVER_CPUS), config.sweep.max_concurrent)
 
 
 def _run_trials(config: Config, record: Record, first: Sequence[Train], drawing: bool, cluster: Cluster) -> None:
@@ -126,12 +125,12 @@ def _run_trials(config: Config, record: Record, first: Sequence[Train], drawing:
         tuner.fit()
     keep.clean()
     files.pull(files.root, files.adapters.name, files.curves.name)
-    for key in record.stopped:  # its checkpoints: none will go on from them
+    for key in record.stopped:  # no training will go on from these checkpoints
         checkpoints.discard(files, files.checkpoints(key))
 
 
 def trial(parameters: dict[str, Any]) -> None:
-    """What a Tune trial runs: one training, whose validations become the trial's results."""
+    """A Tune trial: one training, whose validations become the trial's results."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     config = configuration.from_dict(parameters["config"])
     single = replace(config, train=watch.trained(config, parameters))
@@ -139,18 +138,20 @@ def trial(parameters: dict[str, Any]) -> None:
 
 
 def result_row(config: Config) -> dict[str, Any]:
-    """What a finished training came to: the points of its curves at its adapter's step and at the start.
+    """A finished training's validations at its adapter's step and at the start.
 
-    Where a guard has stopped it, `stopped` says so in words.
+    `stopped` says in words how a guard stopped it, or is None.
     """
-    key, found, step = trainings.adapter_key(config.train), trainings.stopped(config), trainings.last_step(config)
+    key, stop, step = trainings.adapter_key(config.train), trainings.stopped(config), trainings.last_step(config)
     rows = {row["step"]: row for row in trainings.curve(config)}
-    return {"adapter": key, **rows[step], "start": rows[0], "stopped": found and limits.describe_stop(found)}
+    return {"adapter": key, **rows[step], "start": rows[0], "stopped": stop and limits.describe_stop(stop)}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The adapters with their rewards, gold, accuracy and diversity before and after, and their distance to the base
-    (the path KL in nats where sampling is stochastic, else the eps_mse path length), as text."""
+    """The adapters as text: rewards, gold, accuracy and diversity before and after, and distance to the base.
+
+    The distance is the path KL in nats if sampling is stochastic, else the eps_mse path length.
+    """
     if not rows:
         return "No adapter is finished."
     distance, title = ("kl_to_base", "KL, nats") if "kl_to_base" in rows[0] else ("path", "path")
@@ -173,9 +174,9 @@ def _change(before: float | None, after: float | None) -> str:
 
 
 def ended(record: Record) -> str:
-    """Trainings that failed or were stopped, each with its reason, as text; empty where there are none."""
-    told = [("failed", record.errored), ("stopped", record.stopped)]
-    return "\n".join(f"{what}: {key}: {reason}" for what, found in told for key, reason in found.items())
+    """Failed and stopped trainings with their reasons, one line each; empty if there are none."""
+    groups = [("failed", record.errored), ("stopped", record.stopped)]
+    return "\n".join(f"{state}: {key}: {reason}" for state, reasons in groups for key, reason in reasons.items())
 
 
 def _name(trial: Any) -> str:

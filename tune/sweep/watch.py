@@ -1,4 +1,4 @@
-"""What Tune is told of a trial, what is kept of how it ended, and who stops it early."""
+"""Links between trials and Tune: their reports, the record of how they end, and the scheduler that stops them."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ CLEAN_SECONDS = 30.0
 
 
 class Reports(TuneReportCallback):
-    """Reports of a training as a trial's results, under flat names: step, reward, held_out, gold, diversity, kl, ..."""
+    """Passes a training's reports to Tune as results with flat names: step, reward, held_out, gold, kl, ..."""
 
     def __init__(self, train: Train) -> None:
         super().__init__()
         self.every, self.steps = train.validate_every, train.steps
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        # A report between two validations repeats the values of the first.
+        # A report between two validations repeats the values of the earlier one.
         step = metrics[0].get("step", 0)
         if step % self.every == 0 or step == self.steps:
             super().after_report(run_context, [flat(metrics[0])], checkpoint)
 
 
 def flat(metrics: dict[str, Any]) -> dict[str, float]:
-    """The finite numbers of a report, by names that stay as they are in Tune's tables and in TensorBoard."""
+    """The finite numbers of a report, by the names that Tune's tables and TensorBoard show."""
     numbers = {
         name: value for name, value in metrics.items() if isinstance(value, (int, float)) and math.isfinite(value)
     }
@@ -52,14 +52,14 @@ def flat(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 class Keep(tune.Callback):
-    """Writes into the sweep's record what storage cannot say otherwise: errors, and what a scheduler stopped."""
+    """Records what only Tune knows of the trials: errors, and what a scheduler stopped."""
 
     def __init__(self, config: Config, record: Record, stopped: Collection[str] = ()) -> None:
-        """`stopped`: the ids of the trials that a scheduler has stopped; it grows."""
+        """`stopped`: the live set of ids of trials that a scheduler stopped."""
         self.config, self.record, self.stopped = config, record, stopped
         self.looked = 0.0
         self.ended = False
-        """Whether a trial has ended otherwise than by itself, and so may have left what its training held."""
+        """Whether a trial was stopped or failed, and so may have left workers behind."""
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if self.ended and time.monotonic() - self.looked > LOOK_SECONDS:
@@ -67,7 +67,7 @@ class Keep(tune.Callback):
             self.looked = time.monotonic()
 
     def clean(self) -> None:
-        """After the last trial: wait, not for long, until nothing that was stopped holds resources."""
+        """After the last trial, wait for at most CLEAN_SECONDS until stopped trainings hold no resources."""
         deadline = time.monotonic() + CLEAN_SECONDS
         while self.ended and remove_orphans() and time.monotonic() < deadline:
             time.sleep(LOOK_SECONDS / 4)
@@ -75,7 +75,7 @@ class Keep(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.ended = True
         error = _error(trial)
-        # Where a trial's driver or its controller died with its node, the training is only interrupted.
+        # A trial whose driver or controller died with its node is only interrupted.
         if not isinstance(error, RayActorError) and not isinstance(getattr(error, "cause", None), RayActorError):
             self.record.errored[trial.config["adapter"]] = errors.root_cause(error)
             self.record.write(self.config)
@@ -104,7 +104,7 @@ class Keep(tune.Callback):
 
 
 def _error(trial: Any) -> BaseException:
-    """What a trial failed with, from the files that Tune has just written in this process; storage has them later."""
+    """A trial's error, from the files that Tune has just written in this process; storage gets them later."""
     if trial.pickled_error_file:
         return cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     return RuntimeError(Path(trial.error_file).read_text())
@@ -117,9 +117,9 @@ def trained(config: Config, parameters: dict[str, Any]) -> Train:
 
 
 class Asha(ASHAScheduler):
-    """ASHA (Li et al. 2020), which knows the curves of the trainings that are there and notes which trials it stops.
+    """ASHA (Li et al. 2020) that knows the curves of earlier trainings and notes which trials it stops.
 
-    It judges by the last step but one at the latest: to stop a training that has just ended would spare nothing.
+    It judges by the last step but one at the latest: stopping a training that has just ended saves nothing.
     """
 
     def __init__(self, config: Config) -> None:
@@ -129,13 +129,13 @@ class Asha(ASHAScheduler):
             grace_period=sweep.grace * settings.validate_every, reduction_factor=sweep.reduction,
         )  # fmt: skip
         self.stopped: set[str] = set()
-        """Ids of the trials that were stopped."""
+        """Ids of the stopped trials."""
         for train in trainings.trainings(config):
             before: Any = SimpleNamespace(trial_id=adapter_key(train))
             self.on_trial_add(None, before)  # type: ignore[arg-type]
             for row in trainings.standings(replace(config, train=train)):
                 self.on_trial_result(None, before, flat(row))  # type: ignore[arg-type]
-        self.stopped.clear()  # of those, none is under way
+        self.stopped.clear()  # none of these is running
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         decision = super().on_trial_result(tune_controller, trial, result)
