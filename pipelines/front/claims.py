@@ -1,4 +1,4 @@
-"""The statements that reward hacking makes, each as a paired difference with its interval, by training seed."""
+"""What reward hacking would show, each claim as a paired difference with its interval, by training seed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from aig.pareto import LEAST_SEEDS, Contrast, below_peak, bootstrap, contrast
+from aig.pareto import LEAST_SEEDS, Contrast, below_peak, bootstrap
+from aig.pareto import contrast as contrast_of
 from pipelines.config import Front
 from pipelines.front.results import Claim, Direction
 from pipelines.measure.table import Table
@@ -47,7 +48,7 @@ def paired(front: Front, differences: np.ndarray) -> Contrast:
         low, high = pooled.interval[""][0]
         return Contrast(float(by_seed.mean()), float(low), float(high), np.nan, tuple(by_seed.tolist()))
     left_out = (differences.sum(1, keepdims=True) - differences).T / (prompts - 1)
-    return contrast(by_seed, left_out, pooled.counts @ differences.T / prompts, front.level)
+    return contrast_of(by_seed, left_out, pooled.counts @ differences.T / prompts, front.level)
 
 
 def gold_from_peak(front: Front, single: Study, table: Table) -> Contrast:
@@ -58,6 +59,7 @@ def gold_from_peak(front: Front, single: Study, table: Table) -> Contrast:
     return below_peak(gold, bootstrap({GOLD: gold[0]}, **front.resampling).counts, front.level)
 
 
-def estimate(single: Study, found: Contrast) -> tuple[Estimate, dict[int, float]]:
+def estimate(single: Study, contrast: Contrast) -> tuple[Estimate, dict[int, float]]:
     """A contrast with its interval, and its value in each training seed."""
-    return Estimate(found.value, found.low, found.high), dict(zip(single.train_seeds, found.by_seed, strict=False))
+    by_seed = dict(zip(single.train_seeds, contrast.by_seed, strict=False))
+    return Estimate(contrast.value, contrast.low, contrast.high), by_seed

@@ -123,18 +123,18 @@ def compare(a: Resolved, b: Resolved, *, shared: bool = False) -> Comparison:
 
 
 def check_comparable(a: Config, b: Config) -> None:
-    """ConfigError with the settings in which the runs differ and must not."""
+    """ConfigError with the settings in which the runs must not differ, if they do."""
     for what, keys in SAME.items():
-        found = [text for text in differences(a, b) if text.partition(" ")[0] in keys]
-        if found:
+        differing = [text for text in differences(a, b) if text.partition(" ")[0] in keys]
+        if differing:
             raise ConfigError(
-                f"the runs differ in their {what} ({'; '.join(found)}): their images cannot be paired, so evaluate one "
-                "of them anew like the other"
+                f"the runs differ in their {what} ({'; '.join(differing)}): their images cannot be paired, so evaluate "
+                "one of them anew like the other"
             )
 
 
 def differences(a: Config, b: Config) -> list[str]:
-    """Every setting that decides a run's files and is not the same, as `key: a's, b's`."""
+    """Every setting that decides a run's files and differs, as `key is a's and b's`."""
     pairs = zip(identity.identity(a), identity.identity(b), strict=True)
     return [f"{key} is {first!r} and {second!r}" for (key, first), (_, second) in pairs if first != second]
 

@@ -1,6 +1,6 @@
-"""Families of arms: what each is called, and which arms a comparison counts to it.
+"""Families of arms: their names, and which arms a comparison counts to each.
 
-An arm is of one family, by what made its adapter and how it samples:
+What made an arm's adapter and how it samples decide its family:
 
     kl      KL-regularized trainings, sampled as they are
     lora    the adapter scaled down
@@ -10,9 +10,9 @@ An arm is of one family, by what made its adapter and how it samples:
     early   snapshots of the training
 
 `lora`, `fixed` and `aig` are of the unregularized adapter; `kl-aig` and its like are the same on KL-regularized ones,
-and `trial-aig` on those that a search drew. The published protocol sweeps AIG for every KL weight, so where families
-are compared `kl-aig` has the arms of `aig` too. It does not have the KL-tuned models themselves, which that sweep holds
-as well (weight 1): they are its rival, and a family that contains its rival cannot fall behind it.
+and `trial-aig` on those that a search drew. The published protocol sweeps AIG for every KL weight, so comparisons count
+the arms of `aig` to `kl-aig` too. That sweep holds the KL-tuned models as well (weight 1), which `kl-aig` does not:
+they are its rival, and a family that contains its rival cannot fall behind it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FAMILIES = {
 }
 """Families in the order in which they are shown, and their names in words."""
 OURS = ("aig", "kl-aig", "trial-aig")
-"""The families whose place among the others a report tells."""
+"""The families that a report compares with the others."""
 
 
 def members(family: str) -> tuple[str, ...]:
@@ -45,7 +45,7 @@ def members(family: str) -> tuple[str, ...]:
 
 
 def family_name(family: str, present: Collection[str] = ()) -> str:
-    """A family in words, told apart from the same on every KL weight where that is present beside it."""
+    """A family in words, distinct from the same on every KL weight if that is present beside it."""
     if family == "all":
         return "all arms"
     words = FAMILIES.get(family, family)
@@ -53,8 +53,8 @@ def family_name(family: str, present: Collection[str] = ()) -> str:
 
 
 def counted(name: str, trainings: int | None) -> str:
-    """A family's name with the number of trainings that it pays for, where that is known."""
+    """A family's name with the number of trainings that it pays for, if known."""
     if trainings is None:
         return name
-    said = f"{trainings} training{'s' * (trainings != 1)}"
-    return f"{name[:-1]}, {said})" if name.endswith(")") else f"{name} ({said})"
+    count = f"{trainings} training{'s' * (trainings != 1)}"
+    return f"{name[:-1]}, {count})" if name.endswith(")") else f"{name} ({count})"

@@ -20,7 +20,6 @@ from pipelines.front import loading
 from pipelines.front import planes as front_planes
 from pipelines.front import table as front_table
 from pipelines.front.claims import claims
-from pipelines.front.families import counted, family_name
 from pipelines.front.names import GOLD, ROLES, box_words, cost_words
 from pipelines.front.results import AHEAD, BEHIND, UNDECIDED, Arm, Difference, Front, StudyResult
 from pipelines.measure.table import Table, read_rows, read_table
@@ -179,11 +178,10 @@ def _study_lines(study: StudyResult) -> Iterator[str]:
     for x, plane in study.planes.items() if study.leading else ():
         if plane.differences:
             yield f"  by {_role(study, x)}, {box_words((plane.x, plane.y), plane.reference, plane.scale)}"
-        for found in plane.differences:
-            names = [counted(family_name(f, study.trainings), study.trainings[f]) for f in (found.a, found.b)]
-            verdict = f", {found.verdict} (adjusted p {found.p_adjusted:.2g})" if found.verdict else ""
-            shown = difference(found.estimate, found.by_seed)
-            yield f"    {' less '.join(names)}, {found.sizes}: {shown}{verdict}"
+        for d in plane.differences:
+            verdict = f", {d.verdict} (adjusted p {d.p_adjusted:.2g})" if d.verdict else ""
+            shown = difference(d.estimate, d.by_seed)
+            yield f"    {study.counted(d.a)} less {study.counted(d.b)}, {d.sizes}: {shown}{verdict}"
 
 
 def _role(study: StudyResult, x: str) -> str:

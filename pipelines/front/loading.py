@@ -1,4 +1,4 @@
-"""Reads files of JSON into dataclasses, and says which file is wrong, where, and what to do."""
+"""Reads JSON files into dataclasses; errors name the file, the place in it and the fix."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def validate(content: Any, kind: type[T], name: str, fix: str) -> T:
         reason = first["msg"][0].lower() + first["msg"][1:]
         shown = repr(first["input"])
         shown = f"{shown[:SHOWN]}…" if len(shown) > SHOWN else shown
-        told = f"is wrong at {place or 'its top'}: {shown}, {reason}"
+        problem = f"is wrong at {place or 'its top'}: {shown}, {reason}"
         if first["type"] == "missing":
-            told = f"has no {place}"
-        raise ConfigError(f"{name} {told}: {fix}") from error
+            problem = f"has no {place}"
+        raise ConfigError(f"{name} {problem}: {fix}") from error
 
 
 def read_front(files: RunDir) -> Front:

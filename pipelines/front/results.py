@@ -171,7 +171,7 @@ class StudyResult:
 
     name: str
     reward: str
-    """The proxy; for an adapter from elsewhere, which was trained on who knows what, the first that scores images."""
+    """The proxy, trained on; for an adapter from elsewhere the first reward that scores images."""
     held_out: str | None
     k: int | None
     """None for an adapter from elsewhere."""

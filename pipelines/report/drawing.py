@@ -21,7 +21,7 @@ BROKEN = "x"  # over the mark of an arm
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure, the artists that only its PNG shows, what the pointer shows, and the labels that found no room."""
+    """A figure, the artists that only its PNG shows, what the pointer shows, and the labels without room."""
 
     figure: Figure
     png_only: tuple[Artist, ...] = ()

@@ -30,7 +30,7 @@ CURVES = {
     "path": "path length to base (eps_mse)",
     "kl_to_base": "path KL to base (nats)",
 }
-"""Columns of curves/*.jsonl that are drawn, and their names; of the last two, the KL where sampling has one."""
+"""Columns of curves/*.jsonl that are drawn, and their names; of the last two, the KL if sampling has one."""
 
 
 _Row = tuple[str, Estimate | None, str, str, bool]  # name, estimate, colour, marker, filled
@@ -70,7 +70,7 @@ def _margins(study: StudyResult) -> tuple[float, float]:
     """Room in inches for the names of families, and of their differences."""
     names = [study.family(family) for family in study.plane.hypervolume]
     pairs = [_less(study, d.a, d.b) for plane in study.planes.values() for d in plane.differences]
-    names_room, pairs_room = (0.25 + 0.074 * max(map(len, found), default=0) for found in (names, pairs))
+    names_room, pairs_room = (0.25 + 0.074 * max(map(len, texts), default=0) for texts in (names, pairs))
     return names_room, pairs_room
 
 
@@ -104,10 +104,10 @@ def overview(front: Front) -> Drawing | None:
         for role, rows in zip(roles, columns, strict=True):
             metric = study.metric_of(role)
             compared = against_rivals(study.planes[metric].differences) if metric else []
-            found = {(d.a, d.b): d for d in compared}
+            by_pair = {(d.a, d.b): d for d in compared}
             rows.append((study.title, None, INK, "", False))
             for ours, other in pairs:
-                difference = found.get((ours, other), Difference(ours, other, UNKNOWN))
+                difference = by_pair.get((ours, other), Difference(ours, other, UNKNOWN))
                 color, marker = MARK.get(other, INK), MARKER.get(other, "o")
                 rows.append((_less(study, ours, other), difference.estimate, color, marker, difference.decided))
     height = len(columns[0])
@@ -219,8 +219,10 @@ def distance_name(study: StudyResult) -> str:
 
 
 def _volumes(ax: Axes, study: StudyResult, metric: str, height: int) -> None:
-    order, found = list(FAMILIES), study.planes[metric].hypervolume
-    volumes = sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else 99)
+    order = list(FAMILIES)
+    volumes = sorted(
+        study.planes[metric].hypervolume.items(), key=lambda item: order.index(item[0]) if item[0] in order else 99
+    )
     _dots(ax, [(study.family(f), v, MARK.get(f, INK), MARKER.get(f, "o"), True) for f, v in volumes], height)
     ax.set_title(f"hypervolume by {study.role_of(metric)}")
     ax.set_xlabel(_box(study, metric), loc="left", fontsize=8, color=MUTED)

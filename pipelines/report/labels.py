@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,7 +24,7 @@ class Label:
     text: str
     color: str
     needed: bool = False
-    """Dropped last where there is no room."""
+    """Dropped last if there is no room."""
 
 
 def place(
@@ -38,7 +37,7 @@ def place(
     halo: str = "#ffffff",
     reach: float = 80.0,
 ) -> list[str]:
-    """Draws labels, with lines to their points where they stand off, and returns the texts for which there was no room.
+    """Draw labels, with lines to distant points, and return the texts for which there was no room.
 
     segments: (x0, y0, x1, y1), horizontal or vertical, in data units: labels avoid covering them.
     points: other markers, never covered. reach: how far a label may stand from its point, in typographic points.
@@ -50,25 +49,15 @@ def place(
         return []
     ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
     scale = ax.figure.dpi / 72
-    frame = _frame(ax)
     anchors = ax.transData.transform([(label.x, label.y) for label in labels])
     others = [p for p in points if np.isfinite(p).all()]
     markers = np.concatenate([anchors, ax.transData.transform(others)]) if others else anchors
-    solid = np.concatenate([markers - 4.5 * scale, markers + 4.5 * scale], 1)  # (points, 4): left, bottom, right, top
-    thin = _boxes(ax, segments)
     sizes = _sizes(ax, labels, fontsize) + 2.5 * scale
     candidates = [_candidates(anchor, size, scale, reach) for anchor, size in zip(anchors, sizes, strict=True)]
-    fixed = []
-    for i, (boxes, away) in enumerate(candidates):
-        outside = (boxes[:, :2] < frame[:2]).any(1) | (boxes[:, 2:] > frame[2:]).any(1)
-        leaders = _leaders(anchors[i], boxes, away > _LEADER_FROM * scale)
-        foreign = np.delete(solid, i, axis=0)
-        cost = away / scale + _COLLISION * outside + _COLLISION * _overlap(boxes, solid).any(1)
-        cost = cost + 5.0 * (_overlap(boxes, thin) > 0).sum(1) + 60.0 * _crosses(leaders, foreign).sum(1)
-        fixed.append(cost)
-
+    fixed = _fixed_costs(ax, anchors, markers, candidates, _boxes(ax, segments), scale)
+    # Crowded points choose first.
     near = (np.abs(anchors[:, None] - markers[None]) < 60 * scale).all(-1).sum(1)
-    chosen = _choose(anchors, candidates, fixed, np.argsort(-near, kind="stable"), scale)  # crowded points first
+    chosen = _choose(anchors, candidates, fixed, np.argsort(-near, kind="stable"), scale)
     kept = _without_collisions(labels, candidates, chosen, fixed)
     for i in kept:
         box, away = candidates[i][0][chosen[i]], candidates[i][1][chosen[i]]
@@ -82,10 +71,30 @@ def place(
     return [label.text for i, label in enumerate(labels) if i not in kept]
 
 
+_Candidates = tuple[np.ndarray, np.ndarray]
+"""A label's boxes (places, 4) and their distances from its point (places,)."""
+
+
+def _fixed_costs(
+    ax: Axes, anchors: np.ndarray, markers: np.ndarray, candidates: list[_Candidates], thin: np.ndarray, scale: float
+) -> list[np.ndarray]:
+    """What each place of each label costs, whatever the other labels do."""
+    frame = _frame(ax)
+    solid = np.concatenate([markers - 4.5 * scale, markers + 4.5 * scale], 1)  # (points, 4): left, bottom, right, top
+    costs = []
+    for i, (boxes, away) in enumerate(candidates):
+        outside = (boxes[:, :2] < frame[:2]).any(1) | (boxes[:, 2:] > frame[2:]).any(1)
+        leaders = _leaders(anchors[i], boxes, away > _LEADER_FROM * scale)
+        foreign = np.delete(solid, i, axis=0)
+        cost = away / scale + _COLLISION * outside + _COLLISION * _overlap(boxes, solid).any(1)
+        costs.append(cost + 5.0 * (_overlap(boxes, thin) > 0).sum(1) + 60.0 * _crosses(leaders, foreign).sum(1))
+    return costs
+
+
 def _choose(
-    anchors: np.ndarray, candidates: Sequence[Any], fixed: Sequence[np.ndarray], order: np.ndarray, scale: float
+    anchors: np.ndarray, candidates: list[_Candidates], fixed: list[np.ndarray], order: np.ndarray, scale: float
 ) -> dict[int, int]:
-    """Each label's cheapest candidate given the others', in rounds until none moves."""
+    """The place of each label, by turns in this order until none wants to move."""
     chosen: dict[int, int] = {}
     for _ in range(8):
         moved = False
@@ -96,7 +105,8 @@ def _choose(
             lines = [_leaders(anchors[j], *_one(candidates[j], chosen[j], scale))[0] for j in placed]
             own = _leaders(anchors[i], boxes, away > _LEADER_FROM * scale)
             cost = fixed[i] + _COLLISION * (_overlap(boxes, taken) > 0).sum(1) + 60.0 * _crosses(own, taken).sum(1)
-            best = int((cost + 60.0 * _covers(boxes, lines)).argmin())
+            cost = cost + 60.0 * _covers(boxes, lines)
+            best = int(cost.argmin())
             moved |= chosen.get(i) != best
             chosen[i] = best
         if not moved:
@@ -128,8 +138,8 @@ def _boxes(ax: Axes, segments: Sequence[tuple[float, float, float, float]]) -> n
     return np.concatenate([ends.min(1) - 0.5, ends.max(1) + 0.5], 1)
 
 
-def _candidates(anchor: np.ndarray, size: np.ndarray, scale: float, reach: float) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (places, 4) around the point, and their distances from it (places,)."""
+def _candidates(anchor: np.ndarray, size: np.ndarray, scale: float, reach: float) -> _Candidates:
+    """Boxes around the point."""
     direction = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1)
     centers = np.concatenate([anchor + direction * (radius * scale + size / 2) for radius in _RADII if radius <= reach])
     boxes = np.concatenate([centers - size / 2, centers + size / 2], 1)
@@ -137,13 +147,13 @@ def _candidates(anchor: np.ndarray, size: np.ndarray, scale: float, reach: float
     return boxes, np.hypot(gap[:, 0], gap[:, 1])
 
 
-def _one(candidate: tuple[np.ndarray, np.ndarray], index: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+def _one(candidate: _Candidates, index: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
     boxes, away = candidate
     return boxes[index : index + 1], away[index : index + 1] > _LEADER_FROM * scale
 
 
 def _leaders(anchor: np.ndarray, boxes: np.ndarray, drawn: np.ndarray) -> np.ndarray:  # (places, 12, 2)
-    """Points along the line to each box; all at the box where no line is drawn."""
+    """Points along the line to each box; all at the box if no line is drawn."""
     end = np.clip(anchor, boxes[:, :2], boxes[:, 2:])
     start = np.where(drawn[:, None], anchor, end)
     along = np.linspace(0, 1, 12)[None, :, None]
@@ -166,11 +176,11 @@ def _covers(boxes: np.ndarray, lines: list[np.ndarray]) -> np.ndarray:  # (boxes
 
 def _without_collisions(
     labels: Sequence[Label],
-    candidates: list[tuple[np.ndarray, np.ndarray]],
+    candidates: list[_Candidates],
     chosen: dict[int, int],
     fixed: list[np.ndarray],
 ) -> set[int]:
-    """The labels left after those that still collide are dropped, one by one, needed ones last."""
+    """The labels left once those that still collide are dropped, needed ones last."""
     kept: list[int] = []
     for i in sorted(chosen, key=lambda i: (not labels[i].needed, i)):
         box = candidates[i][0][chosen[i]][None]

@@ -1,4 +1,4 @@
-"""Puts the report together and writes it whole: read, draw, say, render, move into place."""
+"""Makes the report: read, draw, put into words, render, move into place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.metadata
 import math
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ def write_report(run: RunDir | str | Path, progress: Callable[[str], None] | Non
     """Writes RUN/report/ from a run's config.yaml, arms.json, front.json, curves/ and images/.
 
     The report is index.html, which loads nothing from outside itself, and the main figures as PNGs: tradeoff, planes,
-    curves, reward_vs_kl, hypervolume and images, with "-STUDY" in their names where there are several studies, and
-    then an overview. An earlier report is replaced once the new one is complete.
+    curves, reward_vs_kl, hypervolume and images, with "-STUDY" in their names and an overview if there are several
+    studies. An earlier report is replaced once the new one is complete.
 
     run: the run's directory, its path or its URI. progress: called with a few words at each stage.
     Returns the path of index.html. Raises ConfigError naming the file, the reason and the fix if an input is missing or
@@ -60,54 +60,8 @@ def write_report(run: RunDir | str | Path, progress: Callable[[str], None] | Non
 
 def _section(run: Run, study: StudyResult, grid: images.Grid | None, folder: Path) -> dict[str, Any]:
     """Draws a study's figures into the folder and returns what the template shows of it."""
-    suffix, name = f"-{study.slug}" if len(run.studies) > 1 else "", f"s{run.studies.index(study)}"
-
-    def png(stem: str) -> Path:
-        return folder / f"{stem}{suffix}.png"
-
-    tradeoff, panels = planes.tradeoff(run.front, study), planes.panels(study)
-    tradeoff.png(png("tradeoff"))
-    planes.row(run.front, study).png(png("planes"))
-    figures.hypervolumes(run.front, study).png(png("hypervolume"))
-    lines, against_kl = figures.curve_lines(run, study), figures.reward_vs_kl(run, study)
-    if lines:
-        figures.curves(study, lines).png(png("curves"))
-    if against_kl:
-        against_kl[0].png(png("reward_vs_kl"))
-    if grid:
-        images.write_png(grid, png("images"), f"{study.title}: same prompts, same noise")
-    kl_panels = against_kl[1] if against_kl else ()
-    others = (("held-out reward", study.held_out), ("gold", GOLD))
-
-    def svgs(kind: str, title: str, drawn: Iterable[tuple[int, Any]]) -> list[Any]:
-        return [_svg(panel, f"{name}-{kind}-{key}", f"{title}: {study.title}") for key, panel in drawn]
-
-    return _text(run, study) | {
-        "id": name,
-        "tradeoff": _svg(tradeoff, f"{name}-plane", f"Reward–diversity plane: {study.title}"),
-        "left_out": tradeoff.left_out,
-        "panels": [
-            _svg(panel, f"{name}-plane-{i}", f"{metric_name(metric)} against diversity: {study.title}")
-            for i, (metric, panel) in enumerate(panels.items())
-        ],
-        "no_panel": [what for what, metric in others if metric not in panels and metric != study.reward],
-        "hypervolume": svgs("hv", "Hypervolumes and their differences", enumerate(figures.hypervolume_panels(study))),
-        "lines": lines,
-        "curves": [
-            _svg(panel, f"{name}-curve-{key}", f"{figures.CURVES[key]} during training: {study.title}")
-            for key, panel in (figures.curve_panels(study, lines) if lines else {}).items()
-        ],
-        "reward_vs_kl": svgs("kl", f"Reward against {figures.distance_name(study)}", enumerate(kl_panels)),
-        "kl_left_out": sorted({label for panel in kl_panels for label in panel.left_out}),
-        "grid": grid,
-        "strips": [[grid.strip(arm, p) for p in range(len(grid.prompts))] for arm in grid.arms] if grid else [],
-        "strip_width": grid.strip_width if grid else 0,
-    }
-
-
-def _text(run: Run, study: StudyResult) -> dict[str, Any]:
-    """A study's sentences and tables."""
     return {
+        "id": f"s{run.studies.index(study)}",
         "study": study,
         "sentences": words.study_sentences(study),
         "headline": words.headline(study),
@@ -118,10 +72,61 @@ def _text(run: Run, study: StudyResult) -> dict[str, Any]:
         "undrawn": [a.title for a in study.arms if not all(math.isfinite(e.value) for e in study.plane.points[a.name])],
         "broken": [arm.title for arm in study.arms if arm.broken],
         "warned": [arm.title for arm in study.arms if arm.warning],
+        "no_panel": [
+            role
+            for role, metric in (("held-out reward", study.held_out), ("gold", GOLD))
+            if metric not in study.planes and metric != study.reward
+        ],
         "planes": [study.role_of(metric) for metric in study.planes],
         "volumes": _volumes(study),
         "differences": _differences(study),
         "reference": figures.reference(study),
+        "grid": grid,
+        "strips": [[grid.strip(arm, p) for p in range(len(grid.prompts))] for arm in grid.arms] if grid else [],
+        "strip_width": grid.strip_width if grid else 0,
+        **_figures(run, study, grid, folder),
+    }
+
+
+def _figures(run: Run, study: StudyResult, grid: images.Grid | None, folder: Path) -> dict[str, Any]:
+    """Writes a study's figures as PNG into the folder, and returns them as SVG, with the names left out of them."""
+    name, suffix = f"s{run.studies.index(study)}", f"-{study.slug}" if len(run.studies) > 1 else ""
+
+    def svg(panel: drawing.Drawing, key: str, title: str) -> Markup:
+        return Markup(panel.svg(f"{name}-{key}", f"{title}: {study.title}"))
+
+    tradeoff, lines = planes.tradeoff(run.front, study), figures.curve_lines(run, study)
+    whole, against = figures.reward_vs_kl(run, study) or (None, [])
+    pngs = {
+        "tradeoff": tradeoff,
+        "planes": planes.row(run.front, study),
+        "hypervolume": figures.hypervolumes(run.front, study),
+        "curves": figures.curves(study, lines) if lines else None,
+        "reward_vs_kl": whole,
+    }
+    for stem, figure in pngs.items():
+        if figure is not None:
+            figure.png(folder / f"{stem}{suffix}.png")
+    if grid:
+        images.write_png(grid, folder / f"images{suffix}.png", f"{study.title}: same prompts, same noise")
+    distance, curves = figures.distance_name(study), figures.curve_panels(study, lines) if lines else {}
+    return {
+        "tradeoff": svg(tradeoff, "plane", "Reward–diversity plane"),
+        "left_out": tradeoff.left_out,
+        "panels": [
+            svg(panel, f"plane-{i}", f"{metric_name(metric)} against diversity")
+            for i, (metric, panel) in enumerate(planes.panels(study).items())
+        ],
+        "hypervolume": [
+            svg(panel, f"hv-{i}", "Hypervolumes and their differences")
+            for i, panel in enumerate(figures.hypervolume_panels(study))
+        ],
+        "lines": lines,
+        "curves": [
+            svg(panel, f"curve-{key}", f"{figures.CURVES[key]} during training") for key, panel in curves.items()
+        ],
+        "reward_vs_kl": [svg(panel, f"kl-{i}", f"Reward against {distance}") for i, panel in enumerate(against)],
+        "kl_left_out": sorted({label for panel in against for label in panel.left_out}),
     }
 
 
@@ -137,19 +142,15 @@ def _volumes(study: StudyResult) -> list[tuple[str, int, Any, list[Estimate]]]:
 def _differences(study: StudyResult) -> list[tuple[str, list[Difference]]]:
     """The families of each difference in words, and the difference on each plane."""
     ordered = [figures.ordered_differences(plane.differences) for plane in study.planes.values()]
-    found = [{(d.a, d.b): d for d in differences} for differences in ordered]
-    pairs = dict.fromkeys(pair for plane in found for pair in plane)
+    by_pair = [{(d.a, d.b): d for d in differences} for differences in ordered]
+    pairs = dict.fromkeys(pair for plane in by_pair for pair in plane)
     return [
         (
             f"{study.family(a)} − {study.family(b)}",
-            [plane.get((a, b), Difference(a, b, UNKNOWN)) for plane in found],
+            [plane.get((a, b), Difference(a, b, UNKNOWN)) for plane in by_pair],
         )
         for a, b in pairs
     ]
-
-
-def _svg(figure: drawing.Drawing, name: str, title: str) -> Markup:
-    return Markup(figure.svg(name, title))
 
 
 def _render(run: Run, sections: list[dict[str, Any]], overview: str | None) -> str:
@@ -161,7 +162,7 @@ def _render(run: Run, sections: list[dict[str, Any]], overview: str | None) -> s
         lstrip_blocks=True,
     )
     environment.filters["interval"] = estimates.interval
-    environment.filters["difference"] = lambda found: estimates.difference(found.estimate, found.by_seed)
+    environment.filters["difference"] = lambda d: estimates.difference(d.estimate, d.by_seed)
     environment.filters["metric"] = metric_name
     columns, rows = _table(run)
     leading = [study for study in run.studies if not run.front.mean_of(study)]
@@ -236,7 +237,7 @@ def _metric_order(run: Run) -> list[str]:
     first = [metric for study in run.studies for metric in (study.reward, study.held_out)]
     first += [GOLD, run.front.diversity, "pairwise", "accuracy", "accuracy_a", "accuracy_b", "kl_to_base", "path"]
     arms = run.front.by_name.values()
-    present = {metric for arm in arms for metric, found in arm.metrics.items() if math.isfinite(found.value)}
+    present = {metric for arm in arms for metric, estimate in arm.metrics.items() if math.isfinite(estimate.value)}
     return [m for m in dict.fromkeys(first) if m in present] + sorted(present.difference(first))
 
 
@@ -260,11 +261,11 @@ def _cost(cost: Mapping[str, Any]) -> dict[str, Any] | None:
     """Predictions per (prompt, seed), ours and those of loops that share nothing, and what else stands beside them."""
     if not cost:
         return None
-    told, known = cost_words(cost, " per (prompt, seed)"), ("predictions", "separate", "published")
-    shown = {name: f"{cost[name]:g}" for name in known} if told else {}
+    sentence, known = cost_words(cost, " per (prompt, seed)"), ("predictions", "separate", "published")
+    shown = {name: f"{cost[name]:g}" for name in known} if sentence else {}
     rest = {k: v for k, v in cost.items() if k not in shown}
     rest = {k.replace("_", " "): f"{v:,.4g}" if isinstance(v, float) else str(v) for k, v in rest.items()}
-    return {"told": told, **shown, "rest": rest}
+    return {"words": sentence, **shown, "rest": rest}
 
 
 def _check(check: Mapping[str, Any] | None) -> dict[str, Any] | None:

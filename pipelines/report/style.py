@@ -22,41 +22,26 @@ from matplotlib.transforms import Bbox
 
 INK, MUTED, GRID, CARD = "#1c2026", "#5f6773", "#e3e6ea", "#ffffff"
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers; markers differ too. Texts are darker, to be
-# legible on white.
-MARK = {
-    "base": INK,
-    "tuned": INK,
-    "kl": "#0072b2",
-    "trial": "#d55e00",
-    "lora": "#e69f00",
-    "fixed": "#56b4e9",
-    "aig": "#009e73",
-    "early": "#cc79a7",
-    # The same ways on other adapters: lighter on KL-regularized ones, others on those that a search drew.
-    "kl-lora": "#f2c45a",
-    "kl-fixed": "#9cd3f3",
-    "kl-aig": "#5fd3ac",
-    "trial-lora": "#b8860b",
-    "trial-fixed": "#4f7fb5",
-    "trial-aig": "#6a9f2b",
+# By family: the colour of its mark, of its text on white, of both on a dark ground, and its marker. Okabe and Ito's
+# colours stay apart for colour-blind readers, and markers differ too; text is darker, to be legible on white. Ways on
+# KL-regularized adapters have lighter colours, those on adapters that a search drew have others.
+LOOKS = {
+    "base": (INK, INK, "#e7e9ec", "o"),
+    "tuned": (INK, INK, "#e7e9ec", "X"),
+    "kl": ("#0072b2", "#005a8c", "#4ba3e3", "s"),
+    "trial": ("#d55e00", "#9a4400", "#f08b52", "p"),
+    "lora": ("#e69f00", "#8a5f00", "#e69f00", "^"),
+    "fixed": ("#56b4e9", "#1f6f9f", "#9bd2f2", "P"),
+    "aig": ("#009e73", "#00694d", "#1fc08f", "D"),
+    "early": ("#cc79a7", "#94406e", "#e08fbd", "v"),
+    "kl-lora": ("#f2c45a", "#7a5a10", "#f5d68a", "<"),
+    "kl-fixed": ("#9cd3f3", "#2b6385", "#c3e4f7", "h"),
+    "kl-aig": ("#5fd3ac", "#1a7a5e", "#8fe6cb", "d"),
+    "trial-lora": ("#b8860b", "#705206", "#d9b24c", "<"),
+    "trial-fixed": ("#4f7fb5", "#345a86", "#8fb8e6", "h"),
+    "trial-aig": ("#6a9f2b", "#4a7216", "#a6d667", "d"),
 }
-TEXT = {
-    "base": INK,
-    "tuned": INK,
-    "kl": "#005a8c",
-    "trial": "#9a4400",
-    "lora": "#8a5f00",
-    "fixed": "#1f6f9f",
-    "aig": "#00694d",
-    "early": "#94406e",
-    "kl-lora": "#7a5a10",
-    "kl-fixed": "#2b6385",
-    "kl-aig": "#1a7a5e",
-    "trial-lora": "#705206",
-    "trial-fixed": "#345a86",
-    "trial-aig": "#4a7216",
-}
+MARK, TEXT, _DARK, MARKER = ({family: look[i] for family, look in LOOKS.items()} for i in range(4))
 # The same markers in SVG, around the origin, for legends and tables in the page.
 SHAPES = {
     "o": '<circle r="4.5"/>',
@@ -70,11 +55,6 @@ SHAPES = {
     "d": '<path d="M0,-5.5L3.3,0L0,5.5L-3.3,0Z"/>',
     "<": '<path d="M-5,0L4,5V-5Z"/>',
     "h": '<path d="M0,-5L4.3,-2.5V2.5L0,5L-4.3,2.5V-2.5Z"/>',
-}
-_WAYS = {"lora": "<", "fixed": "h", "aig": "d"}
-MARKER = {
-    **{"base": "o", "tuned": "X", "kl": "s", "trial": "p", "lora": "^", "fixed": "P", "aig": "D", "early": "v"},
-    **{f"{adapter}-{way}": marker for adapter in ("kl", "trial") for way, marker in _WAYS.items()},
 }
 COLOURED = tuple(family for family, color in MARK.items() if color != INK)
 """Families that a page needs a colour for."""
@@ -246,30 +226,11 @@ def inline_svg(
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title, quote=True)}" ', 1)
 
 
-_DARK = {
-    "ink": "#e7e9ec",
-    "muted": "#9aa3ae",
-    "grid": "#31363d",
-    "card": "#1b1e23",
-    "kl": "#4ba3e3",
-    "trial": "#f08b52",
-    "lora": "#e69f00",
-    "fixed": "#9bd2f2",
-    "aig": "#1fc08f",
-    "early": "#e08fbd",
-    "kl-lora": "#f5d68a",
-    "kl-fixed": "#c3e4f7",
-    "kl-aig": "#8fe6cb",
-    "trial-lora": "#d9b24c",
-    "trial-fixed": "#8fb8e6",
-    "trial-aig": "#a6d667",
-}
-
-
 def variables(scheme: str) -> dict[str, str]:
     """The page's colours by variable name, for the light or the dark scheme."""
     light = {variable: color for color, variable in _VARIABLES.items()}
     if scheme == "light":
         return light
     # On a dark ground the marks' own colours are legible as text.
-    return {variable: _DARK[variable.removesuffix("-text")] for variable in light}
+    grounds = {"ink": _DARK["base"], "muted": "#9aa3ae", "grid": "#31363d", "card": "#1b1e23"}
+    return {variable: (grounds | _DARK)[variable.removesuffix("-text")] for variable in light}

@@ -1,4 +1,4 @@
-"""How far drawing images and other long work has come: one line, redrawn in a terminal, written at times into a log."""
+"""The progress of drawing images and other long work: a line redrawn in a terminal, repeated in a log."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from typing import TextIO
 from pipelines.show.progress import duration
 
 REDRAW_SECONDS, LOG_SECONDS = 0.5, 15.0
-RECENT = 64  # arrivals that the rates are those of
+RECENT = 64  # arrivals that rates are taken from
 CLEAR = "\x1b[K"  # the rest of the line
 
 
 class Bar:
-    """Counts images, of `arms` arms that go together, and predictions; a bar for scoring alone has neither, and one
-    of other work another `unit`.
+    """Counts images, for several arms at once if given, and predictions.
 
-    total: images in all. done: how many were there before. Rates and the time left are those of the latest arrivals.
-    `note` is what more there is to say.
+    total: images in all. done: how many were there before. unit: what is counted, if not images. Rates and the time
+    left are those of the latest arrivals. `note` is appended to the line.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class Bar:
         self.drawn = clock()
 
     def add(self, images: int, predictions: float = 0.0, failed: int = 0) -> None:
-        """Images that are there now, predictions that they took, and groups that failed."""
+        """Count images that were made, predictions that they took, and groups that failed."""
         self.images, self.predictions, self.failed = (
             self.images + images, self.predictions + predictions, self.failed + failed,
         )  # fmt: skip
@@ -55,13 +54,13 @@ class Bar:
             self._write(self.line())
 
     def spare(self, images: int) -> None:
-        """Images that were counted in the total and need not be made: the rate is not theirs."""
+        """Count images that need not be made; the rate ignores them."""
         self.images += images
         moved = [(when, count + images, predictions) for when, count, predictions in self.counts]
         self.counts = deque(moved, maxlen=RECENT)
 
     def close(self) -> None:
-        """The last line."""
+        """Write the last line."""
         self._write(self.line())
         if self.terminal:
             self.out.write("\n")

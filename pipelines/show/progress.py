@@ -1,4 +1,4 @@
-"""Progress that a person can read: one line a training, redrawn in a terminal, written now and then into a log."""
+"""The progress of trainings: one line each, redrawn in a terminal, appended now and then to a log."""
 
 from __future__ import annotations
 
@@ -26,10 +26,7 @@ def duration(seconds: float) -> str:
 
 
 def training_line(key: str, status: dict[str, Any], width: int = 0) -> str:
-    """Step, rate, time left, loss, reward, distance to the base and diversity of one training.
-
-    Loss and reward are the last step's, the rest the last validation's.
-    """
+    """One training: step, rate, time left, loss and reward of the last step, and what the last validation measured."""
     step, steps = status["step"], status["steps"]
     line = f"{key:<{width}}  {step:>{len(str(steps))}}/{steps}"
     rate, batch = status.get("rate"), status.get("batch")
@@ -51,9 +48,9 @@ NAMES = {"kl_to_base": "KL", "held_out": "held-out"}
 
 @contextmanager
 def trainings(folder: Path, keys: list[str], refresh: Callable[[], object] | None = None) -> Iterator[None]:
-    """Show the status files `folder/<key>.json`, which the training workers write, for the length of the context.
+    """Show the status files `folder/<key>.json`, which training workers write, within the context.
 
-    `refresh` brings the files of workers elsewhere, and is called every `REFRESH_SECONDS`.
+    `refresh` fetches the files of workers elsewhere; it is called every `REFRESH_SECONDS`.
     """
     stop = threading.Event()
     screen = Screen(folder, keys) if sys.stderr.isatty() else Log(folder, keys)
@@ -78,7 +75,7 @@ def _show(view: Screen | Log, stop: threading.Event, refresh: Callable[[], objec
 
 
 class Statuses:
-    """The status files of some trainings, without those that an earlier command has left."""
+    """The status files of some trainings, ignoring those that an earlier command left."""
 
     def __init__(self, folder: Path, keys: list[str]) -> None:
         self.paths = {key: folder / f"{key}.json" for key in keys}
@@ -87,12 +84,12 @@ class Statuses:
         self.warned: set[tuple[str, str]] = set()
 
     def read(self) -> dict[str, dict[str, Any]]:
-        found = {key: _read(path) for key, path in self.paths.items()}
-        return {key: status for key, status in found.items() if status and status != self.stale.get(key)}
+        statuses = {key: _read(path) for key, path in self.paths.items()}
+        return {key: status for key, status in statuses.items() if status and status != self.stale.get(key)}
 
-    def warn(self, found: dict[str, dict[str, Any]]) -> bool:
-        """Write the trainings' warnings, each once; whether there was a new one."""
-        every = [(key, text) for key, status in found.items() for text in status.get("warnings", ())]
+    def warn(self, statuses: dict[str, dict[str, Any]]) -> bool:
+        """Write the trainings' warnings, each once; return whether there was a new one."""
+        every = [(key, text) for key, status in statuses.items() for text in status.get("warnings", ())]
         new = [warning for warning in dict.fromkeys(every) if warning not in self.warned]
         sys.stderr.write("".join(f"warning: {key}: {text}\n" for key, text in new))
         self.warned.update(new)
@@ -100,37 +97,37 @@ class Statuses:
 
 
 class Screen(Statuses):
-    """A terminal: a line a training, redrawn in place."""
+    """A terminal: one line per training, redrawn in place."""
 
     def __init__(self, folder: Path, keys: list[str]) -> None:
         super().__init__(folder, keys)
         self.drawn = 0
 
     def show(self, ended: bool) -> None:
-        columns, found = shutil.get_terminal_size().columns, self.read()
-        if self.warn(found):
+        columns, statuses = shutil.get_terminal_size().columns, self.read()
+        if self.warn(statuses):
             self.drawn = 0
-        lines = [training_line(key, status, self.width)[: columns - 1] for key, status in found.items()]
-        # Back to the first of the lines that were drawn, and clear each as it is drawn anew.
+        lines = [training_line(key, status, self.width)[: columns - 1] for key, status in statuses.items()]
+        # Move back to the first drawn line, and clear each as it is redrawn.
         sys.stderr.write(f"\x1b[{self.drawn}F" * bool(self.drawn) + "".join(f"\x1b[2K{line}\n" for line in lines))
         sys.stderr.flush()
         self.drawn = len(lines)
 
 
 class Log(Statuses):
-    """A file: a line a training where it begins, at each validation, once in `LOG_SECONDS` between, and at its end."""
+    """A file: a line per training as it begins, at each validation, every `LOG_SECONDS` between, and at its end."""
 
     def __init__(self, folder: Path, keys: list[str]) -> None:
         super().__init__(folder, keys)
         self.written: dict[str, tuple[float, dict[str, Any]]] = {}
 
     def show(self, ended: bool) -> None:
-        now, found = time.monotonic(), self.read()
-        self.warn(found)
-        for key, status in found.items():
+        now, statuses = time.monotonic(), self.read()
+        self.warn(statuses)
+        for key, status in statuses.items():
             before, last = self.written.get(key, (-math.inf, {}))
-            told = all(status.get(name) == last.get(name) for name in ("validated", "stopped"))
-            if status != last and (ended or not told or now - before >= LOG_SECONDS):
+            news = any(status.get(name) != last.get(name) for name in ("validated", "stopped"))
+            if status != last and (ended or news or now - before >= LOG_SECONDS):
                 sys.stderr.write(f"{training_line(key, status, self.width)}\n")
                 self.written[key] = (now, status)
         sys.stderr.flush()
@@ -145,7 +142,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def stage(name: str, times: dict[str, float]) -> Iterator[None]:
-    """Print that a stage begins and how long it took, and keep its seconds in `times`."""
+    """Print the start and the duration of a stage, and record its seconds in `times`."""
     print(f"== {name}", flush=True)
     begun = time.monotonic()
     yield

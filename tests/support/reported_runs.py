@@ -53,7 +53,7 @@ def shine(name: str, columns: dict[str, np.ndarray]) -> None:
 
 def picture(arm: StudyArm, prompt: int, seed: int) -> bytes:
     """A grey for the prompt and the seed, with a stripe for the arm's name."""
-    pixels = np.full((SIZE, SIZE, 3), 40 + 30 * prompt + 5 * seed, np.uint8)
+    pixels = np.full((SIZE, SIZE, 3), (40 + 30 * prompt + 5 * seed) % 256, np.uint8)
     pixels[:2] = np.frombuffer(arm.id[:6].encode(), np.uint8).reshape(2, 1, 3)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
