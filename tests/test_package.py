@@ -118,10 +118,11 @@ def installed(wheel, tmp_path_factory):
 
 def run_installed(program, folder, *arguments):
     outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run([program, *arguments], cwd=folder, env=outside, capture_output=True, text=True, timeout=280)
+    return subprocess.run([program, *arguments], cwd=folder, env=outside, capture_output=True, text=True, timeout=500)
 
 
 @pytest.mark.kills
+@pytest.mark.timeout(600)
 def test_the_installed_program_runs_the_demo_from_any_folder_with_a_reward_from_there(installed, tmp_path):
     (tmp_path / "mine.py").write_text("def red(images, prompts):\n    return images[:, 0].mean((1, 2))\n")
     keys = [f"run.storage={tmp_path}/runs", "ray.address=local", "evaluate.rewards=[fragile, 'mine:red']"]

@@ -1,7 +1,5 @@
 """`check`: what is wrong with a configuration, without starting anything."""
 
-from __future__ import annotations
-
 import argparse
 
 from pipelines.commands import keys, steps

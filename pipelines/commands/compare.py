@@ -1,7 +1,5 @@
 """`compare`: two runs, arm by arm."""
 
-from __future__ import annotations
-
 import argparse
 
 from pipelines.commands import keys

@@ -1,7 +1,5 @@
 """`demo`: everything from training to the report."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from pipelines.commands import steps, sweep

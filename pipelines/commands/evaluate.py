@@ -1,7 +1,5 @@
 """`evaluate`: the images of every arm, their scores, measures and fronts."""
 
-from __future__ import annotations
-
 import argparse
 import json
 

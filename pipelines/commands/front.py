@@ -1,7 +1,5 @@
 """`front`: the Pareto fronts of what was measured."""
 
-from __future__ import annotations
-
 from pipelines.commands import keys, steps
 from pipelines.commands.command import Command
 from pipelines.commands.session import Session

@@ -1,7 +1,5 @@
 """`measure`: the measures of a run's images, made again."""
 
-from __future__ import annotations
-
 import argparse
 
 from pipelines.commands import keys, steps

@@ -23,7 +23,7 @@ from pipelines import config as configuration
 from pipelines.config import Config, ConfigError, uris
 from pipelines.runs import identity
 from pipelines.runs.directory import IMAGES_FORMAT, RECORD, RECORD_FORMAT, RunDir, other_format, other_front
-from pipelines.show import progress
+from pipelines.show import progress, tables
 from pipelines.show.program import command_line
 from pipelines.study import limits, prompts, trainings, trials
 
@@ -177,14 +177,11 @@ def _training_lines(config: Config, record: trials.Record, states: Sequence[Trai
     if not states:
         return
     varied = [name for name in ("reward", "k", "kl_weight", "lr", "rank", "seed") if _varies(states, name)]
-    rows = [["trial", "state", "step", *(name.replace("_", " ") for name in varied)]]
+    rows = [["", "trial", "state", "step", *(name.replace("_", " ") for name in varied), ""]]
     for state in states:
         settings = [f"{v:g}" if isinstance(v := getattr(state.train, name), float) else str(v) for name in varied]
-        rows.append([state.key, state.state, f"{state.step}/{state.train.steps}", *settings])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row, told in zip(rows, ["", *(state.told for state in states)], strict=True):
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        yield "  ".join(["", *cells, told]).rstrip()
+        rows.append(["", state.key, state.state, f"{state.step}/{state.train.steps}", *settings, state.told])
+    yield tables.aligned(rows, left=range(len(rows[0])))
 
 
 def _varies(states: Sequence[Training], name: str) -> bool:

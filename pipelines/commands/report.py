@@ -1,7 +1,5 @@
 """`report`: the page of a run."""
 
-from __future__ import annotations
-
 from pipelines.commands import keys, steps
 from pipelines.commands.command import Command
 from pipelines.commands.session import Session

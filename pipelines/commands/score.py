@@ -1,7 +1,5 @@
 """`score`: any folder of images, by any rewards."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`search`: schedules for one adapter."""
 
-from __future__ import annotations
-
 from pipelines.commands import keys
 from pipelines.commands.command import Command
 from pipelines.commands.session import Session

@@ -1,7 +1,5 @@
 """`status`: what a run has and lacks."""
 
-from __future__ import annotations
-
 import argparse
 
 from pipelines.commands.command import Command

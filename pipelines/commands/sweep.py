@@ -1,7 +1,5 @@
 """`sweep`: an adapter for every setting, and the evaluation of all of them."""
 
-from __future__ import annotations
-
 import argparse
 
 from pipelines.commands import steps

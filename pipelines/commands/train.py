@@ -1,7 +1,5 @@
 """`train`: one adapter."""
 
-from __future__ import annotations
-
 import argparse
 from functools import partial
 
