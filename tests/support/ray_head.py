@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+from ray.util.state import list_actors, list_placement_groups
+from ray.util.state.exception import RayStateApiException
 from waiting import wait_for
 
 RAY = Path(sys.executable).parent / "ray"
@@ -48,3 +50,18 @@ def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def alive(dashboard):
+    """Names of living actors and placement groups of a cluster; None if its dashboard does not answer.
+
+    Ray's own actors do not count: they hold nothing. Train's cleaner is one; it asks the dashboard whether its training
+    is over, and stays if several clusters on the host keep it from an answer.
+    """
+    try:
+        actors = list_actors(address=dashboard, filters=[("state", "!=", "DEAD")], limit=1000)
+        groups = list_placement_groups(address=dashboard, filters=[("state", "!=", "REMOVED")], limit=1000)
+    except (RayStateApiException, ConnectionError):
+        return None
+    kept = ("TrainStateActor", "_AutoscalingCoordinatorActor", "PlacementGroupCleaner")
+    return [a.class_name for a in actors if a.class_name not in kept] + [g.placement_group_id for g in groups]

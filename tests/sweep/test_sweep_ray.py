@@ -14,9 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from pipeline_toys import HERE, overrides
-from ray.util.state import list_actors, list_placement_groups
-from ray.util.state.exception import RayStateApiException
-from ray_head import ray_head
+from ray_head import alive, ray_head
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from waiting import wait_for
@@ -179,21 +177,6 @@ def head():
         yield started.address, started.dashboard
 
 
-def alive(dashboard):
-    """Names of the actors that are not dead and of the placement groups that are not removed; None without an answer.
-
-    Actors that Ray keeps for itself are not counted: they hold nothing. Train's cleaner is one, which asks the
-    dashboard whether its training is over, and stays where several clusters on the host keep it from an answer.
-    """
-    try:
-        actors = list_actors(address=dashboard, filters=[("state", "!=", "DEAD")], limit=1000)
-        groups = list_placement_groups(address=dashboard, filters=[("state", "!=", "REMOVED")], limit=1000)
-    except (RayStateApiException, ConnectionError):
-        return None
-    kept = ("TrainStateActor", "_AutoscalingCoordinatorActor", "PlacementGroupCleaner")
-    return [a.class_name for a in actors if a.class_name not in kept] + [g.placement_group_id for g in groups]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_driver_killed_on_a_running_cluster_leaves_no_actor_and_no_placement_group_there(
@@ -210,7 +193,7 @@ def test_a_driver_killed_on_a_running_cluster_leaves_no_actor_and_no_placement_g
 
 STOPPED = """
 import json, sys, time
-from test_sweep_ray import alive
+from ray_head import alive
 from pipelines import config
 from pipelines.cluster.connect import connected
 from pipelines.runs import identity

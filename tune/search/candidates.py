@@ -1,7 +1,7 @@
 """Candidate schedules: their families, and samplers that propose a generation at once and learn from its values.
 
 Every candidate gets every parameter, whichever of them its family reads, so the space has a fixed dimension, as genetic
-and Bayesian samplers need. A sampler depends on its seed and the values it is told alone: a search is resumed by
+and Bayesian samplers need. A sampler depends on its seed and the known values alone: a search is resumed by
 proposing again and telling it the known values.
 """
 

@@ -22,7 +22,7 @@ from pipelines.study.trainings import adapter_key
 from pipelines.study.trials import Record
 from tune.sweep import space
 
-# Draws per wanted trial: if that many bring too few new settings, the space counts as exhausted.
+# Draws per trial before the space counts as exhausted, if too few of them are new.
 TRIES = 50
 
 
