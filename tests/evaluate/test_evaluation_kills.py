@@ -67,7 +67,7 @@ def test_a_killed_generator_and_a_killed_scorer_change_nothing_and_a_poison_prom
     assert [kind for kind, made in killed if made < len(undisturbed)] == ["Generator", "Scorer"]
     assert files(found) == undisturbed
 
-    rows = failures.read(RunDir.of(found).failures)
+    rows = failures.read(RunDir.of(found))
     assert {row["stage"] for row in rows} == {"scored"} and all("star" in row["prompt"] for row in rows)
     assert len(rows) == STARS and {row["error"] for row in rows} == {"RuntimeError: a star has no brightness"}
     said = capsys.readouterr()
