@@ -1,4 +1,4 @@
-"""Folders that exist whole or not at all, whenever the process that writes or removes them is killed."""
+"""Folders and files that exist whole or not at all, whenever the process that writes or removes them is killed."""
 
 from __future__ import annotations
 
@@ -46,6 +46,18 @@ def _replace(part: Path, folder: Path) -> None:
             # A reader has put the old one back meanwhile.
     with suppress(FileNotFoundError):
         aside.rename(part)
+
+
+@contextmanager
+def whole_file(path: Path, by: str = "") -> Iterator[Path]:
+    """Yield a path to write to, which is moved to `path` at the end; `by` names the writer if there may be several."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}{by}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def put_back(folder: Path) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aig import digests
+from aig import digests, folders
 
 DOMAINS = ("step", "time")
 
@@ -296,10 +296,8 @@ def write(path: Path, schedule: Schedule, about: Mapping[str, Any] | None = None
     content["schedule"] = format_name(schedule)
     if about:
         content["about"] = dict(about)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    with folders.whole_file(path) as part:
+        part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 _KEYS = ("name", "schedule", "knots", "domain", "about")  # of a file

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from aig import folders
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -159,8 +161,8 @@ def fit(
                 "modules": modules.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "ema": ema,
                 "step": step + 1, "seconds": time.monotonic() - begun, "config": asdict(config),
             }  # fmt: skip
-            torch.save(state, checkpoint.with_suffix(".part"))
-            checkpoint.with_suffix(".part").replace(checkpoint)
+            with folders.whole_file(checkpoint) as part:
+                torch.save(state, part)
     modules.load_state_dict(ema)
     return time.monotonic() - begun
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from aig import digests
+from aig import digests, folders
 from aig.world.networks import BUILDERS, FactorNet, Gold, build
 
 JUDGES = ("judge_a", "judge_b")  # gold is their mean
@@ -70,9 +69,8 @@ def seal(weights: Path) -> dict[str, str]:
     """Write `SHA256SUMS.json` for all files under `weights`; returns relative path -> SHA-256."""
     files = sorted(p for p in weights.rglob("*") if p.is_file() and p.name != SUMS and not p.name.startswith("."))
     sums = {p.relative_to(weights).as_posix(): digest(p) for p in files}
-    part = weights / (SUMS + ".part")
-    part.write_text(json.dumps(sums, indent=2) + "\n")
-    part.replace(weights / SUMS)
+    with folders.whole_file(weights / SUMS) as part:
+        part.write_text(json.dumps(sums, indent=2) + "\n")
     return sums
 
 
@@ -104,9 +102,8 @@ def halved(value: Tensor) -> Tensor:
 
 def save(net: nn.Module, path: Path) -> Path:
     """Write a network's weights as safetensors in fp16, atomically."""
-    part = path.with_suffix(".part")
-    save_file({key: halved(value.detach().cpu().contiguous()) for key, value in net.state_dict().items()}, part)
-    os.replace(part, path)
+    with folders.whole_file(path) as part:
+        save_file({key: halved(value.detach().cpu().contiguous()) for key, value in net.state_dict().items()}, part)
     return path
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -21,11 +20,12 @@ import yaml
 
 from pipelines import config as configuration
 from pipelines.config import Config, ConfigError, uris
-from pipelines.runs import identity
+from pipelines.runs import identity, locks
 from pipelines.runs.directory import IMAGES_FORMAT, RECORD, RECORD_FORMAT, RunDir, other_format, other_front
 from pipelines.show import progress, tables
 from pipelines.show.program import command_line
 from pipelines.study import limits, prompts, trainings, trials
+from pipelines.study.trials import Trials
 
 EARLIER = "earlier"
 QUIET = 120.0  # a running training that reports nothing for these seconds, and for ten steps, is called silent
@@ -79,13 +79,14 @@ def report(place: RunDir | str | Path) -> str:
     made, name = _config(files.root), files.root.name
     # The run may have been moved since its configuration was written.
     config = replace(made, run=replace(made.run, name=name, storage=files.storage))
-    record = trials.read(config)
+    resolved = Trials.of(config)
+    record = resolved.record
     working = files.is_locked or (files.mirror is not None and _tells(files))
-    states = [_training(config, record, train, working) for train in trainings.trainings(config)]
+    states = [_training(config, record, train, working) for train in resolved.trainings]
     done, wanted = _units(files, states), expected_units(config)
     lines = [f"{files.shown()}{', a process is working in it' if working else ''}", ""]
-    lines += [*_training_lines(config, record, states), "", *_arm_lines(config, states)]
-    arms = arm_count(config)
+    lines += [*_training_lines(config, record, states), "", *_arm_lines(resolved, states)]
+    arms = arm_count(resolved)
     lines += [f"images     {done} of {wanted} units ({arms} arms, {_images(config) * arms} images)"]
     lines += _failures(files)
     lines += [f"{name:<11}{_there(files, path)}" for name, path in _results(files).items()]
@@ -132,21 +133,11 @@ def _training(config: Config, record: trials.Record, train: configuration.Train,
 def _silence(path: Path, status: dict[str, Any]) -> str:
     """A warning if a running training may have lost its worker; empty otherwise."""
     pid, quiet = status.get("pid"), time.time() - path.stat().st_mtime
-    if pid and status.get("host") == socket.gethostname() and not _is_alive(pid):
+    if pid and status.get("host") == socket.gethostname() and not locks.is_alive(pid):
         return f"its worker (process {pid}) is gone, and will be replaced"
     if quiet > max(QUIET, 10 * (status.get("rate") or 0.0)):
         return f"no word for {progress.duration(quiet)}"
     return ""
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # someone else's, so it is there
-    return True
 
 
 def _saved(folder: Path, step: int) -> bool:
@@ -171,7 +162,7 @@ def _training_lines(config: Config, record: trials.Record, states: Sequence[Trai
     counts = {name: sum(state.state == name for state in states) for name in dict.fromkeys(s.state for s in states)}
     yield f"trainings  {', '.join(f'{count} {name}' for name, count in counts.items()) or 'none'}"
     if config.sweep.search != "grid":
-        drawn = sum(map(len, record.drawn))
+        drawn = len(record.settings)
         more = ", and there are no others" if record.exhausted else ""
         yield f"drawn      {config.sweep.search}: {drawn} of {config.sweep.trials} trials drawn{more}"
     if not states:
@@ -188,11 +179,11 @@ def _varies(states: Sequence[Training], name: str) -> bool:
     return len({getattr(state.train, name) for state in states}) > 1
 
 
-def _arm_lines(config: Config, states: Sequence[Training]) -> Iterator[str]:
+def _arm_lines(resolved: Trials, states: Sequence[Training]) -> Iterator[str]:
     """How many arms each study has, and how many of them have their adapters."""
     done = {state.key for state in states if state.state == "done"}
-    for group in trials.Trials.of(config).groups():
-        counts = {trainings.adapter_key(train): count for train, count in _adapter_arms(config, group)}
+    for group in resolved.groups():
+        counts = {trainings.adapter_key(train): count for train, count in _adapter_arms(resolved.config, group)}
         ready = sum(count for key, count in counts.items() if key in done)
         lacking = ", ".join(key for key in counts if key not in done)
         of = f", {ready + 1} with their adapter; missing: {lacking}" if lacking else ", all with their adapter"
@@ -210,11 +201,11 @@ def _adapter_arms(config: Config, group: trials.Group) -> Iterator[tuple[configu
         yield train, 1 + len(evaluate.kl_schedules) + len(evaluate.kl_lora_scales)
 
 
-def arm_count(config: Config) -> int:
+def arm_count(resolved: Trials) -> int:
     """How many arms have images: those of all studies, counting the base once."""
-    external = (1 + len(config.evaluate.schedules) + len(config.evaluate.lora_scales)) * len(config.evaluate.adapters)
-    groups = trials.Trials.of(config).groups()
-    return 1 + external + sum(count for group in groups for _, count in _adapter_arms(config, group))
+    config, evaluate = resolved.config, resolved.config.evaluate
+    external = (1 + len(evaluate.schedules) + len(evaluate.lora_scales)) * len(evaluate.adapters)
+    return 1 + external + sum(count for group in resolved.groups() for _, count in _adapter_arms(config, group))
 
 
 def expected_units(config: Config) -> int:

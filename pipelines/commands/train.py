@@ -27,7 +27,6 @@ def run(session: Session) -> None:
     session.open()
     with session.stage("check"):
         from pipelines.commands import preflight
-        from pipelines.runs.directory import RunDir
         from pipelines.show.progress import trainings
         from pipelines.study.trainings import adapter_key
         from pipelines.train import checkpoints, records
@@ -36,7 +35,7 @@ def run(session: Session) -> None:
         preflight.check_training(config, sweep=False)
     steps.print_prompts(session)
     session.claim()
-    files, key = RunDir.of(config), adapter_key(config.train)
+    files, key = session.run, adapter_key(config.train)
     if records.is_finished(config):
         checkpoints.discard(files, files.checkpoints(key))  # a kill just after the end leaves them
         print(f"Finished already: {files.shown(files.adapters / key)}{stop(config)}")

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipelines.config import CONFIG_FILE, ConfigError
 from pipelines.front.results import Front
-from pipelines.runs.directory import FRONT_FORMAT, RunDir, other_front
+from pipelines.runs.directory import FRONT_FORMAT, RunDir
 from pipelines.show.program import command_line
 
 T = TypeVar("T")
@@ -20,11 +20,15 @@ SHOWN = 40  # characters of a wrong value
 
 def load(path: Path, kind: type[T], fix: str) -> T:
     """A JSON file as an object of `kind`, a dataclass; ConfigError with `fix` if it is none."""
+    return validate(parse(path, fix), kind, path.name, fix)
+
+
+def parse(path: Path, fix: str) -> Any:
+    """What a JSON file holds; ConfigError with `fix` if it is none."""
     try:
-        content = json.loads(text(path, fix))
+        return json.loads(text(path, fix))
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path.name} is not JSON (line {error.lineno}: {error.msg}): {fix}") from error
-    return validate(content, kind, path.name, fix)
 
 
 def text(path: Path, fix: str) -> str:
@@ -56,9 +60,10 @@ def validate(content: Any, kind: type[T], name: str, fix: str) -> T:
 def read_front(files: RunDir) -> Front:
     """A run's results; ConfigError with the command that makes them anew if another version wrote them."""
     fix = front_fix(files)
-    if (made := other_front(files)) is not None:
+    content = parse(files.front, fix)
+    if isinstance(content, dict) and (made := content.get("format", 1)) != FRONT_FORMAT:
         raise ConfigError(f"front.json was written by another version (format {made}, not {FRONT_FORMAT}): {fix}")
-    front = load(files.front, Front, fix)
+    front = validate(content, Front, files.front.name, fix)
     if not front.studies:
         raise ConfigError(f"front.json has no studies: {fix}")
     return front

@@ -48,8 +48,7 @@ class RunDir:
     @classmethod
     def of(cls, config: Config) -> RunDir:
         """The directory of a configuration's run."""
-        storage, name = config.run.storage, config.run.name
-        return cls(local_folder(storage, name), joined(storage, name) if is_remote(storage) else None)
+        return cls._of(config.run.storage, config.run.name)
 
     @classmethod
     def at(cls, place: RunDir | str | Path) -> RunDir:
@@ -58,8 +57,11 @@ class RunDir:
             return place
         if not is_uri(str(place)):
             return cls(Path(place).expanduser().absolute())
-        storage, name = parted(str(place))
-        return cls(local_folder(storage, name), str(place) if is_remote(storage) else None)
+        return cls._of(*parted(str(place)))
+
+    @classmethod
+    def _of(cls, storage: str, name: str) -> RunDir:
+        return cls(local_folder(storage, name), joined(storage, name) if is_remote(storage) else None)
 
     @property
     def mirror(self) -> Mirror | None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from aig import folders
 from pipelines.config import ConfigError
 
 
@@ -20,14 +21,9 @@ def whole(path: Path, by: str = "") -> Iterator[Path]:
 
     `by` names the writer if several may write the same file. OSError for a full disk says what to do.
     """
-    part = path.with_name(f".{path.name}{by}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with folders.whole_file(path, by) as part:
             yield part
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

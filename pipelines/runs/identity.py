@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,10 @@ def lock_directory(config: Config) -> Iterator[RunDir]:
     ConfigError if another process holds it.
     """
     run = RunDir.of(config)
-    with _writing(run.root):
-        run.root.mkdir(parents=True, exist_ok=True)
-    with run.lock() as ours:
+    with ExitStack() as held:
+        with _writing(run.root):
+            run.root.mkdir(parents=True, exist_ok=True)
+            ours = held.enter_context(run.lock())
         if not ours:
             raise ConfigError(f"another process is working in {run.shown()}: wait for it, or choose another run.name")
         yield run

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -218,17 +218,16 @@ OPTIONAL = ("image_id", "group")  # left out if no image has one
 def _locked(files: Files) -> Iterator[None]:
     """Lock the file of the scores: no second process scores into it meanwhile, with whatever rewards."""
     path = files.out.with_name(f".{files.out.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with locks.hold(path) as ours:
-            if not ours:
-                raise ConfigError(f"another process is scoring into {files.out}: wait for it")
-            try:
-                yield
-            finally:
-                path.unlink()
-    except PermissionError as error:
-        raise ConfigError(f"{files.out}: cannot write there ({error.strerror}): choose another --out") from error
+    with ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            ours = held.enter_context(locks.hold(path))
+        except OSError as error:
+            raise ConfigError(f"{files.out}: cannot write there ({error.strerror}): choose another --out") from error
+        if not ours:
+            raise ConfigError(f"another process is scoring into {files.out}: wait for it")
+        held.callback(path.unlink)
+        yield
 
 
 def _key(columns: Columns) -> str:

@@ -50,6 +50,12 @@ def resolve_sampling(config: Config, defaults: Sampling) -> Sampling:
     return replace(defaults, **{key: value for key, value in asked.items() if value not in (None, "")})
 
 
+def rollout_sampling(config: Config, defaults: Sampling) -> Sampling:
+    """How a training draws images without gradient."""
+    sampling = resolve_sampling(config, defaults)
+    return replace(sampling, max_rows=config.train.rollout_batch or sampling.max_rows)
+
+
 def evaluation_sampling(config: Config, defaults: Sampling) -> Sampling:
     """How an evaluation's images are drawn."""
     sampling = resolve_sampling(config, defaults)

@@ -6,7 +6,7 @@ They come from the validations' prompts and noise, so what is trained on owes no
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -95,8 +95,7 @@ def measure(config: Config, names: Sequence[str]) -> dict[str, Any]:
     """
     model = models.load_model(config)
     parts = {name: columns(config).parts[name] for name in names}
-    sampling = models.resolve_sampling(config, model.defaults)
-    sampling = replace(sampling, max_rows=config.train.rollout_batch or sampling.max_rows)
+    sampling = models.rollout_sampling(config, model.defaults)
     scores = Scores(Columns(parts, {}), device=model.device)
     values: dict[str, list[float]] = {name: [] for name in names}
     seeds = validation_seeds(config)

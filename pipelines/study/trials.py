@@ -32,6 +32,11 @@ class Record:
     errored: dict[str, str] = field(default_factory=dict)
     """Why a trial failed."""
 
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """Settings of all drawn trials, in their order."""
+        return [settings for generation in self.drawn for settings in generation]
+
     def write(self, config: Config) -> None:
         run = RunDir.of(config)
         run.write_json(run.sweep, asdict(self))
@@ -69,7 +74,7 @@ class Trials:
     def of(cls, config: Config) -> Trials:
         """Read the sweep's record and those of the adapters; ConfigError if the first cannot be read."""
         record = read(config)
-        planned = tuple(trainings.trainings(config, [each for generation in record.drawn for each in generation]))
+        planned = tuple(trainings.trainings(config, record.settings))
         stops = {adapter_key(train): trainings.stopped(replace(config, train=train)) for train in planned}
         return cls(config, planned, record, {key: stop for key, stop in stops.items() if stop is not None})
 
@@ -106,7 +111,7 @@ class Trials:
     def check_drawn(self) -> None:
         """ConfigError if a search has trials left to draw, or nothing is left to compare."""
         if draws(self.config, self.record):
-            count = sum(map(len, self.record.drawn))
+            count = len(self.record.settings)
             raise ConfigError(
                 f"the search has drawn {count} of {self.config.sweep.trials} trials: run `{command_line('sweep')}` "
                 f"with the same configuration first, or give sweep.trials={count}"
@@ -149,5 +154,4 @@ def varied_settings(config: Config, train: Train) -> dict[str, float]:
 
 def draws(config: Config, record: Record) -> bool:
     """Whether the sweep is a search that has trials left to draw."""
-    count = sum(map(len, record.drawn))
-    return config.sweep.search != "grid" and count < config.sweep.trials and not record.exhausted
+    return config.sweep.search != "grid" and len(record.settings) < config.sweep.trials and not record.exhausted

@@ -21,7 +21,7 @@ from typing import Any
 from pyarrow import fs
 
 from aig import folders
-from pipelines.runs import files
+from pipelines.runs import files, locks
 from pipelines.runs.directory import RunDir
 
 STATE = "state.pt"
@@ -142,18 +142,8 @@ def clean(run: RunDir, storage: Path, chosen: Path | None, listed: Collection[st
         _remove(run, folder)
     for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
         pid = folder.name.removeprefix(SCRATCH).partition("-")[0]
-        if pid.isdecimal() and not _lives(int(pid)):
+        if pid.isdecimal() and not locks.is_alive(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # someone else's
-        return True
-    return True
 
 
 def scratch() -> Path:

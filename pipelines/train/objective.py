@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import nn
 
 from aig import adapters
@@ -27,8 +25,7 @@ def draft_config(config: Config, model: Model) -> DraftConfig:
     """The objective of `config.train` on this model; ValueError if the two do not go together."""
     settings = config.train
     check_precision(model)
-    sampling = models.resolve_sampling(config, model.defaults)
-    sampling = replace(sampling, max_rows=settings.rollout_batch or sampling.max_rows)
+    sampling = models.rollout_sampling(config, model.defaults)
     micro_batch = min(settings.micro_batch, settings.batch)
     objective = DraftConfig(
         sampling, settings.k, settings.lv, settings.kl_weight, settings.kl, micro_batch, settings.autocast,

@@ -25,7 +25,7 @@ from pipelines.runs.directory import RunDir
 from pipelines.runs.files import write_json
 from pipelines.study import trainings
 from pipelines.study.resolved import resolve
-from pipelines.study.trials import Record
+from pipelines.study.trials import Record, Trials
 
 ROOT = Path(__file__).parents[2]
 
@@ -193,7 +193,7 @@ def test_a_run_that_was_moved_is_found_under_its_new_storage_and_a_renamed_one_i
 def test_arms_and_units_are_as_many_as_the_evaluation_draws(asked):
 
     made = configuration.load("smoke", None, ["evaluate.prompts=5", "evaluate.seeds=7", "evaluate.group=3", *asked])
-    assert overview.arm_count(made) == len(resolve(made).arms)
+    assert overview.arm_count(Trials.of(made)) == len(resolve(made).arms)
     assert overview.expected_units(made) == 5 * 3
 
 

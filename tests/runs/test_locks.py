@@ -132,6 +132,27 @@ def test_a_lock_that_its_holder_removed_is_made_anew_and_keeps_others_out(tmp_pa
         assert last
 
 
+def test_a_lock_that_cannot_be_made_is_told_of_by_what_to_choose_instead(tmp_path):
+    found = configuration.load(None, None, [f"run.storage={tmp_path}"])
+    (found.directory / identity.LOCK_FILE).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"cannot write the run directory .*: choose another run\.storage"):
+        identity.lock_directory(found).__enter__()
+
+    (tmp_path / "file").write_text("")
+    files = score_folder.Files(tmp_path / "file" / "scores.parquet", "key")
+    with pytest.raises(ConfigError, match=r"cannot write there .*: choose another --out"):
+        score_folder._locked(files).__enter__()
+
+
+def test_what_fails_under_the_lock_of_scores_is_not_taken_for_the_lock(tmp_path):
+    with (
+        pytest.raises(PermissionError, match="a reward's own"),
+        score_folder._locked(score_folder.Files(tmp_path / "scores.parquet", "key")),
+    ):
+        raise PermissionError("a reward's own")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_scores_of_other_rewards_wait_for_the_lock_of_their_file_and_then_are_refused(tmp_path, monkeypatch):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "prompts.csv").write_text("file_name,text\na.png,a red star\n")

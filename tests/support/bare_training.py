@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import ray.train
+import torch
 from pipeline_toys import overrides
 from pyarrow import fs
 from safetensors.torch import load_file
@@ -35,6 +36,14 @@ def left(single):
     weights = {path.parent.name: load_file(path) for path in files.adapters.glob(f"*/{adapters.WEIGHTS}")}
     rows = (files.curves / f"{adapter_key(single.train)}.jsonl").read_text().splitlines()
     return weights, [{**json.loads(row), "seconds": 0} for row in rows]
+
+
+def check_same(single, other):
+    """Two trainings have left the same; returns the weights by folder and the curve."""
+    (weights, curve), (expected, expected_curve) = left(single), left(other)
+    assert weights.keys() == expected.keys() and curve == expected_curve
+    assert all(torch.equal(weights[name][k], tensor) for name in expected for k, tensor in expected[name].items())
+    return weights, curve
 
 
 def run(single, dies_after=None):

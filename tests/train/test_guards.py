@@ -29,6 +29,7 @@ from pipelines.study import limits as study_limits
 from pipelines.study import trainings
 from pipelines.study.limits import Stop, Verdict, judge
 from pipelines.study.resolved import resolve
+from pipelines.study.trials import Trials
 from pipelines.train import records, worker
 from pipelines.train.guard import Explosions
 from pipelines.train.worker import Training
@@ -297,7 +298,7 @@ def test_arms_of_snapshots_that_are_gone_are_left_out_and_named(undisturbed):
     assert {arm.step for arm in arms if arm.family == "tuned"} == {last}
     (line,) = resolve(undisturbed).notes
     assert line.startswith(f"{KEY}: stopped at step ") and f"adapter is that of step {last}; left out: stop at" in line
-    assert overview.arm_count(undisturbed) == len(arms)
+    assert overview.arm_count(Trials.of(undisturbed)) == len(arms)
 
 
 def test_means_over_training_seeds_leave_out_what_not_every_training_has(undisturbed):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ def make(config: Config, model: Model) -> Plan:
     for key, name in (("search.prompts", SEARCH), ("search.held_out", HELD_OUT)):
         with given(key):
             model.encode(prompts[name])
-    sampling = sampling_of(config, model.defaults)
+    sampling = models.evaluation_sampling(config, model.defaults)
     return Plan(
         config=config,
         name=search.name or adapter,
@@ -127,11 +127,6 @@ def make(config: Config, model: Model) -> Plan:
 def check_given(config: Config) -> None:
     """ConfigError, before a model is loaded, if the search's prompts are missing or cannot be read."""
     check_prompts(config, "search.prompts", "search.held_out")
-
-
-def sampling_of(config: Config, defaults: Sampling) -> Sampling:
-    sampling = models.resolve_sampling(config, defaults)
-    return replace(sampling, max_rows=config.evaluate.max_rows or sampling.max_rows)
 
 
 def scored(config: Config, reward: str) -> list[str]:

@@ -26,7 +26,7 @@ from pipelines.rewards.scores import ACCURACIES, Scores
 from pipelines.runs.directory import RunDir
 from pipelines.study import models
 from pipelines.study import statistics as reward_statistics
-from tune.search.plan import Plan, sampling_of, scored
+from tune.search.plan import Plan, scored
 from tune.search.store import Measured, Unit
 
 ADAPTER = "searched"
@@ -52,7 +52,7 @@ class Evaluator:
         files.pull(files.adapters, adapter)
         self.model = models.load_model(self.config)
         adapters.load(self.model.denoiser, files.adapters / adapter, ADAPTER)
-        self.sampling = sampling_of(self.config, self.model.defaults)
+        self.sampling = models.evaluation_sampling(self.config, self.model.defaults)
         evaluate = self.config.evaluate
         columns = names.columns(self.config, scored(self.config, reward))
         statistics = reward_statistics.sum_statistics(self.config)

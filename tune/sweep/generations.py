@@ -32,7 +32,7 @@ def draw(config: Config, record: Record) -> list[Train]:
     Call it when every earlier trial has ended.
     """
     sweep, known = config.sweep, {adapter_key(train) for train in trainings.trainings(config)}
-    left = sweep.trials - sum(map(len, record.drawn))
+    left = sweep.trials - len(record.settings)
     if left <= 0 or record.exhausted:
         return []
     history, distributions = study(config, record), space.space(config)
@@ -67,7 +67,7 @@ def study(config: Config, record: Record) -> optuna.Study:
         )
     directions = [StudyDirection.MAXIMIZE] * len(config.sweep.objectives)
     history = optuna.create_study(directions=directions, sampler=space.sampler(config, len(record.drawn)))
-    for settings in (settings for generation in record.drawn for settings in generation):
+    for settings in record.settings:
         single = replace(config, train=trainings.training(config, **settings))
         values = None if adapter_key(single.train) in record.errored else objectives(single)
         params = {name: settings[name] for name in distributions}
