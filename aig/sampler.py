@@ -108,11 +108,16 @@ class Noise:
 
     def draw(self, tag: str) -> Tensor:
         """Standard normal noise (G, *shape) in float32 on the CPU, always the same for the same tag."""
-        rows = []
-        for key in self.keys:
-            seed = int.from_bytes(hashlib.blake2b(f"{key}\0{tag}".encode(), digest_size=8).digest(), "big") >> 1
-            rows.append(torch.randn(self.shape, generator=torch.Generator().manual_seed(seed)))
-        return torch.stack(rows)
+        generators = [torch.Generator().manual_seed(seed) for seed in self._seeds(tag)]
+        return torch.stack([torch.randn(self.shape, generator=generator) for generator in generators])
+
+    def choose(self, tag: str, options: Sequence[int]) -> list[int]:
+        """One of the options for each image, uniformly, always the same for the same tag."""
+        return [options[seed % len(options)] for seed in self._seeds(tag)]
+
+    def _seeds(self, tag: str) -> list[int]:
+        digests = [hashlib.blake2b(f"{key}\0{tag}".encode(), digest_size=8).digest() for key in self.keys]
+        return [int.from_bytes(digest, "big") >> 1 for digest in digests]
 
     def initial(self) -> Tensor:
         return self.draw("initial")

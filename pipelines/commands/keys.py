@@ -23,8 +23,8 @@ ALL = ("*",)
 RUN = ("run.name", "run.storage")
 # What says which trainings a run has, and which arms.
 TRAININGS = (
-    *of("train", "reward kl_weight k seed steps lr method rank alpha snapshot_every label stop_*"),
-    *of("sweep", "rewards ks kl_weights train_seeds lrs ranks search trials"),
+    *of("train", "reward kl_weight kl_steps k seed steps lr method rank alpha snapshot_every label stop_*"),
+    *of("sweep", "rewards ks kl_weights early_kl_weights train_seeds lrs ranks search trials"),
 )
 ARMS = (*TRAININGS, *of("evaluate", "schedules kl_schedules lora_scales kl_lora_scales early_stops adapters"))
 # What else makes an adapter: a saved one has to agree.
