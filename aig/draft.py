@@ -108,7 +108,7 @@ def train_step(
     drawn = DrawnStates(model, condition, arm, config, grid, noise) if config.drawn else None
     with _autocast(model, config):
         x = rollout(model, condition, noise, arm, config, grid, path, drawn and drawn.observe(slice(None)))
-    batch = _Batch(model, reward, config, prompts, seeds, total * config.lv, padding, drawn)
+    batch = _Batch(model, reward, config, prompts, seeds, seed, total * config.lv, padding, drawn)
     if config.lv > 1:
         return _train_lv(batch, arm, condition, noise, x, grid)
     step_noise = {i: noise.at_step(i) for i in range(len(grid) - config.k, len(grid))} if grid.stochastic else {}
@@ -185,6 +185,7 @@ class _Batch:
     config: DraftConfig
     prompts: list[str]
     seeds: list[int]
+    seed: int
     total: int
     padding: int
     drawn: DrawnStates | None
@@ -205,7 +206,7 @@ class _Batch:
                 if self.drawn is not None:
                     kl = self.drawn.kl(images, n)
                 pictures = self.model.decode(final)
-            scores = _scores(self.reward, pictures, [self.prompts[i] for i in images])  # (B,)
+            scores = self._score(pictures, images, n)  # (B,)
             sound = (scores.isfinite() & kl.isfinite()).tolist()
             if all(sound):
                 if images[-1] >= counted:
@@ -227,6 +228,16 @@ class _Batch:
             # Repeat without them: in the graph of the whole batch, 0 times their NaN would be NaN in every gradient.
             self.sums["skipped"] += sum(image < counted for image, ok in zip(images, sound, strict=True) if not ok)
             images = kept = [image for image, ok in zip(images, sound, strict=True) if ok]
+
+    def _score(self, pictures: Tensor, images: list[int], n: int) -> Tensor:
+        """Scores (B,) of some of the images, smoothed as configured."""
+        sigma, draws = self.config.reward_smoothing, self.config.smoothing_draws
+        prompts, seeds = [self.prompts[i] for i in images], [self.seeds[i] for i in images]
+        if sigma == 0:
+            return _scores(self.reward, pictures, prompts)
+        noise, pictures = Noise(prompts, seeds, self.seed, tuple(pictures.shape[1:])), wide(pictures)
+        drawn = [sigma * noise.draw(f"smoothing {n} {m}").to(pictures) for m in range(draws)]
+        return torch.stack([_scores(self.reward, (pictures + z).clamp(0, 1), prompts) for z in drawn]).mean(dim=0)
 
 
 def _train_lv(batch: _Batch, arm: Arm, condition: Condition, noise: Noise, x: State, grid: Grid) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +47,13 @@ class DraftConfig:
     """The steps of the KL term. last: the last K, as published. early, those before them, and all: one such step drawn
     per image, weighted so that the term's mean over draws is the mean over these steps (path: the sum); see
     `DrawnStates`. It costs a prediction with gradient and one without."""
+    reward_smoothing: float = 0.0
+    """Standard deviation, in pixels of [0, 1], of Gaussian noise on the images that the loss scores; 0 for none. The
+    noisy images are clamped to [0, 1], and the noise is of the image's own seed. RSA-FT (arXiv 2603.21175) flattens a
+    reward by perturbing its images; that the perturbation is Gaussian and averaged over is ours. The smoothed reward is
+    the one in `train_step`'s sums."""
+    smoothing_draws: int = 1
+    """Noisy copies of each image, over which the smoothed reward is a mean. Each is in memory."""
 
     def __post_init__(self) -> None:
         steps = self.sampling.steps
@@ -58,6 +66,8 @@ class DraftConfig:
                 self.kl_steps in KL_STEPS and not (self.drawn and self.kl_steps == "early" and self.k == steps),
                 f"one of {', '.join(KL_STEPS)}, and not early if k is sampling.steps, which leaves no earlier step",
             ),
+            "reward_smoothing": (0 <= self.reward_smoothing < math.inf, "finite and at least 0"),
+            "smoothing_draws": (self.smoothing_draws >= 1, "at least 1"),
             "micro_batch": (self.micro_batch >= 1, "at least 1"),
             "autocast": (self.autocast in (None, "bfloat16"), "bfloat16 or None"),
             "on_nan": (self.on_nan in ON_NAN, f"one of {', '.join(ON_NAN)}"),

@@ -29,7 +29,9 @@ TRAININGS = (
 ARMS = (*TRAININGS, *of("evaluate", "schedules kl_schedules lora_scales kl_lora_scales early_stops adapters"))
 # What else makes an adapter: a saved one has to agree.
 ADAPTERS = of(
-    "train", "kl lv batch weight_decay clip targets optimizer autocast vae_tiling compile on_nan explosion ema"
+    "train",
+    "kl lv batch weight_decay clip targets optimizer autocast vae_tiling compile on_nan explosion ema "
+    "reward_smoothing smoothing_draws",
 )
 # The prompts that train and those that judge, and what scores their images.
 PROMPTS = ("model.name", "train.prompts", "train.validate_prompts", "evaluate.prompts")

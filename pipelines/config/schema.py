@@ -129,6 +129,11 @@ class Train(Section):
     kl_steps: str = choice("last", "last", "early", "all", **IN_KEY)
     """The sampling steps that the KL penalizes: last, the last K, as published; early, those before them, which decide
     what an image shows; all. early and all draw one step per image, so that one more prediction is in the gradient."""
+    reward_smoothing: float = number(0.0, 0)
+    """Score noisy images in the loss, so that what only exact pixels earn counts less: the standard deviation of the
+    Gaussian noise in pixels of [0, 1]; 0 for none. Validations and evaluations score images as they are."""
+    smoothing_draws: int = number(1, 1)
+    """Noisy copies of each image, over which the smoothed reward is a mean."""
     lv: int = number(1, 1)
     """DRaFT-LV: draw the last step's noise this many times; 1 is plain DRaFT."""
     prompts: int | str | tuple[str, ...] = number(32, 1)

@@ -26,6 +26,8 @@ def training_record(config: Config, train: Train, step: int) -> dict[str, Any]:
     # Only if they differ from the default: records are compared, and older ones lack these keys.
     if train.drawn_kl:
         settings["kl_steps"] = train.drawn_kl
+    if train.reward_smoothing:
+        settings |= {"reward_smoothing": train.reward_smoothing, "smoothing_draws": train.smoothing_draws}
     if train.limits:
         settings |= {f"stop_{name}": limit for name, limit in train.limits.items()}
         settings["stop_patience"] = train.stop_patience
