@@ -64,16 +64,20 @@ class Noise:
 
     def draw(self, tag: str) -> Tensor:
         """Standard normal noise (G, *shape) in float32 on the CPU, always the same for the same tag."""
-        return torch.stack([torch.randn(self.shape, generator=generator) for generator in self._generators(tag)])
+        generators = [torch.Generator().manual_seed(seed) for seed in self._seeds(tag)]
+        return torch.stack([torch.randn(self.shape, generator=generator) for generator in generators])
+
+    def choose(self, tag: str, options: Sequence[int]) -> list[int]:
+        """One of the options for each image, uniformly, always the same for the same tag."""
+        return [options[seed % len(options)] for seed in self._seeds(tag)]
 
     def uniform(self, tag: str) -> Tensor:
-        """A uniform number in [0, 1) per image, (G,) in float32 on the CPU, always the same for the same tag."""
-        return torch.cat([torch.rand(1, generator=generator) for generator in self._generators(tag)])
+        """A uniform number in [0, 1) for each image, (G,) in float64 on the CPU, always the same for the same tag."""
+        return torch.tensor([seed / 2**63 for seed in self._seeds(tag)], dtype=torch.float64)
 
-    def _generators(self, tag: str) -> Iterator[torch.Generator]:
-        for key in self.keys:
-            seed = int.from_bytes(hashlib.blake2b(f"{key}\0{tag}".encode(), digest_size=8).digest(), "big") >> 1
-            yield torch.Generator().manual_seed(seed)
+    def _seeds(self, tag: str) -> list[int]:
+        digests = [hashlib.blake2b(f"{key}\0{tag}".encode(), digest_size=8).digest() for key in self.keys]
+        return [int.from_bytes(digest, "big") >> 1 for digest in digests]
 
     def initial(self) -> Tensor:
         return self.draw("initial")
