@@ -191,7 +191,7 @@ def kl_colors(kls: Iterable[tuple[float, str]]) -> dict[tuple[float, str], str]:
 
 def save_png(figure: Figure, path: Path) -> None:
     """Writes the figure at twice the screen's resolution on white."""
-    figure.savefig(path, dpi=200, facecolor=CARD, metadata={"Software": None})
+    figure.savefig(path, format="png", dpi=200, facecolor=CARD, metadata={"Software": None})
 
 
 def inline_svg(
