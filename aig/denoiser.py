@@ -119,7 +119,7 @@ class AnnealedDenoiser(nn.Module):
                 return self.inner(**arguments)
         if self.space == "weight":
             arguments, factors = weighted(arguments, names, others, w)
-            with scaled(layers, factors):
+            with self._tuners.scaled(factors):
                 return self.inner(**arguments)
         if self.passes == 1 and not others and len(names) == 1 and plain(layers, names):
             base, tuned, out = self._one_pass(arguments, names[0])
@@ -228,12 +228,18 @@ class Tuners:
     def __init__(self, denoiser: nn.Module) -> None:
         self.denoiser = denoiser
         self._layers: list[Any] = []
+        # The scales of each LoRA layer, an adapter's name in them, and its parameters.
+        self._terms: list[tuple[dict[str, Any], str, dict[str, Tensor]]] = []
         self._configs: dict[str, Any] = {}
 
     def layers(self) -> list[Any]:
         configs = getattr(self.denoiser, "peft_config", None) or {}
         if len(configs) != len(self._configs) or any(self._configs.get(k) is not v for k, v in configs.items()):
             self._layers = [m for m in self.denoiser.modules() if isinstance(m, BaseTunerLayer)]
+            loras = [layer for layer in self._layers if isinstance(layer, LoraLayer)]
+            self._terms = [
+                (layer.scaling, name, part._parameters) for layer in loras for name, part in layer.lora_A.items()
+            ]
             self._configs = dict(configs)
         return self._layers if configs else []
 
@@ -283,6 +289,26 @@ class Tuners:
             )
         return layers, [name], [other for other in active if other != name]
 
+    @contextmanager
+    def scaled(self, factors: Mapping[str, float]) -> Iterator[None]:
+        """Multiply the scales of these adapters within the context."""
+        own = [(scales, name, scales[name], held["weight"]) for scales, name, held in self._terms if name in factors]
+        # Tensors: torch.compile guards on the value of a number, and would compile again at every step. New ones at
+        # every step, since a backward may need the last; one for all layers alike, since each costs a kernel.
+        tensors: dict[tuple[float, torch.device, torch.dtype], Tensor] = {}
+        try:
+            for scales, name, scale, weight in own:
+                value = scale * factors[name], weight.device, weight.dtype
+                if value not in tensors:
+                    device = "cpu" if weight.is_meta else weight.device  # any device takes a number from the CPU
+                    dtype = torch.promote_types(weight.dtype, torch.float32)
+                    tensors[value] = torch.full((), value[0], device=device, dtype=dtype)
+                scales[name] = tensors[value]
+            yield
+        finally:
+            for scales, name, scale, _ in own:
+                scales[name] = scale
+
 
 @contextmanager
 def without(layers: Sequence[Any], names: Sequence[str]) -> Iterator[None]:
@@ -322,32 +348,6 @@ def weighted(
             arguments = {**arguments, name: {**value, "scale": 1.0}}
     others = others if scale != 1 else ()
     return arguments, {**dict.fromkeys(names, scale * w), **dict.fromkeys(others, scale)}
-
-
-@contextmanager
-def scaled(layers: Sequence[Any], factors: Mapping[str, float]) -> Iterator[None]:
-    """Multiply these adapters' scales in these layers within the context."""
-    own = [
-        (layer.scaling, name, layer.scaling[name], layer.lora_A[name].weight)
-        for layer in layers
-        for name in factors
-        if name in layer.lora_A
-    ]
-    # Tensors: torch.compile guards on the value of a number, and would compile again at every step. New ones at every
-    # step: a backward may still need the last. One for all layers alike: a kernel each would cost.
-    tensors: dict[tuple[float, torch.device, torch.dtype], Tensor] = {}
-    try:
-        for scaling, name, scale, weight in own:
-            value = scale * factors[name], weight.device, weight.dtype
-            if value not in tensors:
-                device = "cpu" if weight.is_meta else weight.device  # any device takes a number from the CPU
-                dtype = torch.promote_types(weight.dtype, torch.float32)
-                tensors[value] = torch.full((), value[0], device=device, dtype=dtype)
-            scaling[name] = tensors[value]
-        yield
-    finally:
-        for scaling, name, scale, _ in own:
-            scaling[name] = scale
 
 
 def _repeated(value: Any, rows: int, times: int, name: str = "") -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from aig import schedules
 from aig.clock import Clock, followed
-from aig.denoiser import AnnealedDenoiser, Tuners, check_space, scaled, weighted, without
+from aig.denoiser import AnnealedDenoiser, Tuners, check_space, weighted, without
 
 __all__ = ["AnnealedImportanceGuidance"]
 
@@ -130,14 +130,15 @@ class AnnealedImportanceGuidance(ClassifierFreeGuidance):
             raise ValueError("the denoiser is annealed already; undo that with aig.annealed(pipe, None)")
         if self._tuners is None or self._tuners.denoiser is not denoiser:
             self._tuners = Tuners(denoiser)
-        layers, names, others = self._tuners.annealed(self.adapter, self.space)
+        tuners = self._tuners
+        layers, names, others = tuners.annealed(self.adapter, self.space)
         if self._batches[self._count_prepared - 1].endswith("_base"):
             self._off.enter_context(without(layers, names))
         elif self.space == "weight" and self._weight != 1:
 
             def scale(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
                 kwargs, factors = weighted(kwargs, names, others, cast(float, self._weight))
-                self._off.enter_context(scaled(layers, factors))
+                self._off.enter_context(tuners.scaled(factors))
                 return args, kwargs
 
             self._off.callback(denoiser.register_forward_pre_hook(scale, with_kwargs=True).remove)
