@@ -28,7 +28,7 @@ PRK_CALLS = 4  # per Runge-Kutta step of PNDM's warm-up
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _eager(function: F) -> F:
+def eager(function: F) -> F:
     """Keep a function out of torch.compile, which would compile the denoiser again at every step."""
     return torch.compiler.disable(function)  # type: ignore[return-value]
 
@@ -91,7 +91,7 @@ class Clock:
             self._scheduler = pipe.scheduler
         return self._scheduler
 
-    @_eager
+    @eager
     def weight(self, schedule: Schedule, t: Tensor | float) -> float:
         """The weight of the tuned model at this denoiser call; ValueError if the scheduler is not the run's own."""
         scheduler = self.scheduler

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from aig import adapters, schedules
 from aig.arm import SPACES
-from aig.clock import Clock, followed
+from aig.clock import Clock, eager, followed
 from aig.schedules import Curve
 
 __all__ = ["AnnealedDenoiser", "annealed"]
@@ -107,6 +107,7 @@ class AnnealedDenoiser(nn.Module):
                 raise
             return getattr(self.__dict__["inner"], name)
 
+    @functools.partial(torch.compiler.disable, recursive=False)  # the inner denoiser compiles, whatever the weight
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The inner denoiser's arguments and output, its prediction annealed."""
         arguments = dict(self._signature.bind(*args, **kwargs).arguments)
@@ -243,6 +244,7 @@ class Tuners:
             self._configs = dict(configs)
         return self._layers if configs else []
 
+    @eager
     def annealed(self, adapter: str | None, space: str) -> tuple[list[Any], list[str], list[str]]:
         """The layers, the active adapters to anneal (none if adapters are disabled) and the other active ones.
 
