@@ -67,6 +67,8 @@ class Arm:
     guidance: float | None = None
     interval: tuple[float, float] = (0.0, 1.0)
     against: str | None = None
+    auto: str | None = None
+    """The schedule as configured, if its weight followed from the adapter's path length."""
 
     @property
     def title(self) -> str:
