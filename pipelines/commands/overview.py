@@ -196,15 +196,24 @@ def _adapter_arms(config: Config, group: trials.Group) -> Iterator[tuple[configu
     stops = trainings.snapshot_steps(config) if evaluate.early_stops is None else evaluate.early_stops
     last = trainings.last_step(replace(config, train=group.tuned))
     kept = sum(step <= last for step in stops)
-    yield group.tuned, 1 + len(evaluate.schedules) + len(evaluate.lora_scales) + kept
+    yield group.tuned, 1 + _guided(config, "schedules") + len(evaluate.lora_scales) + kept
     for train in group.others:
-        yield train, 1 + len(evaluate.kl_schedules) + len(evaluate.kl_lora_scales)
+        yield train, 1 + _guided(config, "kl_schedules") + len(evaluate.kl_lora_scales)
+
+
+def _guided(config: Config, key: str) -> int:
+    """How many arms the schedules of evaluate.KEY make."""
+    if config.evaluate.spaces == ("prediction",):
+        return len(getattr(config.evaluate, key))
+    from pipelines.study import arms  # with torch, which decides which schedules vary
+
+    return sum(1 for _ in arms.guided(config, "", key))
 
 
 def arm_count(resolved: Trials) -> int:
     """How many arms have images: those of all studies, counting the base once."""
     config, evaluate = resolved.config, resolved.config.evaluate
-    external = (1 + len(evaluate.schedules) + len(evaluate.lora_scales)) * len(evaluate.adapters)
+    external = (1 + _guided(config, "schedules") + len(evaluate.lora_scales)) * len(evaluate.adapters)
     return 1 + external + sum(count for group in resolved.groups() for _, count in _adapter_arms(config, group))
 
 

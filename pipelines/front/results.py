@@ -62,6 +62,13 @@ class Arm:
     """As `measure` wrote them."""
     kl_steps: str | None = None
     """None unless its training's KL is at drawn steps."""
+    space: str = "prediction"
+    """How it samples, as these four of `aig.Arm`: where the schedule acts."""
+    guidance: float | None = None
+    interval: tuple[float, float] = (0.0, 1.0)
+    against: str | None = None
+    auto: str | None = None
+    """The schedule as configured, if its weight followed from the adapter's path length."""
 
     @property
     def title(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from aig import schedules
 from aig.sampler import Arm
 from pipelines.config import Config, ConfigError, Train, given
-from pipelines.study import limits
+from pipelines.study import lengths, limits
 from pipelines.study.trainings import adapter_key, external
 from pipelines.study.trials import Group, Trials, early_stops, setting_name
 
@@ -37,6 +37,8 @@ class StudyArm:
     """The arms that a mean over training seeds averages; it has no images of its own."""
     stopped: str | None = None
     """In words, if a guard stopped the training of its adapter."""
+    auto: str | None = None
+    """The schedule as configured, if its weight follows from the adapter; the arm's own is complete once measured."""
 
     @cached_property
     def id(self) -> str:
@@ -119,7 +121,7 @@ def check_arms(singles: Sequence[Study]) -> None:
         if does.setdefault(arm.id, arm.arm.name) != arm.arm.name:
             raise ConfigError(
                 f"the arms {does[arm.id]!r} and {arm.arm.name!r} would be the same images: give each schedule once, "
-                "and LoRA scales below 1"
+                "and no LoRA scale of 1"
             )
 
 
@@ -146,7 +148,7 @@ def _mean_study(name: str, group: list[Study]) -> Study:
             members = tuple(place.arm.name for place in places)
             step = arm.step if len({place.step for place in places}) == 1 else None
             stopped = "; ".join(f"training seed {p.train_seed}: {p.stopped}" for p in places if p.stopped) or None
-            mean = replace(arm.arm, name=mean_name)
+            mean = replace(arm.arm, name=mean_name, schedule=arm.auto or arm.arm.schedule)
             arm = replace(arm, arm=mean, train_seed=None, members=members, step=step, stopped=stopped)
         arms.append(arm)
     return Study(name, first.reward, first.k, seeds, tuple(arms), first.tuned)
@@ -179,9 +181,8 @@ def _adapter_arms(trials: Trials, group: Group, train: Train) -> Iterator[StudyA
     family, label = ("tuned", "tuned") if tuned else _differing(train, group.tuned)
     of, with_label = ("", "") if tuned else (f"{family.removeprefix('early_')}-", f"{label} + ")
     yield StudyArm(Arm(key, key), family, label, **common, step=steps)
-    for text in evaluate.schedules if tuned else evaluate.kl_schedules:
-        arm, way, name = _guided(key, text, "schedules" if tuned else "kl_schedules")
-        yield StudyArm(arm, of + way, with_label + name, **common, step=steps)
+    for arm, way, name, auto in guided(trials.config, key, "schedules" if tuned else "kl_schedules"):
+        yield StudyArm(arm, of + way, with_label + name, **common, step=steps, auto=auto)
     scaled = "LoRA" if train.method == "lora" else "tuning"
     for scale in evaluate.lora_scales if tuned else evaluate.kl_lora_scales:
         arm, name = Arm(f"{key}x{scale:g}", key, scale), f"{scaled} ×{scale:g}"
@@ -206,8 +207,8 @@ def _differing(train: Train, tuned: Train) -> tuple[str, str]:
 def _external_arms(config: Config, name: str) -> Iterator[StudyArm]:
     yield BASE_ARM
     yield StudyArm(Arm(name, name), "tuned", "tuned")
-    for text in config.evaluate.schedules:
-        yield StudyArm(*_guided(name, text, "schedules"))
+    for arm, way, label, auto in guided(config, name, "schedules"):
+        yield StudyArm(arm, way, label, auto=auto)
     for scale in config.evaluate.lora_scales:
         yield StudyArm(Arm(f"{name}x{scale:g}", name, scale), "lora", f"LoRA ×{scale:g}")
 
@@ -215,13 +216,50 @@ def _external_arms(config: Config, name: str) -> Iterator[StudyArm]:
 BASE_ARM = StudyArm(Arm("base", None, 1.0, "base"), "base", "base")
 
 
-def _guided(adapter: str, text: str, key: str) -> tuple[Arm, str, str]:
-    """The arm of a schedule of evaluate.KEY, its family on the unregularized adapter, and its label."""
-    with given(f"evaluate.{key}"):
-        schedule = schedules.parse(text)
-        level = schedules.level(schedule)
-    name = schedule.label or schedules.format_name(schedule)
-    arm = Arm(f"{adapter}+{name}", adapter, 1.0, schedules.format_name(schedule))
-    if level is None:
-        return arm, "aig", f"AIG {name}"
-    return arm, "fixed", f"fixed mix {schedule.label or f'{level:g}'}"
+LABELS = {"fixed": "fixed mix", "rlg": "RLG", "coin": "coin", "aig": "AIG", "beyond": "annealed"}
+
+
+def guided(config: Config, adapter: str, key: str) -> Iterator[tuple[Arm, str, str, str | None]]:
+    """The arms of the schedules of evaluate.KEY: each with its way (`pipelines.front.families.WAYS`), its label, and
+    its schedule as configured if that has an `auto` weight, which is fitted if the adapter's path length is known."""
+    for text in getattr(config.evaluate, key):
+        with given(f"evaluate.{key}"):
+            schedule = schedules.parse(text)
+            way, level = _way(config, schedule)
+            form = complete = schedules.format_name(schedule)
+            if schedule.fit is not None and (length := lengths.read(config, adapter)) is not None:
+                complete = schedules.format_name(schedules.fitted(schedule, length))
+        name = schedule.label or form
+        shown = schedule.label or (form.removeprefix("coin:") if level is None else f"{level:g}")
+        for space in spaces(config, way):
+            # No schedule's text or label ends so: after an @ it has a domain.
+            suffix, mark, said = ("@weight", "w", " (weight space)") if space == "weight" else ("", "", "")
+            arm = Arm(f"{adapter}+{name}{suffix}", adapter, 1.0, complete, space)
+            yield arm, way + mark, f"{LABELS[way]} {shown}{said}", form if schedule.fit is not None else None
+
+
+def spaces(config: Config, way: str) -> tuple[str, ...]:
+    """Where a way's schedule acts: a constant weight is a LoRA scale in weight space, and a coin has two models."""
+    return config.evaluate.spaces if way in ("aig", "beyond") else ("prediction",)
+
+
+def _way(config: Config, schedule: schedules.Schedule) -> tuple[str, float | None]:
+    """The way of a schedule, and its weight if that is the same at every step."""
+    if schedule.coin:
+        return "coin", None
+    if schedule.fit is not None:
+        return "beyond", None
+    level = schedules.level(schedule)
+    if level is not None:
+        return "rlg" if level > 1 else "fixed", level
+    return "beyond" if max(weights(config, schedule)) > 1 else "aig", None
+
+
+FINE = 1000
+
+
+def weights(config: Config, schedule: schedules.Schedule) -> list[float]:
+    """The schedule's weights at the run's steps, without its model: at `FINE` steps if the number is the model's own,
+    and in the time domain, whose steps the scheduler places."""
+    steps = config.model.steps if config.model.steps and schedule.domain == "step" else FINE
+    return schedules.weights(schedules.in_domain(schedule, "step"), range(steps), 1.0)
