@@ -44,7 +44,7 @@ def soup(denoiser: nn.Module, name: str, weights: Mapping[str, float]) -> None:
         _check_adds_up(denoiser, name, adapter, lora)
         members.append((lora, weight * scale))
     loras = set(lora_layers(denoiser))
-    layers = {path: layer for path, layer in denoiser.named_modules() if layer in loras}
+    layers: dict[str, Any] = {path: layer for path, layer in denoiser.named_modules() if layer in loras}
     parts = {path: [(lora, w) for lora, w in members if lora in layer.lora_A] for path, layer in layers.items()}
     parts = {path: own for path, own in parts.items() if own}
     ranks = {path: sum(layers[path].lora_A[lora].weight.shape[0] for lora, _ in own) for path, own in parts.items()}
@@ -59,7 +59,7 @@ def soup(denoiser: nn.Module, name: str, weights: Mapping[str, float]) -> None:
         denoiser.add_adapter(settings, adapter_name=key(name))  # type: ignore[operator]
     hold_in_float32(denoiser, name)
     for path, own in parts.items():
-        layer: Any = layers[path]
+        layer = layers[path]
         down, up = layer.lora_A[key(name)].weight, layer.lora_B[key(name)].weight
         down.copy_(torch.cat([layer.lora_A[lora].weight for lora, _ in own]))
         up.copy_(torch.cat([layer.lora_B[lora].weight * (w * layer.scaling[lora]) for lora, w in own], dim=1))
