@@ -47,8 +47,8 @@ class Arm:
     """Another adapter in the base's place: autoguidance (arXiv 2406.02507), if it is the tuned model's own early stop
     and the weight is above 1."""
     seed_offset: int = 0
-    """Added to the seed index that its noise comes from, at least 0: further images of the same prompts, which best-of-n
-    chooses among."""
+    """Added to the seed index that its noise comes from: further images of the same prompts, which best-of-n chooses
+    among."""
 
     def __post_init__(self) -> None:
         begin, end = self.interval

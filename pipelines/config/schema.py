@@ -422,13 +422,21 @@ class Evaluate(Section):
     """Groups that may fail in a row before the evaluation ends: by then the prompts are not to blame."""
     kl_lora_scales: tuple[float, ...] = number((), 0, 1)
     """LoRA scales of the sweep's other adapters, as kl_schedules."""
+    best_of: tuple[int, ...] = number((), 2)
+    """Best-of-n: of n images that the base draws per prompt and seed, keep the one that the study's own reward ranks
+    highest; costs n - 1 more images of the base per kept one, once for all studies."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         distinct("evaluate", self, ("rewards", "lora_scales", "schedules", "kl_schedules", "early_stops", "prompts"))
-        distinct("evaluate", self, ("kl_lora_scales",))
+        distinct("evaluate", self, ("kl_lora_scales", "best_of"))
         check_bounds("evaluate.generators", self.generators)
         check_bounds("evaluate.scorers", self.scorers)
+        if max(self.best_of, default=1) * self.seeds > VALIDATION_SEEDS:
+            raise ConfigError(
+                f"evaluate.best_of: {max(self.best_of)} times {self.seeds} seeds reach those that validate a training, "
+                f"from {VALIDATION_SEEDS} on: take fewer"
+            )
         _check_adapters(self)
 
 

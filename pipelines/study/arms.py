@@ -10,6 +10,7 @@ from typing import Any
 from aig import schedules
 from aig.sampler import Arm
 from pipelines.config import Config, ConfigError, Train, given
+from pipelines.config.values import slug
 from pipelines.study import limits
 from pipelines.study.trainings import adapter_key, external
 from pipelines.study.trials import Group, Trials, early_stops, setting_name
@@ -24,6 +25,7 @@ class StudyArm:
     """One of `pipelines.front.families`."""
     label: str
     reward: str | None = None
+    """What its adapter was trained on; of best-of-n what chooses."""
     k: int | None = None
     kl_weight: float | None = None
     kl_steps: str | None = None
@@ -37,6 +39,8 @@ class StudyArm:
     """The arms that a mean over training seeds averages; it has no images of its own."""
     stopped: str | None = None
     """In words, if a guard stopped the training of its adapter."""
+    candidates: tuple[Arm, ...] = ()
+    """What best-of-n chooses among for each prompt and seed index, by `reward`; it has no images of its own."""
 
     @cached_property
     def id(self) -> str:
@@ -45,7 +49,8 @@ class StudyArm:
 
     def to_dict(self) -> dict[str, Any]:
         about = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "arm"}
-        return {**asdict(self.arm), "id": self.id, **about, "members": list(self.members)}
+        names = {"members": list(self.members), "candidates": [arm.name for arm in self.candidates]}
+        return {**asdict(self.arm), "id": self.id, **about, **names}
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def check_arms(singles: Sequence[Study]) -> None:
             "sweep.rewards and evaluate.adapters are both []: give rewards to train on, or an adapter, as in "
             "--adapter mine=lora.safetensors"
         )
-    arms = [arm for study in singles for arm in study.arms if arm.family != "base"]
+    arms = [arm for study in singles for arm in study.arms if arm.arm.adapter is not None]
     for what, names in (("studies", [study.name for study in singles]), ("arms", [arm.arm.name for arm in arms])):
         double = next((name for name in names if names.count(name) > 1), None)
         if double:
@@ -142,7 +147,7 @@ def _mean_study(name: str, group: list[Study]) -> Study:
         if len(places) < len(group):
             continue
         arm = places[0]
-        if arm.family != "base":
+        if arm.arm.adapter is not None:
             members = tuple(place.arm.name for place in places)
             step = arm.step if len({place.step for place in places}) == 1 else None
             stopped = "; ".join(f"training seed {p.train_seed}: {p.stopped}" for p in places if p.stopped) or None
@@ -159,14 +164,20 @@ def _of_mean(arm: StudyArm) -> str:
 
 
 def drawn_arms(singles: Iterable[Study]) -> list[StudyArm]:
-    """The arms that have images: those of all studies, the base once."""
-    return list({arm.arm.name: arm for single in singles for arm in single.arms}.values())
+    """The arms that have images: those of all studies, and what best-of-n chooses among, each once."""
+    arms = [arm for single in singles for arm in single.arms]
+    candidates = [StudyArm(one, CANDIDATE, one.name) for arm in arms for one in arm.candidates]
+    drawn: dict[str, StudyArm] = {}
+    for arm in [*(arm for arm in arms if not arm.candidates), *candidates]:
+        drawn.setdefault(arm.arm.name, arm)
+    return list(drawn.values())
 
 
 def _arms(trials: Trials, group: Group) -> Iterator[StudyArm]:
     yield BASE_ARM
     for train in (group.tuned, *group.others):
         yield from _adapter_arms(trials, group, train)
+    yield from _base_arms(trials.config, group.tuned.reward)
 
 
 def _adapter_arms(trials: Trials, group: Group, train: Train) -> Iterator[StudyArm]:
@@ -210,8 +221,20 @@ def _external_arms(config: Config, name: str) -> Iterator[StudyArm]:
         yield StudyArm(*_guided(name, text, "schedules"))
     for scale in config.evaluate.lora_scales:
         yield StudyArm(Arm(f"{name}x{scale:g}", name, scale), "lora", f"LoRA ×{scale:g}")
+    yield from _base_arms(config, config.evaluate.rewards[0])
 
 
+def _base_arms(config: Config, reward: str) -> Iterator[StudyArm]:
+    """Rivals that need no adapter, which all studies of a reward share."""
+    evaluate = config.evaluate
+    for n in evaluate.best_of:
+        more = [Arm(f"base draw {i + 1}", schedule="base", seed_offset=i * evaluate.seeds) for i in range(1, n)]
+        arm = Arm(f"best of {n} by {slug(reward)}", schedule="base")
+        yield StudyArm(arm, "best", f"best of {n}", reward, candidates=(BASE_ARM.arm, *more))
+
+
+CANDIDATE = "candidate"
+"""The family of arms that are in no study: their images are only chosen among."""
 BASE_ARM = StudyArm(Arm("base", None, 1.0, "base"), "base", "base")
 
 

@@ -46,8 +46,14 @@ class Resolved:
 
     @cached_property
     def arms(self) -> tuple[StudyArm, ...]:
-        """The arms that have images, the base once."""
+        """The arms that have images, the base once, and what best-of-n chooses among."""
         return tuple(arms.drawn_arms(self.singles))
+
+    @cached_property
+    def judged(self) -> tuple[StudyArm, ...]:
+        """The arms that are measured from images: those of the studies, each once."""
+        chosen = {arm.arm.name: arm for study in self.singles for arm in study.arms if arm.candidates}
+        return (*(arm for arm in self.arms if arm.family != arms.CANDIDATE), *chosen.values())
 
     @cached_property
     def mean_arms(self) -> tuple[StudyArm, ...]:
