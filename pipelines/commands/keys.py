@@ -26,7 +26,11 @@ TRAININGS = (
     *of("train", "reward kl_weight kl_steps k seed steps lr method rank alpha snapshot_every label stop_*"),
     *of("sweep", "rewards ks kl_weights early_kl_weights train_seeds lrs ranks search trials"),
 )
-ARMS = (*TRAININGS, *of("evaluate", "schedules kl_schedules lora_scales kl_lora_scales early_stops adapters"))
+ARMS = (
+    *TRAININGS,
+    *of("evaluate", "schedules kl_schedules lora_scales kl_lora_scales early_stops adapters"),
+    *of("evaluate", "best_of guidance autoguidance soups"),
+)
 # What else makes an adapter: a saved one has to agree.
 ADAPTERS = of(
     "train",

@@ -10,9 +10,8 @@ from typing import Any
 from aig import schedules
 from aig.sampler import Arm
 from pipelines.config import Config, ConfigError, Train, given
-from pipelines.config.values import slug
-from pipelines.study import limits
-from pipelines.study.trainings import adapter_key, external
+from pipelines.study import limits, rivals
+from pipelines.study.trainings import adapter_key, external, seedless_key
 from pipelines.study.trials import Group, Trials, early_stops, setting_name
 
 
@@ -85,8 +84,8 @@ class Study:
 
     def trainings(self, arms: Iterable[int]) -> int:
         """How many trainings per seed these arms take; a snapshot comes with its training."""
-        adapters = (self.arms[a].arm.adapter for a in arms)
-        return len({adapter.partition("@")[0] for adapter in adapters if adapter is not None})
+        saved = [name for a in arms for name in rivals.saved(self.arms[a].arm)]
+        return len({name.partition("@")[0] for name in saved})
 
 
 def studies(trials: Trials) -> list[Study]:
@@ -99,7 +98,7 @@ def studies(trials: Trials) -> list[Study]:
         for group in trials.groups()
     ]
     return trained + [
-        Study(name, config.evaluate.rewards[0], None, (), tuple(_external_arms(config, name)))
+        Study(name, config.evaluate.rewards[0], None, (), tuple(_external_arms(trials, name)))
         for name in external(config)
     ]
 
@@ -197,8 +196,12 @@ def _adapter_arms(trials: Trials, group: Group, train: Train) -> Iterator[StudyA
     for scale in evaluate.lora_scales if tuned else evaluate.kl_lora_scales:
         arm, name = Arm(f"{key}x{scale:g}", key, scale), f"{scaled} ×{scale:g}"
         yield StudyArm(arm, f"{of}lora", with_label + name, **common, step=steps)
+    for rival in rivals.soups(trials, seedless_key(train), train.seed):
+        yield StudyArm(*rival, **common, step=steps)
     if not tuned:
         return
+    for rival in (*rivals.guided(trials.config, key), *rivals.autoguided(trials.config, key, steps)):
+        yield StudyArm(*rival, **common, step=steps)
     for step in early_stops(trials.config):
         stop_name = f"{key}@{step}"
         if step <= steps:
@@ -214,23 +217,25 @@ def _differing(train: Train, tuned: Train) -> tuple[str, str]:
     return "early_kl" if train.drawn_kl else "kl", label
 
 
-def _external_arms(config: Config, name: str) -> Iterator[StudyArm]:
+def _external_arms(trials: Trials, name: str) -> Iterator[StudyArm]:
+    config = trials.config
     yield BASE_ARM
     yield StudyArm(Arm(name, name), "tuned", "tuned")
     for text in config.evaluate.schedules:
         yield StudyArm(*_guided(name, text, "schedules"))
     for scale in config.evaluate.lora_scales:
         yield StudyArm(Arm(f"{name}x{scale:g}", name, scale), "lora", f"LoRA ×{scale:g}")
+    for rival in (*rivals.soups(trials, name, None), *rivals.guided(config, name)):
+        yield StudyArm(*rival)
     yield from _base_arms(config, config.evaluate.rewards[0])
 
 
 def _base_arms(config: Config, reward: str) -> Iterator[StudyArm]:
     """Rivals that need no adapter, which all studies of a reward share."""
-    evaluate = config.evaluate
-    for n in evaluate.best_of:
-        more = [Arm(f"base draw {i + 1}", schedule="base", seed_offset=i * evaluate.seeds) for i in range(1, n)]
-        arm = Arm(f"best of {n} by {slug(reward)}", schedule="base")
-        yield StudyArm(arm, "best", f"best of {n}", reward, candidates=(BASE_ARM.arm, *more))
+    for rival in rivals.guided(config, None):
+        yield StudyArm(*rival)
+    for rival, candidates in rivals.best_of(config, reward):
+        yield StudyArm(*rival, reward, candidates=candidates)
 
 
 CANDIDATE = "candidate"

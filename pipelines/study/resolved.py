@@ -14,7 +14,7 @@ from pipelines.config import Config
 from pipelines.rewards import names
 from pipelines.rewards.names import Columns, Statistics
 from pipelines.runs.directory import RunDir
-from pipelines.study import arms, models, statistics
+from pipelines.study import arms, models, rivals, statistics
 from pipelines.study.arms import Study, StudyArm
 from pipelines.study.prompts import EVALUATE, resolve_prompts
 from pipelines.study.trials import Trials
@@ -107,9 +107,14 @@ def _origins(study: Resolved, sampling: Sampling) -> dict[str, str]:
         "sampling": asdict(replace(sampling, max_rows=1)),
         "run_seed": config.run.seed,
     }
-    adapters = dict.fromkeys(arm.arm.adapter for arm in study.arms)
-    digests = {name: name and models.adapter_digest(config, name) for name in adapters}
-    return {arm.arm.name: hashed({**drawing, "arm": arm.id, "adapter": digests[arm.arm.adapter]}) for arm in study.arms}
+    saved = dict.fromkeys(name for arm in study.arms for name in rivals.saved(arm.arm))
+    digests = {name: models.adapter_digest(config, name) for name in saved}
+    origins = {}
+    for arm in study.arms:
+        own = [digests[name] for name in rivals.saved(arm.arm)]
+        adapter = own[0] if len(own) == 1 else own or None
+        origins[arm.arm.name] = hashed({**drawing, "arm": arm.id, "adapter": adapter})
+    return origins
 
 
 def hashed(content: Any) -> str:
