@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from aig.draft import train_step
     from aig.guider import AnnealedImportanceGuidance
     from aig.models import Condition, Model, Sampling, load
+    from aig.objective import DraftConfig
     from aig.sampler import Arm, Cost, Samples, sample, sample_arms, to_uint8
     from aig.schedules import Schedule, parse
 

@@ -199,17 +199,26 @@ def _adapter_arms(config: Config, group: trials.Group) -> Iterator[tuple[configu
     last = trainings.last_step(replace(config, train=group.tuned))
     kept = sum(step <= last for step in stops)
     rivals = len(evaluate.guidance) + sum(int(text.partition("=")[0]) < last for text in evaluate.autoguidance)
-    tuned = len(evaluate.schedules) + len(evaluate.lora_scales) + kept + rivals
-    other = len(evaluate.kl_schedules) + len(evaluate.kl_lora_scales)
+    tuned = _guided(config, "schedules") + len(evaluate.lora_scales) + kept + rivals
+    other = _guided(config, "kl_schedules") + len(evaluate.kl_lora_scales)
     for train in (group.tuned, *group.others):
         soups = sum(text.startswith(f"{trainings.seedless_key(train)}=") for text in evaluate.soups)
         yield train, 1 + soups + (tuned if train == group.tuned else other)
 
 
+def _guided(config: Config, key: str) -> int:
+    """How many arms the schedules of evaluate.KEY make."""
+    if config.evaluate.spaces == ("prediction",):
+        return len(getattr(config.evaluate, key))
+    from pipelines.study import arms  # with torch, which decides which schedules vary
+
+    return sum(1 for _ in arms.guided(config, "", key))
+
+
 def arm_count(resolved: Trials) -> int:
     """How many arms have images: those of all studies, counting those of the base once."""
     config, evaluate = resolved.config, resolved.config.evaluate
-    each = 1 + len(evaluate.schedules) + len(evaluate.lora_scales) + len(evaluate.guidance)
+    each = 1 + _guided(config, "schedules") + len(evaluate.lora_scales) + len(evaluate.guidance)
     names = trainings.external(config)
     external = each * len(names) + sum(text.partition("=")[0] in names for text in evaluate.soups)
     base = len(evaluate.guidance) + max(evaluate.best_of, default=1)

@@ -110,13 +110,15 @@ def check_evaluation(config: Config, model: Model | None = None, *, trained: boo
     for key in ("schedules", "kl_schedules"):
         for text in getattr(evaluate, key):
             with _named(f"evaluate.{key}"):
-                grid.weights(text)
+                if (schedule := schedules.parse(text)).fit is None:
+                    grid.weights(schedule)
     external.check(config, model.denoiser)
     for text in evaluate.soups:
         there = [name for name in rivals.averaged(text) if name in planned.external(config)]
         if there:
             with _named("evaluate.soups"):
                 adapters.soup(model.denoiser, text, dict.fromkeys(there, 1.0))
+    _check_spaces(config, model)
     with _named(EVALUATE):
         model.encode(resolve_prompts(config, EVALUATE))
     _check_scores(config)
@@ -127,6 +129,20 @@ def check_evaluation(config: Config, model: Model | None = None, *, trained: boo
                 models.adapter_digest(config, name)
         _check_adapters(config, trials.trainings)
     return model
+
+
+def _check_spaces(config: Config, model: Model) -> None:
+    """Refuse weight space for adapters that are no LoRA; those from elsewhere are on the model."""
+    if "weight" not in config.evaluate.spaces:
+        return
+    full = [name for name in planned.external(config) if adapters.is_copy(model.denoiser, name)]
+    trained = config.train.method == "full" and planned.trainings(config)
+    if full or trained:
+        what = "train.method is full" if trained else f"the adapter {full[0]!r} is a full copy of the denoiser"
+        raise ConfigError(
+            f"evaluate.spaces is {list(config.evaluate.spaces)}, and {what}: weight space changes a LoRA's scale from "
+            "step to step, and there is none; give evaluate.spaces=[prediction]"
+        )
 
 
 def prompt_keys(config: Config) -> tuple[str, ...]:

@@ -262,6 +262,9 @@ class Train(Section):
         return {name: limit for name, limit in limits.items() if limit is not None}
 
 
+# The largest LoRA scale, as `aig.schedules.MOST`, which is not imported here: it needs torch.
+MOST_WEIGHT = 64.0
+
 # Optimizer names in the configurations of earlier runs; the first was the default.
 ONCE_L2 = ("adam", "adam-fused", "adam8bit")
 
@@ -371,14 +374,18 @@ class Evaluate(Section):
     features: str | dict[str, Any] = field(default="world", hash=False)
     """Feature extractor of the diversity metrics: a name, `package.module:callable`, or a mapping such as {name:
     dinov2, weights: FOLDER}."""
-    lora_scales: tuple[float, ...] = number((0.25, 0.5, 0.75), 0, 1)
-    """LoRA scales of the unregularized adapter."""
+    lora_scales: tuple[float, ...] = number((0.25, 0.5, 0.75), 0, MOST_WEIGHT)
+    """LoRA scales of the unregularized adapter; above 1 they go beyond it."""
     schedules: tuple[str, ...] = ("linear", "power:2", "power:4", "step:0.6", "constant:0.5")
-    """Schedules of the unregularized adapter: AIG's, your own as package.module:callable from progress to weight, and
-    fixed mixes (constant:W, DeRaDiff), which are a family of their own."""
+    """Schedules of the unregularized adapter: AIG's; your own as package.module:callable from progress to weight; and,
+    each a family of its own, one weight at every step (constant:W: DeRaDiff, above 1 RLG), a weight that anneals beyond
+    1 (ramp:U,W) and one model a step (coin:SCHEDULE, Diffusion Blend)."""
     kl_schedules: tuple[str, ...] = ()
     """Schedules of the sweep's other adapters: the KL-regularized ones (the published protocol sweeps AIG for every KL
     weight), and those that a search drew."""
+    spaces: tuple[str, ...] = choice(("prediction",), "prediction", "weight")
+    """Where a schedule that varies acts, an arm in each: prediction mixes two predictions, as published; weight scales
+    the LoRA from step to step, for one prediction. A coin and a constant weight are of predictions alone."""
     early_stops: tuple[int, ...] | None = number(None, 1)
     """Training steps whose snapshots are arms; null takes every snapshot, [] none."""
     path_prompts: int | None = number(None, 0)
@@ -420,7 +427,7 @@ class Evaluate(Section):
     all arms in any case."""
     failures_in_a_row: int = number(8, 1, **EXECUTION)
     """Groups that may fail in a row before the evaluation ends: by then the prompts are not to blame."""
-    kl_lora_scales: tuple[float, ...] = number((), 0, 1)
+    kl_lora_scales: tuple[float, ...] = number((), 0, MOST_WEIGHT)
     """LoRA scales of the sweep's other adapters, as kl_schedules."""
     best_of: tuple[int, ...] = number((), 2)
     """Best-of-n: of n images that the base draws per prompt and seed, keep the one that the study's own reward ranks
@@ -439,7 +446,9 @@ class Evaluate(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         distinct("evaluate", self, ("rewards", "lora_scales", "schedules", "kl_schedules", "early_stops", "prompts"))
-        distinct("evaluate", self, ("kl_lora_scales", "best_of"))
+        distinct("evaluate", self, ("kl_lora_scales", "spaces", "best_of"))
+        if not self.spaces:
+            raise ConfigError("evaluate.spaces is []: give prediction, weight or both")
         check_bounds("evaluate.generators", self.generators)
         check_bounds("evaluate.scorers", self.scorers)
         if max(self.best_of, default=1) * self.seeds > VALIDATION_SEEDS:

@@ -8,7 +8,7 @@ are means over the seeds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,19 +16,31 @@ import numpy as np
 from aig.pareto import Bootstrap, bootstrap, optimal_mask
 from pipelines.config import Front
 from pipelines.front.claims import estimate
-from pipelines.front.families import FAMILIES, members
+from pipelines.front.families import FAMILIES, OURS, members
 from pipelines.front.results import Difference, Plane
 from pipelines.measure.table import Table
 from pipelines.show.estimates import Estimate
 from pipelines.study.arms import Study
 
-RIVALS = ("kl", "early_kl", "trial", "lora", "fixed", "early")
-# Hypervolumes that are compared if a study has both families: AIG on KL 0 alone, and on every training.
-COMPARISONS = (
-    *(("aig", rival) for rival in RIVALS),
-    *(("kl-aig", rival) for rival in (*RIVALS, "kl-lora", "kl-fixed")),
-    *(("trial-aig", rival) for rival in (*RIVALS, "trial-lora", "trial-fixed")),
-)
+RIVALS = (
+    "kl", "early_kl", "trial", "lora", "fixed", "rlg", "coin", "early", "guidance", "autoguidance", "soup", "best",
+)  # fmt: skip
+SAME = ("lora", "fixed", "rlg", "coin")  # rivals on the same adapters too
+
+
+def _rivals(ours: str) -> Iterator[str]:
+    """Rivals of a family that anneals; extrapolation has AIG among them, and weight space its twin in predictions."""
+    adapter, dash, way = ours.rpartition("-")
+    yield from RIVALS
+    yield from (f"{adapter}-{rival}" for rival in SAME if dash)
+    if way.startswith("beyond"):
+        yield from dict.fromkeys(("aig", f"{adapter}{dash}aig"))
+    if way.endswith("w"):
+        yield ours.removesuffix("w")
+
+
+# Hypervolumes that are compared if a study has both families: each way on KL 0 alone, and on every training.
+COMPARISONS = tuple((ours, rival) for ours in OURS for rival in _rivals(ours))
 ENDS = ("base", "tuned")
 
 

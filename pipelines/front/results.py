@@ -40,7 +40,8 @@ class Arm:
     lora_scale: float
     schedule: str
     reward: str | None
-    """What its adapter was trained on, as are the settings that follow; None for the base."""
+    """What its adapter was trained on, as are the settings that follow; what chooses, of best-of-n; None for the
+    base."""
     k: int | None
     kl_weight: float | None
     lr: float | None
@@ -62,6 +63,13 @@ class Arm:
     """As `measure` wrote them."""
     kl_steps: str | None = None
     """None unless its training's KL is at drawn steps."""
+    space: str = "prediction"
+    """How it samples, as these four of `aig.Arm`: where the schedule acts."""
+    guidance: float | None = None
+    interval: tuple[float, float] = (0.0, 1.0)
+    against: str | None = None
+    candidates: tuple[str, ...] = ()
+    """The arms, in no study but for the base, among whose images best-of-n chooses; it has none of its own."""
 
     @property
     def title(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from pipelines.runs.directory import RunDir
 
 SETTINGS = (
     "label", "family", "reward", "k", "lr", "rank", "kl_weight", "train_seed", "step", "lora_scale", "schedule",
+    "space", "guidance", "interval", "against",
 )  # fmt: skip
 
 
@@ -37,4 +39,6 @@ def _rows(study: StudyResult) -> Iterator[dict[str, Any]]:
         row["on_held_out_front"] = arm.name in held_out.fronts["all"] if held_out else None
         for metric, (value, low, high) in arm.metrics.items():
             row |= {metric: value, f"{metric}_low": low, f"{metric}_high": high}
+        row["interval"] = json.dumps(arm.interval)
+        row["draws"] = max(1, len(arm.candidates))
         yield {key: "" if value is None or value != value else value for key, value in row.items()}

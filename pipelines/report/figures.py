@@ -92,7 +92,7 @@ def _box(study: StudyResult, metric: str) -> str:
 
 
 def overview(front: Front) -> Drawing | None:
-    """AIG less each rival in every setting, by each reward in a column; None if nothing was compared.
+    """Annealing less each rival in every setting, by each reward in a column; None if nothing was compared.
 
     A setting of several training seeds stands once, as their mean.
     """
@@ -118,19 +118,19 @@ def overview(front: Front) -> Drawing | None:
     shape = (left + 2.6 * len(roles), 1.9 + 0.22 * height, 1, len(roles))
     figure, axes = style.canvas(*shape, squeeze=False, sharex=True, **margins)
     note = f"{front.prompts} prompts × {front.seeds} seeds; {front.percent} intervals; filled: ahead or behind."
-    apart = style.annotate(figure, "AIG against the other families", note, ())
+    apart = style.annotate(figure, "Annealing against the other families", note, ())
     for ax, role, rows in zip(axes[0], roles, columns, strict=True):
         _dots(ax, rows, height)
         ax.axvline(0, color=MUTED, linewidth=1)
         ax.set_title(f"{role} × diversity")
         if ax is not axes[0][0]:
             ax.set_yticklabels([])
-    axes[0][0].set_xlabel("difference in hypervolume (right of zero: AIG is ahead)", loc="left")
+    axes[0][0].set_xlabel("difference in hypervolume (right of zero: the first is ahead)", loc="left")
     return Drawing(figure, apart)
 
 
 def ordered_differences(differences: Sequence[Difference]) -> list[Difference]:
-    """AIG's first, always as AIG less the other, then the rest."""
+    """Those of annealing first, always as it less the other, then the rest."""
     return against_rivals(differences) + [d for d in differences if d.a not in OURS and d.b not in OURS]
 
 

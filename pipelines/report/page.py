@@ -49,7 +49,7 @@ def write_report(run: RunDir | str | Path, progress: Callable[[str], None] | Non
                 say(f"drawing {study.title}")
                 sections.append(_section(data, study, grid, folder))
             overview = figures.overview(data.front) if len(data.studies) > 1 else None
-            summary = overview.svg("overview", "AIG against other families in every study") if overview else None
+            summary = overview.svg("overview", "Annealing against other families in every study") if overview else None
             if overview:
                 overview.png(folder / "overview.png")
         say("writing the page")
@@ -198,6 +198,7 @@ _SETTINGS = {
     "kl_weight": "KL weight",
     "lora_scale": "LoRA scale",
     "schedule": "schedule",
+    "space": "space",
     "k": "K",
     "lr": "learning rate",
     "rank": "rank",
@@ -212,7 +213,7 @@ def _table(run: Run) -> tuple[list[tuple[str, bool]], list[dict[str, Any]]]:
     columns = [("arm", False), *([("study", False)] if several else []), ("family", False)]
     columns += [(metric_name(metric), True) for metric in metrics]
     columns += [("optimal", False), ("P(optimal)", True), ("optimal by held-out reward", False), ("n", True)]
-    columns += [(text, key not in ("reward", "schedule")) for key, text in _SETTINGS.items()]
+    columns += [(text, key not in ("reward", "schedule", "space")) for key, text in _SETTINGS.items()]
     rows = []
     for study, arm in [(one, arm) for one in run.studies for arm in one.arms]:
         cells = [_cell(arm.title), *([_cell(study.name)] if several else [])]

@@ -24,7 +24,8 @@ INK, MUTED, GRID, CARD = "#1c2026", "#5f6773", "#e3e6ea", "#ffffff"
 
 # By family: the colour of its mark, of its text on white, of both on a dark ground, and its marker. Okabe and Ito's
 # colours stay apart for colour-blind readers, and markers differ too; text is darker, to be legible on white. Ways on
-# KL-regularized adapters have lighter colours, those on adapters that a search drew have others.
+# KL-regularized adapters have lighter colours, those on adapters that a search drew have others; weight space has its
+# way's hue in another shape.
 LOOKS = {
     "base": (INK, INK, "#e7e9ec", "o"),
     "tuned": (INK, INK, "#e7e9ec", "X"),
@@ -34,13 +35,32 @@ LOOKS = {
     "lora": ("#e69f00", "#8a5f00", "#e69f00", "^"),
     "fixed": ("#56b4e9", "#1f6f9f", "#9bd2f2", "P"),
     "aig": ("#009e73", "#00694d", "#1fc08f", "D"),
+    "rlg": ("#8c6bb1", "#5f3f87", "#b59ad6", "P"),
+    "coin": ("#7f7f7f", "#595959", "#b0b0b0", "h"),
+    "aigw": ("#2e8b57", "#1e6640", "#57c98a", "*"),
+    "beyond": ("#c2185b", "#8e1042", "#f06292", "D"),
+    "beyondw": ("#a0307a", "#74205a", "#d873b6", "*"),
+    "guidance": ("#17becf", "#0b6f7b", "#5fd9e6", "^"),
+    "autoguidance": ("#bcbd22", "#6b6c10", "#d6d75a", "v"),
+    "soup": ("#a65628", "#7a3d1a", "#d08a5f", "p"),
+    "best": ("#e377c2", "#9c3d80", "#f0a5da", "s"),
     "early": ("#cc79a7", "#94406e", "#e08fbd", "v"),
     "kl-lora": ("#f2c45a", "#7a5a10", "#f5d68a", "<"),
     "kl-fixed": ("#9cd3f3", "#2b6385", "#c3e4f7", "h"),
     "kl-aig": ("#5fd3ac", "#1a7a5e", "#8fe6cb", "d"),
     "trial-lora": ("#b8860b", "#705206", "#d9b24c", "<"),
     "trial-fixed": ("#4f7fb5", "#345a86", "#8fb8e6", "h"),
+    "kl-rlg": ("#b39ddb", "#5e4b94", "#cfc1ea", "8"),
+    "kl-coin": ("#adadad", "#646464", "#cccccc", "8"),
+    "kl-aigw": ("#7fc79b", "#2d6b48", "#a5e0bb", "H"),
+    "kl-beyond": ("#ec5f94", "#a01e55", "#f495b9", "d"),
+    "kl-beyondw": ("#d382bd", "#7e3468", "#e6a9d6", "H"),
     "trial-aig": ("#6a9f2b", "#4a7216", "#a6d667", "d"),
+    "trial-rlg": ("#7a5fc0", "#4d3a86", "#a894e0", "8"),
+    "trial-coin": ("#8d8478", "#5d564c", "#b8afa2", "8"),
+    "trial-aigw": ("#8fae3c", "#566b1e", "#bcd673", "H"),
+    "trial-beyond": ("#b5443c", "#862c26", "#e5857e", "d"),
+    "trial-beyondw": ("#a8574f", "#78382f", "#d89a92", "H"),
 }
 MARK, TEXT, _DARK, MARKER = ({family: look[i] for family, look in LOOKS.items()} for i in range(4))
 # The same markers in SVG, around the origin, for legends and tables in the page.
@@ -57,6 +77,9 @@ SHAPES = {
     "<": '<path d="M-5,0L4,5V-5Z"/>',
     ">": '<path d="M5,0L-4,5V-5Z"/>',
     "h": '<path d="M0,-5L4.3,-2.5V2.5L0,5L-4.3,2.5V-2.5Z"/>',
+    "H": '<path d="M-5,0L-2.5,4.3H2.5L5,0L2.5,-4.3H-2.5Z"/>',
+    "8": '<path d="M-2,-4.8H2L4.8,-2V2L2,4.8H-2L-4.8,2V-2Z"/>',
+    "*": '<path d="M0,-5.5L1.3,-1.7H5.3L2.1,0.7L3.3,4.6L0,2.2L-3.3,4.6L-2.1,0.7L-5.3,-1.7H-1.3Z"/>',
 }
 COLOURED = tuple(family for family, color in MARK.items() if color != INK)
 """Families that a page needs a colour for."""

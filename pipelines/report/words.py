@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aig.pareto import LEAST_SEEDS
-from pipelines.front.families import OURS, family_name
+from pipelines.front.families import ANNEALED, OURS, family_name, way_of
 from pipelines.front.names import GOLD, ROLES
 from pipelines.front.results import AHEAD, BEHIND, UNDECIDED, Arm, Claim, Difference, Front, StudyResult
 from pipelines.report.reading import Run
@@ -68,24 +68,27 @@ def arm_sentences(study: StudyResult) -> list[Sentence]:
 
 
 def against_rivals(differences: Sequence[Difference], families: Sequence[str] = OURS) -> list[Difference]:
-    """The differences in which one of the families takes part, each as that family less the other."""
+    """The differences in which one of the families takes part, each as that family less the other.
+
+    One between two ways of annealing stands once, as it was taken.
+    """
     ours = []
     for family in families:
         ours += [d for d in differences if d.a == family]
-        ours += [d.flipped for d in differences if d.b == family]
+        ours += [d.flipped for d in differences if d.b == family and d.a not in OURS]
     return ours
 
 
-# By verdict on AIG: what the sentence says, how it ends, and the kind and tag.
+# By verdict on a family that anneals: what the sentence says, how it ends, and the kind and tag.
 _VERDICTS = {
-    AHEAD: ("beats", "", "yes", "AIG ahead"),
-    BEHIND: ("loses to", "", "no", "AIG behind"),
+    AHEAD: ("beats", "", "yes", "{} ahead"),
+    BEHIND: ("loses to", "", "no", "{} behind"),
     UNDECIDED: ("does not clearly beat", ", so neither is ahead", "open", UNDECIDED),
 }
 
 
 def verdicts(study: StudyResult, metric: str) -> list[Sentence]:
-    """Whether AIG's fronts have more hypervolume than another family's on a metric's plane, less, or neither.
+    """Whether a way of annealing has more hypervolume than another family on a metric's plane, less, or neither.
 
     As `front` decided: the p-value is adjusted, so an interval may exclude zero and neither be ahead.
     """
@@ -100,12 +103,13 @@ def verdicts(study: StudyResult, metric: str) -> list[Sentence]:
         else:
             verb, end, kind, tag = _VERDICTS[d.verdict]
             subject = " ".join(filter(None, (ours, verb, other, study.scope)))
-            sentences.append(Sentence(f"{subject}: {shown}, adjusted p {d.p_adjusted:.2g}{end}.", kind, tag))
+            told = f"{subject}: {shown}, adjusted p {d.p_adjusted:.2g}{end}."
+            sentences.append(Sentence(told, kind, tag.format(ANNEALED[way_of(d.a)])))
     return sentences
 
 
 def best_arms(study: StudyResult, metric: str) -> Sentence | None:
-    """Which arm has the highest mean of a metric that was not trained on, and how AIG's best stands beside it.
+    """Which arm has the highest mean of a metric that was not trained on, and how annealing's best stands beside it.
 
     The highest of several means is too high on average (the winner's curse), so this is no claim, and says so.
     """
@@ -117,7 +121,8 @@ def best_arms(study: StudyResult, metric: str) -> Sentence | None:
     text = f"Highest mean of {study.role_of(metric)}, selected among {len(measured)} arms and so too high on average: "
     text += f"{_arm_name(best)} with {interval(best.metric(metric))}"
     if best is not ours:
-        text += f"; the highest of AIG's {len(guided)} is {_arm_name(ours)} with {interval(ours.metric(metric))}"
+        whose = "AIG" if all(ANNEALED[way_of(arm.family)] == "AIG" for arm in guided) else "annealing"
+        text += f"; the highest of {whose}'s {len(guided)} is {_arm_name(ours)} with {interval(ours.metric(metric))}"
     ends = [arm for arm in measured if arm.is_end and arm is not best]
     return Sentence("; ".join([text, *(f"{arm.title} has {interval(arm.metric(metric))}" for arm in ends)]) + ".")
 
@@ -139,18 +144,18 @@ def study_sentences(study: StudyResult) -> list[Sentence]:
     return sentences + [best for metric in others if (best := best_arms(study, metric))]
 
 
-_NOT_COMPARED = "AIG was not compared with another family"
+_NOT_COMPARED = "Annealing was not compared with another family"
 
 
 def headline(study: StudyResult, metric: str | None = None) -> str:
-    """What AIG on KL 0, and on every training, beats, does not clearly beat and loses to on a metric's plane, by
-    default that of the study's reward."""
+    """What each way of annealing on KL 0, and on every training, beats, does not clearly beat and loses to on a
+    metric's plane, by default that of the study's reward."""
     outcomes = [_outcome(study, metric or study.reward, ours) for ours in OURS]
     return "; ".join(filter(None, outcomes)) or _NOT_COMPARED
 
 
 def _outcome(study: StudyResult, metric: str, ours: str) -> str:
-    """For one of AIG's families; empty if it was not compared."""
+    """For one family; empty if it was not compared."""
     differences = against_rivals(study.planes[metric].differences, [ours])
     parts = []
     for verdict, last in ((AHEAD, "and"), (UNDECIDED, "or"), (BEHIND, "and")):
@@ -173,12 +178,12 @@ def headline_elsewhere(study: StudyResult) -> list[str]:
 
 
 def summary(studies: Sequence[StudyResult], role: str = "proxy") -> str:
-    """In how many studies AIG clearly beats each other family by a reward, and in how many it clearly loses to it."""
+    """In how many studies annealing clearly beats each other family by a reward, and in how many it loses to it."""
     return ". ".join(filter(None, (_tally(studies, role, ours) for ours in OURS))) or _NOT_COMPARED
 
 
 def _tally(studies: Sequence[StudyResult], role: str, ours: str) -> str:
-    """For one of AIG's families; empty if it was not compared."""
+    """For one family; empty if it was not compared."""
     names, verdicts = set(), dict[str, list[str]]()
     for study in studies:
         metric = study.metric_of(role)
@@ -221,6 +226,20 @@ _EVERY_WEIGHT = (
     "a family that contains another cannot fall behind it."
 )
 
+_BEYOND = (
+    "Annealed extrapolation is a schedule whose weight exceeds 1, beyond the tuned model. That one weight above 1 acts "
+    "like a smaller KL weight is RLG's (arXiv 2508.21016). On every KL weight it counts the trainings that its arms "
+    "use and the unregularized one, an end point of every family."
+)
+_BEST = (
+    "Best-of-n draws n images of the base per prompt and seed and keeps the one that the study's own reward ranks "
+    "highest: as many images as any other arm, at n times the base's predictions."
+)
+_WEIGHT_SPACE = (
+    "In weight space the LoRA's scale follows the schedule, for one prediction per step; it is another model than the "
+    "mix of two predictions, equal up to the square of the change."
+)
+
 
 def caveats(run: Run) -> list[str]:
     """What the intervals cover and what they do not."""
@@ -238,6 +257,9 @@ def caveats(run: Run) -> list[str]:
         "under zero), and compare with one another, not with those of other studies.",
         "AIG's schedules are those of its published sweep, ImageReFL's combined generation (step:f) among them; one "
         "weight at every step is DeRaDiff's fixed mix, a family of its own.",
+        _BEYOND if any(arm.family in OURS and "beyond" in arm.family for arm in front.by_name.values()) else None,
+        _BEST if any(arm.candidates for arm in front.by_name.values()) else None,
+        _WEIGHT_SPACE if any(arm.space == "weight" for arm in front.by_name.values()) else None,
         _EVERY_WEIGHT if every_weight else None,
         "A hypervolume gains from every further arm of its family by chance alone. So families are compared at equal "
         "size: of the larger one the mean over all its sub-families of the smaller one's size, base and tuned in each.",

@@ -49,7 +49,9 @@ class StudyArm:
     def to_dict(self) -> dict[str, Any]:
         about = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "arm"}
         names = {"members": list(self.members), "candidates": [arm.name for arm in self.candidates]}
-        return {**asdict(self.arm), "id": self.id, **about, **names}
+        how = asdict(self.arm)
+        del how["seed_offset"]  # which none has that is listed
+        return {**how, "id": self.id, **about, **names}
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def check_arms(singles: Sequence[Study]) -> None:
         if does.setdefault(arm.id, arm.arm.name) != arm.arm.name:
             raise ConfigError(
                 f"the arms {does[arm.id]!r} and {arm.arm.name!r} would be the same images: give each schedule once, "
-                "and LoRA scales below 1"
+                "and no LoRA scale of 1"
             )
 
 
@@ -189,8 +191,7 @@ def _adapter_arms(trials: Trials, group: Group, train: Train) -> Iterator[StudyA
     family, label = ("tuned", "tuned") if tuned else _differing(train, group.tuned)
     of, with_label = ("", "") if tuned else (f"{family.removeprefix('early_')}-", f"{label} + ")
     yield StudyArm(Arm(key, key), family, label, **common, step=steps)
-    for text in evaluate.schedules if tuned else evaluate.kl_schedules:
-        arm, way, name = _guided(key, text, "schedules" if tuned else "kl_schedules")
+    for arm, way, name in guided(trials.config, key, "schedules" if tuned else "kl_schedules"):
         yield StudyArm(arm, of + way, with_label + name, **common, step=steps)
     scaled = "LoRA" if train.method == "lora" else "tuning"
     for scale in evaluate.lora_scales if tuned else evaluate.kl_lora_scales:
@@ -221,8 +222,8 @@ def _external_arms(trials: Trials, name: str) -> Iterator[StudyArm]:
     config = trials.config
     yield BASE_ARM
     yield StudyArm(Arm(name, name), "tuned", "tuned")
-    for text in config.evaluate.schedules:
-        yield StudyArm(*_guided(name, text, "schedules"))
+    for arm in guided(config, name, "schedules"):
+        yield StudyArm(*arm)
     for scale in config.evaluate.lora_scales:
         yield StudyArm(Arm(f"{name}x{scale:g}", name, scale), "lora", f"LoRA ×{scale:g}")
     for rival in (*rivals.soups(trials, name, None), *rivals.guided(config, name)):
@@ -243,13 +244,47 @@ CANDIDATE = "candidate"
 BASE_ARM = StudyArm(Arm("base", None, 1.0, "base"), "base", "base")
 
 
-def _guided(adapter: str, text: str, key: str) -> tuple[Arm, str, str]:
-    """The arm of a schedule of evaluate.KEY, its family on the unregularized adapter, and its label."""
-    with given(f"evaluate.{key}"):
-        schedule = schedules.parse(text)
-        level = schedules.level(schedule)
-    name = schedule.label or schedules.format_name(schedule)
-    arm = Arm(f"{adapter}+{name}", adapter, 1.0, schedules.format_name(schedule))
-    if level is None:
-        return arm, "aig", f"AIG {name}"
-    return arm, "fixed", f"fixed mix {schedule.label or f'{level:g}'}"
+LABELS = {"fixed": "fixed mix", "rlg": "RLG", "coin": "coin", "aig": "AIG", "beyond": "annealed"}
+
+
+def guided(config: Config, adapter: str, key: str) -> Iterator[tuple[Arm, str, str]]:
+    """The arms of the schedules of evaluate.KEY: each with its way (`pipelines.front.families.WAYS`) and its label."""
+    for text in getattr(config.evaluate, key):
+        with given(f"evaluate.{key}"):
+            schedule = schedules.parse(text)
+            way, level = _way(config, schedule)
+        form = schedules.format_name(schedule)
+        name = schedule.label or form
+        shown = schedule.label or (form.removeprefix("coin:") if level is None else f"{level:g}")
+        for space in spaces(config, way):
+            # No schedule's text or label ends so: after an @ it has a domain.
+            suffix, mark, said = ("@weight", "w", " (weight space)") if space == "weight" else ("", "", "")
+            arm = Arm(f"{adapter}+{name}{suffix}", adapter, 1.0, form, space)
+            yield arm, way + mark, f"{LABELS[way]} {shown}{said}"
+
+
+def spaces(config: Config, way: str) -> tuple[str, ...]:
+    """Where a way's schedule acts: a constant weight is a LoRA scale in weight space, and a coin has two models."""
+    return config.evaluate.spaces if way in ("aig", "beyond") else ("prediction",)
+
+
+def _way(config: Config, schedule: schedules.Schedule) -> tuple[str, float | None]:
+    """The way of a schedule, and its weight if that is the same at every step."""
+    if schedule.coin:
+        return "coin", None
+    if schedule.fit is not None:
+        return "beyond", None
+    level = schedules.level(schedule)
+    if level is not None:
+        return "rlg" if level > 1 else "fixed", level
+    return "beyond" if max(weights(config, schedule)) > 1 else "aig", None
+
+
+FINE = 1000
+
+
+def weights(config: Config, schedule: schedules.Schedule) -> list[float]:
+    """The schedule's weights at the run's steps, without its model: at `FINE` steps if the number is the model's own,
+    and in the time domain, whose steps the scheduler places."""
+    steps = config.model.steps if config.model.steps and schedule.domain == "step" else FINE
+    return schedules.weights(schedules.in_domain(schedule, "step"), range(steps), 1.0)

@@ -101,6 +101,49 @@ def test_every_penalty_that_is_not_refused_has_a_gradient(family, name, k):
     assert len(seen) >= 3
 
 
+@pytest.mark.parametrize("kl_steps", ["early", "all"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_penalty_at_drawn_steps_that_is_not_refused_has_a_gradient(family, name, kl_steps):
+    model, seen = family(name), []
+    for sampler, change in SAMPLERS.items():
+        sampling = replace(FEW, **change)
+        for form in ("eps_mse", "path") if fits(model, sampling) else ():
+            config = DraftConfig(sampling, kl_weight=1.0, kl=form, kl_steps=kl_steps)
+            try:
+                grid = grid_of(model, config)
+            except ValueError:
+                assert form == "path"
+                continue
+            found, sums = gradient(model, config)
+            assert sums["kl"] > 0 and found.norm() > 1e-3 * sums["kl"], (sampler, form)
+            assert form == "eps_mse" or (grid.order == 1 and sampler == "ddim with noise")
+            seen.append((sampler, form))
+    assert len(seen) >= 3
+    # Unlike the last step, the early ones add noise whatever the noise level at which the schedule ends.
+    with_noise = ("ddim with noise", "path") in seen
+    assert with_noise == (
+        name not in ("sd3", "flux") and (kl_steps == "early" or (name, "ddim with noise") in STOCHASTIC)
+    )
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("name", ["tiny", "sd", "sdxl", "sd3", "flux"])
+def test_rows_of_one_forward_may_be_at_different_times(family, name, guidance):
+    model = family(name, torch.float64)
+    grid, condition = Grid(model, FEW), encode(model, PROMPTS, FEW)
+    x = Noise(PROMPTS, SEEDS, 0, model.latent_shape).initial().to(model.dtype)
+    routes = [adapters.key("a")] * 2
+    with torch.no_grad():
+        both = model.predict(x, grid.times[[0, 2]], condition, routes, guidance)
+        apart = [
+            model.predict(x[row : row + 1], grid.times[i], condition[[row]], routes[:1], guidance)
+            for row, i in enumerate((0, 2))
+        ]
+        same = model.predict(x, grid.times[0], condition, routes, guidance)
+    torch.testing.assert_close(both, torch.cat(apart), rtol=1e-6, atol=1e-8)
+    assert (both[1] - same[1]).abs().max() > 1e-4
+
+
 def test_draws_of_the_last_step_have_a_path_kl_too(family):
     config = DraftConfig(replace(FEW, **DDIM), lv=2, kl_weight=1.0, kl="path")
     found, sums = gradient(family("sd"), config)

@@ -85,7 +85,7 @@ def test_what_selects_and_what_judges_have_no_noise_in_common_whatever_the_numbe
         ("sweep.kl_weights=1", "give a list of numbers"),
         ("sweep.kl_weights=[1, 10]", "include 0"),
         ("sweep.kl_weights=[0, 1, 1]", "give each value once"),
-        ("evaluate.lora_scales=[0.5, 1.5]", "evaluate.lora_scales is 1.5: give a number at least 0 and at most 1"),
+        ("evaluate.lora_scales=[0.5, 65]", "evaluate.lora_scales is 65.0: give a number at least 0 and at most 64"),
         ("evaluate.prompts=[a red star, 3]", "give a whole number or a text or a list of texts"),
         ("run.name=a/b", "give a plain name"),
         ("run.storage=ftp://host", "scheme 'ftp' is unknown: give a folder, or a URI that begins with s3, gs"),

@@ -103,12 +103,12 @@ def test_kl_tuned_adapters_have_own_functions_too_and_a_constant_one_is_a_fixed_
         ("no_such_module:f", "no_such_module:f' cannot be imported .*give the package.module:callable"),
         (
             "own_curves:tuned",
-            r"own_curves:tuned' failed at u = .*gave weight 1\..*give a function that returns",
+            r"own_curves:tuned' failed at u = .*gave weight 64\..*give a function that returns",
         ),
     ],
 )
 def test_what_is_no_schedule_is_refused_by_key_text_reason_and_fix(curves, capsys, key, text, expected):
-    curves("2 * u")
+    curves("100 * u")
     assert main(["check", "--preset", "smoke", f"evaluate.{key}=['{text}']"]) == 2
     assert re.match(rf"error: evaluate\.{key}: schedule '{expected}", capsys.readouterr().err.splitlines()[-1])
 

@@ -77,7 +77,9 @@ def by_hand(found, model, arm, seeds=(0, 1), **sampling):
     order = [pq.read_table(path, columns=["prompt"])["prompt"][0].as_py() for path in
              sorted(RunDir.of(found).images.iterdir())]  # fmt: skip
     prompts = [prompt for prompt in order for _ in seeds]
-    samples = sample_arms(model, prompts, [*seeds] * len(order), [arm], 0, replace(TinyModel.defaults, steps=3, **sampling))
+    samples = sample_arms(
+        model, prompts, [*seeds] * len(order), [arm], 0, replace(TinyModel.defaults, steps=3, **sampling)
+    )
     with torch.no_grad():
         return to_uint8(model.decode(samples.latents[arm.name])).numpy().astype(int)
 

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from measured_runs import build, measured, settings
+from measured_runs import TUNED, build, measured, settings
 
+from aig import schedules
 from pipelines import config as configuration
+from pipelines.config import ConfigError
 from pipelines.front import families, front, planes
 from pipelines.front.loading import read_front
 from pipelines.report import style
 from pipelines.runs.directory import RunDir
+from pipelines.study.arms import check_arms
 from pipelines.study.resolved import resolve
 
 SWEPT = ("sweep.kl_weights=[0, 1, 10]", "evaluate.kl_schedules=[linear, 'power:2', 'constant:0.5']")
 
 
-def family_of(schedule, tmp_path):
-    found = settings(tmp_path, f"evaluate.schedules=['{schedule}']")
-    return next(arm for arm in resolve(found).arms if "+" in arm.arm.name)
+def guided(tmp_path, *more):
+    return [arm for arm in resolve(settings(tmp_path, *more)).arms if "+" in arm.arm.name]
+
+
+def family_of(schedule, tmp_path, *more):
+    return guided(tmp_path, f"evaluate.schedules=['{schedule}']", *more)[0]
 
 
 @pytest.mark.parametrize(
@@ -40,6 +46,69 @@ def test_one_weight_at_every_step_is_deradiffs_fixed_mix_however_it_is_written(s
 def test_a_weight_that_changes_is_aig_and_so_is_the_published_sweeps_combined_generation(schedule, tmp_path):
     arm = family_of(schedule, tmp_path)
     assert (arm.family, arm.label) == ("aig", f"AIG {schedule}")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "family", "label"),
+    [
+        ("constant:1", "fixed", "fixed mix 1"),
+        ("constant:1.5", "rlg", "RLG 1.5"),
+        ("mine=ramp:0,2", "beyond", "annealed mine"),
+        ("ramp:0.5,3", "beyond", "annealed ramp:0.5,3"),
+        ("ramp:0.5,1", "aig", "AIG ramp:0.5,1"),
+        ("3*power:2", "beyond", "annealed 3*power:2"),
+        ("1.2*linear", "aig", "AIG 1.2*linear"),  # 0.8 at the last of three steps
+        ("1.2*linear@time", "beyond", "annealed 1.2*linear@time"),
+        ("piecewise:0=0|0.6=1.5|1=1", "beyond", "annealed piecewise:0=0|0.6=1.5|1=1"),
+        ("coin:power:2", "coin", "coin power:2"),
+        ("coin:constant:0.5", "coin", "coin constant:0.5"),
+        ("mine=coin:linear", "coin", "coin mine"),
+    ],
+)
+def test_a_weight_above_1_at_the_runs_steps_is_extrapolation_and_a_coin_is_neither(schedule, family, label, tmp_path):
+    arm = family_of(schedule, tmp_path)
+    assert (arm.family, arm.label) == (family, label)
+
+
+def test_a_grid_that_the_model_sets_itself_is_taken_as_fine(tmp_path):
+    assert [family_of("1.2*linear", tmp_path, f"model.steps={steps}").family for steps in (3, "null")] == [
+        "aig", "beyond",
+    ]  # fmt: skip
+
+
+def test_each_space_has_an_arm_of_every_schedule_that_varies_and_is_no_coin(tmp_path):
+    swept = ("sweep.kl_weights=[0, 10]", "evaluate.kl_schedules=['ramp:0,2', 'constant:2']")
+    forms = "evaluate.schedules=['power:2', 'constant:0.5', 'coin:linear']"
+    both = guided(tmp_path, *swept, forms, "evaluate.spaces=[prediction, weight]")
+    kl = TUNED.replace("kl0", "kl10")
+    assert [(arm.arm.name, arm.arm.space, arm.family) for arm in both] == [
+        (f"{TUNED}+power:2", "prediction", "aig"), (f"{TUNED}+power:2@weight", "weight", "aigw"),
+        (f"{TUNED}+constant:0.5", "prediction", "fixed"), (f"{TUNED}+coin:linear", "prediction", "coin"),
+        (f"{kl}+ramp:0,2", "prediction", "kl-beyond"), (f"{kl}+ramp:0,2@weight", "weight", "kl-beyondw"),
+        (f"{kl}+constant:2", "prediction", "kl-rlg"),
+    ]  # fmt: skip
+    assert both[1].label == "AIG power:2 (weight space)" and both[1].id != both[0].id
+    alone = guided(tmp_path, *swept, forms, "evaluate.spaces=[weight]")
+    assert [arm.family for arm in alone] == ["aigw", "fixed", "coin", "kl-beyondw", "kl-rlg"]
+
+
+def test_a_label_that_says_weight_does_not_clash_with_weight_space(tmp_path):
+    forms = "evaluate.schedules=['weight=power:3', 'linear.weight=power:2', linear]"
+    check_arms(resolve(settings(tmp_path, forms, "evaluate.spaces=[prediction, weight]")).singles)
+
+
+def test_lora_scales_above_1_are_lora_scaling_and_end_at_64(tmp_path):
+    arms = resolve(settings(tmp_path, "evaluate.lora_scales=[2, 64]")).arms
+    assert [(arm.arm.lora_scale, arm.family) for arm in arms if "×" in arm.label] == [(2.0, "lora"), (64.0, "lora")]
+    with pytest.raises(ConfigError, match=r"evaluate\.kl_lora_scales is 65.0: give a number .*at most 64"):
+        settings(tmp_path, "evaluate.kl_lora_scales=[65]")
+    assert configuration.schema.MOST_WEIGHT == schedules.MOST
+
+
+@pytest.mark.parametrize(("given", "said"), [("[]", "give prediction, weight or both"), ("[pixel]", "give one of")])
+def test_other_spaces_are_refused(given, said, tmp_path):
+    with pytest.raises(ConfigError, match=rf"evaluate\.spaces is .*{said}"):
+        settings(tmp_path, f"evaluate.spaces={given}")
 
 
 def test_aig_on_every_kl_weight_has_the_schedules_of_all_adapters_and_none_of_its_rivals_arms(tmp_path):
@@ -74,7 +143,10 @@ def test_no_family_is_compared_with_one_that_it_contains_since_it_could_not_fall
         ours, theirs = set(families.members(a)), set(families.members(b))
         assert not ours & theirs and {a, b} <= set(families.FAMILIES)
     for ours in families.OURS:
-        assert {b for a, b in planes.COMPARISONS if a == ours} >= {"kl", "lora", "fixed", "early", "trial"}
+        assert {b for a, b in planes.COMPARISONS if a == ours} >= {"kl", "lora", "fixed", "rlg", "early", "trial"}
+    assert {("kl-beyond", "aig"), ("kl-beyond", "kl-aig"), ("kl-beyondw", "kl-beyond"), ("aigw", "aig")} <= {
+        *planes.COMPARISONS
+    }
 
 
 def test_every_family_has_a_colour_and_a_mark_of_its_own_in_both_schemes():

@@ -168,7 +168,7 @@ def test_what_is_missing_is_said_and_an_earlier_report_is_replaced_whole(copy: P
         "No image grid",
         "No figure of reward against KL",
         "Not measured in this run: held-out reward",
-        "AIG was not compared with another family",
+        "Annealing was not compared with another family",
         "No differences between families",
         "The command is not on record",
         "The cost of sampling is not on record",

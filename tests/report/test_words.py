@@ -90,7 +90,7 @@ def test_a_difference_is_told_from_aigs_side_whichever_way_it_was_taken(verdict,
 def test_what_could_not_be_measured_is_said() -> None:
     (sentence,) = words.verdicts(study(plane("fragile", difference("aig", "kl", math.nan, None))), "fragile")
     assert sentence.text.endswith("AIG on KL 0 (1 training) was not measured against KL (4 trainings).")
-    assert words.study_sentences(study())[0].text == "AIG was not compared with another family."
+    assert words.study_sentences(study())[0].text == "Annealing was not compared with another family."
 
 
 def test_the_headline_says_what_aig_beats_what_it_does_not_and_what_it_loses_to() -> None:
@@ -103,7 +103,7 @@ def test_the_headline_says_what_aig_beats_what_it_does_not_and_what_it_loses_to(
         "With held-out reward in the proxy's place, AIG on KL 0 (1 training) beats LoRA scaling for this adapter",
         "With gold in the proxy's place, AIG on KL 0 (1 training) loses to KL for this adapter",
     ]
-    assert words.headline(study()) == "AIG was not compared with another family"
+    assert words.headline(study()) == "Annealing was not compared with another family"
 
 
 def test_where_there_is_no_verdict_values_stand_without_one() -> None:

@@ -112,7 +112,7 @@ def _error(trial: Any) -> BaseException:
 
 def trained(config: Config, parameters: dict[str, Any]) -> Train:
     """The training of a trial with these parameters."""
-    return trainings.training(config, **{name: parameters[name] for name in trainings.SWEPT})
+    return trainings.training(config, **{name: parameters[name] for name in trainings.SWEPT if name in parameters})
 
 
 class Asha(ASHAScheduler):
