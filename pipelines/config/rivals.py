@@ -13,9 +13,9 @@ MOST = 64
 """The greatest weight, as schedules have it."""
 
 
-def guidance(text: str) -> tuple[float, tuple[float, float]]:
+def guidance(text: str | float) -> tuple[float, tuple[float, float]]:
     """SCALE or SCALE@BEGIN-END, as 5 or 7@0.2-0.8: a guidance scale and where in progress it acts."""
-    scale, at, interval = text.partition("@")
+    scale, at, interval = (text if isinstance(text, str) else f"{text:g}").partition("@")
     begin, dash, end = interval.partition("-")
     values = [_number(part) for part in (scale, *((begin, end) if at else ("0", "1")))]
     if bool(at) != bool(dash) or not (values[0] >= 1 and 0 <= values[1] < values[2] <= 1):
@@ -49,13 +49,13 @@ def soup(text: str) -> dict[str, float]:
     return weights
 
 
-FORMS: dict[str, Callable[[str], Any]] = {"guidance": guidance, "autoguidance": autoguidance, "soups": soup}
+FORMS: dict[str, Callable[[Any], Any]] = {"guidance": guidance, "autoguidance": autoguidance, "soups": soup}
 """By the key of `evaluate`."""
 
 
-def check(key: str, texts: Sequence[str]) -> None:
+def check(key: str, texts: Sequence[Any]) -> None:
     """ConfigError for a text that is not of the key's form, or that says the same as an earlier one."""
-    before: list[tuple[str, Any]] = []
+    before: list[tuple[Any, Any]] = []
     for text in texts:
         value = FORMS[key](text)
         same = next((other for other, its in before if its == value), None)

@@ -432,7 +432,7 @@ class Evaluate(Section):
     best_of: tuple[int, ...] = number((), 2)
     """Best-of-n: of n images that the base draws per prompt and seed, keep the one that the study's own reward ranks
     highest; costs n - 1 more images of the base per kept one, once for all studies."""
-    guidance: tuple[str, ...] = ()
+    guidance: tuple[str | float, ...] = ()
     """Other guidance scales of the base and of the unregularized adapter, SCALE or, with guidance in an interval of
     progress alone (arXiv 2404.07724), SCALE@BEGIN-END, as 5 or 7@0.2-0.8."""
     autoguidance: tuple[str, ...] = ()

@@ -72,6 +72,11 @@ class Arm:
     """The arms, in no study but for the base, among whose images best-of-n chooses; it has none of its own."""
 
     @property
+    def draws(self) -> int:
+        """How many images are drawn for each that it keeps, at the base's cost each if there are several."""
+        return max(1, len(self.candidates))
+
+    @property
     def title(self) -> str:
         """The label, with a mark if the arm is broken or warned of."""
         return self.label + " (broken)" * bool(self.broken) + " (!)" * bool(self.warning)

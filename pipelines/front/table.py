@@ -12,7 +12,7 @@ from pipelines.runs.directory import RunDir
 
 SETTINGS = (
     "label", "family", "reward", "k", "lr", "rank", "kl_weight", "train_seed", "step", "lora_scale", "schedule",
-    "space", "guidance", "interval", "against",
+    "space", "guidance", "interval", "against", "draws",
 )  # fmt: skip
 
 
@@ -40,5 +40,4 @@ def _rows(study: StudyResult) -> Iterator[dict[str, Any]]:
         for metric, (value, low, high) in arm.metrics.items():
             row |= {metric: value, f"{metric}_low": low, f"{metric}_high": high}
         row["interval"] = json.dumps(arm.interval)
-        row["draws"] = max(1, len(arm.candidates))
         yield {key: "" if value is None or value != value else value for key, value in row.items()}

@@ -27,12 +27,12 @@ def guided(config: Config, adapter: str | None) -> Iterator[Rival]:
     name, who = adapter or "base", "tuned" if adapter else "base"
     for text in config.evaluate.guidance:
         scale, interval = guidance(text)
+        shown = f"guidance {scale:g}" + (f"@{interval[0]:g}-{interval[1]:g}" if interval != (0, 1) else "")
         arm = Arm(
-            f"{name}{'+' if adapter else ' '}guidance {text}", adapter, schedule="tuned" if adapter else "base",
+            f"{name}{'+' if adapter else ' '}{shown}", adapter, schedule="tuned" if adapter else "base",
             guidance=scale, interval=interval,
         )  # fmt: skip
-        where = "" if interval == (0, 1) else f" at {interval[0]:g}–{interval[1]:g}"
-        yield arm, "guidance", f"{who}, guidance {scale:g}{where}"
+        yield arm, "guidance", f"{shown} ({who})"
 
 
 def autoguided(config: Config, adapter: str, last: int) -> Iterator[Rival]:

@@ -15,13 +15,14 @@ from models import add_random_adapter
 from PIL import Image
 from pipeline_toys import overrides
 
-from aig import adapters, models
+from aig import adapters, models, schedules
 from aig.adapters.routing import base_weight, lora_layers
 from aig.models import TinyModel
 from aig.sampler import Arm, sample_arms, to_uint8
 from pipelines import config as configuration
 from pipelines.commands import overview
 from pipelines.config import ConfigError
+from pipelines.config import rivals as texts
 from pipelines.evaluate import generate, scorers
 from pipelines.evaluate import images as dataset
 from pipelines.measure import measure
@@ -35,7 +36,7 @@ KEY = "pipeline_toys-red-k1"
 TUNED, REGULARIZED = f"{KEY}-kl0-s0", f"{KEY}-kl10-s0"
 SOUP = f"{KEY}-kl0=0.75|{KEY}-kl10=0.5"
 RIVALS = {
-    "evaluate__guidance": "['5', '7@0.2-0.8']", "evaluate__autoguidance": "['2=1.5']",
+    "evaluate__guidance": "[5, 7@0.2-0.8]", "evaluate__autoguidance": "['2=1.5']",
     "evaluate__soups": f"['{SOUP}']", "evaluate__best_of": "[2, 3]",
 }  # fmt: skip
 
@@ -192,6 +193,7 @@ def test_images_of_a_soup_and_of_autoguidance_are_made_anew_when_any_of_their_ad
         ("guidance", "7@0.8-0.2", "0 <= BEGIN < END"),
         ("guidance", "7@0.2", "write 5 or 7@0.2-0.8"),
         ("guidance", "5', '5.0", "'5' and '5.0' are the same"),
+        ("guidance", "nan", "is no scale"),
         ("autoguidance", "2", "'2' is not STEP=WEIGHT"),
         ("autoguidance", "2=1", "a weight above 1"),
         ("autoguidance", "2=nan", "write 40=2"),
@@ -222,7 +224,11 @@ def test_what_the_run_does_not_have_is_refused_with_the_fix(tmp_path, more, expe
         rivals.check_soups(trials)
 
 
+def test_rivals_allow_the_weights_that_schedules_allow():
+    assert texts.MOST == schedules.MOST
+
+
 def test_the_models_own_guidance_scale_is_no_rival(tmp_path):
     with pytest.raises(ConfigError, match="'3' is the model's own scale"):
         rivals.check_guidance(settings(tmp_path, evaluate__guidance="['3']"), TinyModel.defaults)
-    rivals.check_guidance(settings(tmp_path, evaluate__guidance="['3@0.1-1']"), TinyModel.defaults)
+    rivals.check_guidance(settings(tmp_path, evaluate__guidance="['3@0.1-1', 4]"), TinyModel.defaults)
