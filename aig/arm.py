@@ -18,8 +18,8 @@ SPACES = ("prediction", "weight")
 class Arm:
     """One point of the trade-off: an adapter, its LoRA scale, a schedule, and how the two are carried out.
 
-    Raises ValueError that names the arm for a value out of range, a schedule that `parse` refuses or that is not
-    complete, and a schedule without an adapter.
+    Raises ValueError that names the arm for a value out of range, a schedule that `parse` refuses, and a schedule
+    without an adapter.
 
     Examples:
         >>> aig.Arm("annealed", "tuned", schedule="power:2").id
@@ -34,7 +34,7 @@ class Arm:
     lora_scale: float = 1.0
     """In [0, 64]: 0 is the base, 1 the adapter as trained; more goes beyond it."""
     schedule: str = "tuned"
-    """The text of a schedule, as `parse` reads it."""
+    """The text of a schedule, as `parse` reads it; one that still has to be `fitted` cannot be sampled."""
     space: str = "prediction"
     """Where the schedule acts. prediction: mix the two models' predictions, as published. weight: scale the LoRA by the
     weight, base + w lora_scale B A, for one prediction a step; the two agree up to w(1 - w) times its square."""
@@ -65,11 +65,6 @@ class Arm:
         if self.curve.name != "base" and self.adapter is None:
             raise ValueError(
                 f"arm {self.name!r}: schedule {self.schedule!r} needs an adapter; without one use schedule='base'"
-            )
-        if self.curve.fit is not None:
-            raise ValueError(
-                f"arm {self.name!r}: schedule {self.schedule!r} has no weight yet: complete it by the adapter's path "
-                "length, as aig.schedules.fitted(schedule, length).name"
             )
         if self.space == "weight" and (self.curve.coin or self.against is not None):
             other = "a coin" if self.curve.coin else f"an arm against {self.against!r}"

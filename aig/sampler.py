@@ -387,14 +387,14 @@ def tuned_length(
     model: Model,
     adapter: str,
     prompts: Sequence[str],
-    seeds: int = 8,
+    seeds: int | Sequence[int] = 8,
     run_seed: int = 0,
     sampling: Sampling | None = None,
 ) -> float:
     """How far an adapter goes from the base: the root of its mean path length at weight 1, in units of eps.
 
-    Over `seeds` images of each prompt, each on the tuned model's own trajectory (`PathMeter.length`). A schedule with
-    an `auto` weight is `fitted` by it. Errors as in `sample_arms`.
+    Over these seed indices of each prompt, or the first so many, each on the tuned model's own trajectory
+    (`PathMeter.length`). A schedule with an `auto` weight is `fitted` by it. Errors as in `sample_arms`.
 
     Examples:
         >>> model = aig.load("tiny")
@@ -402,7 +402,8 @@ def tuned_length(
         >>> aig.sampler.tuned_length(model, "tuned", ["a red star"], seeds=1)  # a new adapter changes nothing yet
         0.0
     """
-    pairs = [(prompt, seed) for prompt in prompts for seed in range(seeds)]
+    indices = range(seeds) if isinstance(seeds, int) else seeds
+    pairs = [(prompt, seed) for prompt in prompts for seed in indices]
     samples = sample_arms(
         model, [p for p, _ in pairs], [s for _, s in pairs], [Arm("", adapter)], run_seed, sampling, measure_path=True
     )

@@ -69,17 +69,19 @@ def evaluation_connect(session: Session, model: Model) -> Callable[[], Cluster]:
 
 def generate(session: Session, model: Model) -> Drawable:
     with session.stage("generate"):
-        from pipelines.evaluate import external, pools
+        from pipelines.evaluate import external, lengths, pools
         from pipelines.evaluate.generate import generate as draw
         from pipelines.study.resolved import resolve_images
 
         external.import_adapters(session.config)
         connect = evaluation_connect(session, model)
         normalize(session, connect)
+        memory = pools.host_memory(model)
+        lengths.ensure(session.config, model.defaults, connect, memory)
         study = resolve_images(session.config, model.defaults)
         for line in study.notes:
             print(line)
-        draw(study, connect, pools.host_memory(model))
+        draw(study, connect, memory)
     return study
 
 

@@ -70,6 +70,8 @@ class Arm:
     against: str | None = None
     candidates: tuple[str, ...] = ()
     """The arms, in no study but for the base, among whose images best-of-n chooses; it has none of its own."""
+    auto: str | None = None
+    """The schedule as configured, if its weight followed from the adapter's path length."""
 
     @property
     def draws(self) -> int:

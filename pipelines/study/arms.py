@@ -10,7 +10,7 @@ from typing import Any
 from aig import schedules
 from aig.sampler import Arm
 from pipelines.config import Config, ConfigError, Train, given
-from pipelines.study import limits, rivals
+from pipelines.study import lengths, limits, rivals
 from pipelines.study.trainings import adapter_key, external, seedless_key
 from pipelines.study.trials import Group, Trials, early_stops, setting_name
 
@@ -40,6 +40,8 @@ class StudyArm:
     """In words, if a guard stopped the training of its adapter."""
     candidates: tuple[Arm, ...] = ()
     """What best-of-n chooses among for each prompt and seed index, by `reward`; it has no images of its own."""
+    auto: str | None = None
+    """The schedule as configured, if its weight follows from the adapter; the arm's own is complete once measured."""
 
     @cached_property
     def id(self) -> str:
@@ -152,7 +154,7 @@ def _mean_study(name: str, group: list[Study]) -> Study:
             members = tuple(place.arm.name for place in places)
             step = arm.step if len({place.step for place in places}) == 1 else None
             stopped = "; ".join(f"training seed {p.train_seed}: {p.stopped}" for p in places if p.stopped) or None
-            mean = replace(arm.arm, name=mean_name)
+            mean = replace(arm.arm, name=mean_name, schedule=arm.auto or arm.arm.schedule)
             arm = replace(arm, arm=mean, train_seed=None, members=members, step=step, stopped=stopped)
         arms.append(arm)
     return Study(name, first.reward, first.k, seeds, tuple(arms), first.tuned)
@@ -191,8 +193,8 @@ def _adapter_arms(trials: Trials, group: Group, train: Train) -> Iterator[StudyA
     family, label = ("tuned", "tuned") if tuned else _differing(train, group.tuned)
     of, with_label = ("", "") if tuned else (f"{family.removeprefix('early_')}-", f"{label} + ")
     yield StudyArm(Arm(key, key), family, label, **common, step=steps)
-    for arm, way, name in guided(trials.config, key, "schedules" if tuned else "kl_schedules"):
-        yield StudyArm(arm, of + way, with_label + name, **common, step=steps)
+    for arm, way, name, auto in guided(trials.config, key, "schedules" if tuned else "kl_schedules"):
+        yield StudyArm(arm, of + way, with_label + name, **common, step=steps, auto=auto)
     scaled = "LoRA" if train.method == "lora" else "tuning"
     for scale in evaluate.lora_scales if tuned else evaluate.kl_lora_scales:
         arm, name = Arm(f"{key}x{scale:g}", key, scale), f"{scaled} ×{scale:g}"
@@ -222,8 +224,8 @@ def _external_arms(trials: Trials, name: str) -> Iterator[StudyArm]:
     config = trials.config
     yield BASE_ARM
     yield StudyArm(Arm(name, name), "tuned", "tuned")
-    for arm in guided(config, name, "schedules"):
-        yield StudyArm(*arm)
+    for arm, way, label, auto in guided(config, name, "schedules"):
+        yield StudyArm(arm, way, label, auto=auto)
     for scale in config.evaluate.lora_scales:
         yield StudyArm(Arm(f"{name}x{scale:g}", name, scale), "lora", f"LoRA ×{scale:g}")
     for rival in (*rivals.soups(trials, name, None), *rivals.guided(config, name)):
@@ -247,20 +249,23 @@ BASE_ARM = StudyArm(Arm("base", None, 1.0, "base"), "base", "base")
 LABELS = {"fixed": "fixed mix", "rlg": "RLG", "coin": "coin", "aig": "AIG", "beyond": "annealed"}
 
 
-def guided(config: Config, adapter: str, key: str) -> Iterator[tuple[Arm, str, str]]:
-    """The arms of the schedules of evaluate.KEY: each with its way (`pipelines.front.families.WAYS`) and its label."""
+def guided(config: Config, adapter: str, key: str) -> Iterator[tuple[Arm, str, str, str | None]]:
+    """The arms of the schedules of evaluate.KEY: each with its way (`pipelines.front.families.WAYS`), its label, and
+    its schedule as configured if that has an `auto` weight, which is fitted if the adapter's path length is known."""
     for text in getattr(config.evaluate, key):
         with given(f"evaluate.{key}"):
             schedule = schedules.parse(text)
             way, level = _way(config, schedule)
-        form = schedules.format_name(schedule)
+            form = complete = schedules.format_name(schedule)
+            if schedule.fit is not None and (length := lengths.read(config, adapter)) is not None:
+                complete = schedules.format_name(schedules.fitted(schedule, length))
         name = schedule.label or form
         shown = schedule.label or (form.removeprefix("coin:") if level is None else f"{level:g}")
         for space in spaces(config, way):
             # No schedule's text or label ends so: after an @ it has a domain.
             suffix, mark, said = ("@weight", "w", " (weight space)") if space == "weight" else ("", "", "")
-            arm = Arm(f"{adapter}+{name}{suffix}", adapter, 1.0, form, space)
-            yield arm, way + mark, f"{LABELS[way]} {shown}{said}"
+            arm = Arm(f"{adapter}+{name}{suffix}", adapter, 1.0, complete, space)
+            yield arm, way + mark, f"{LABELS[way]} {shown}{said}", form if schedule.fit is not None else None
 
 
 def spaces(config: Config, way: str) -> tuple[str, ...]:

@@ -10,10 +10,11 @@ from functools import cached_property
 from typing import Any
 
 from aig.models import Sampling
-from pipelines.config import Config
+from pipelines.config import Config, ConfigError
 from pipelines.rewards import names
 from pipelines.rewards.names import Columns, Statistics
 from pipelines.runs.directory import RunDir
+from pipelines.show.program import command_line
 from pipelines.study import arms, models, rivals, statistics
 from pipelines.study.arms import Study, StudyArm
 from pipelines.study.prompts import EVALUATE, resolve_prompts
@@ -86,35 +87,47 @@ def resolve(config: Config) -> Resolved:
 def resolve_images(config: Config, defaults: Sampling) -> Drawable:
     """The same, with how its images are drawn and scored by a model of these `defaults`.
 
-    ConfigError if an adapter is not trained, or the statistics of a weighted sum are missing.
+    ConfigError if an adapter is not trained or its path length is needed and not measured, or if the statistics of a
+    weighted sum are missing.
     """
     study, sampling = resolve(config), models.evaluation_sampling(config, defaults)
-    return Drawable(
+    drawable = Drawable(
         config, study.singles, study.means, study.prompts, study.notes,
         sampling=sampling,
         columns=names.columns(config, names.scored(config)),
         statistics=statistics.sum_statistics(config),
         origins=_origins(study, sampling),
     )  # fmt: skip
+    for arm in study.arms:
+        if arm.arm.curve.fit is not None:
+            raise ConfigError(
+                f"{arm.arm.name} has no weight yet, since the path length of {arm.arm.adapter} is not measured: run "
+                f"`{command_line('evaluate')}` with the same configuration first"
+            )
+    return drawable
 
 
 def _origins(study: Resolved, sampling: Sampling) -> dict[str, str]:
-    config = study.config
-    drawing = {
+    config, drawn = study.config, drawing(study.config, sampling)
+    names = dict.fromkeys(name for arm in study.arms for name in rivals.saved(arm.arm))
+    digests = {name: models.adapter_digest(config, name) for name in names}
+    origins = {}
+    for arm in study.arms:
+        own = [digests[name] for name in rivals.saved(arm.arm)]
+        adapter = own[0] if len(own) == 1 else own or None
+        origins[arm.arm.name] = hashed({**drawn, "arm": arm.id, "adapter": adapter})
+    return origins
+
+
+def drawing(config: Config, sampling: Sampling) -> dict[str, Any]:
+    """What every image comes from, beside its arm, prompt and seed index."""
+    return {
         "model": models.fingerprint(config.model.name, config.model.revision, config.model.variant),
         "dtype": config.model.dtype,
         "size": [config.model.height, config.model.width],
         "sampling": asdict(replace(sampling, max_rows=1)),
         "run_seed": config.run.seed,
     }
-    saved = dict.fromkeys(name for arm in study.arms for name in rivals.saved(arm.arm))
-    digests = {name: models.adapter_digest(config, name) for name in saved}
-    origins = {}
-    for arm in study.arms:
-        own = [digests[name] for name in rivals.saved(arm.arm)]
-        adapter = own[0] if len(own) == 1 else own or None
-        origins[arm.arm.name] = hashed({**drawing, "arm": arm.id, "adapter": adapter})
-    return origins
 
 
 def hashed(content: Any) -> str:

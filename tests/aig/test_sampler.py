@@ -349,8 +349,8 @@ def test_bad_arms_and_sampling_are_refused_with_their_reason(model):
         Arm("x", "a", guidance=0.5)
     with pytest.raises(ValueError, match=r"interval = \(0.6, 0.4\) must be two rising numbers"):
         Arm("x", "a", interval=(0.6, 0.4))
-    with pytest.raises(ValueError, match="has no weight yet: complete it by the adapter's path length"):
-        Arm("x", "a", schedule="ramp:0.5,auto")
+    with pytest.raises(ValueError, match=r"'ramp:0.5,auto' has no weight yet: it follows from the adapter's path"):
+        sample_arms(model, PROMPTS, SEEDS, [Arm("x", "a", schedule="ramp:0.5,auto")])
     with pytest.raises(ValueError, match="a coin takes predictions of two models; leave space='weight' out"):
         Arm("x", "a", schedule="coin:linear", space="weight")
     with pytest.raises(ValueError, match="needs an adapter"):

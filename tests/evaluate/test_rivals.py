@@ -23,7 +23,7 @@ from pipelines import config as configuration
 from pipelines.commands import overview
 from pipelines.config import ConfigError
 from pipelines.config import rivals as texts
-from pipelines.evaluate import generate, scorers
+from pipelines.evaluate import generate, lengths, scorers
 from pipelines.evaluate import images as dataset
 from pipelines.measure import measure
 from pipelines.runs import identity
@@ -222,6 +222,10 @@ def test_what_the_run_does_not_have_is_refused_with_the_fix(tmp_path, more, expe
     with pytest.raises(ConfigError, match=expected):
         arms.check_arms(arms.studies(trials))
         rivals.check_soups(trials)
+
+
+def test_autoguidance_needs_no_path_length_since_its_weight_is_not_against_the_base(tmp_path):
+    lengths.ensure(settings(tmp_path), TinyModel.defaults, measured_runs.refuse_ray)
 
 
 def test_rivals_allow_the_weights_that_schedules_allow():
