@@ -262,20 +262,21 @@ def sample_arms(
     if len({arm.name for arm in arms}) != len(arms) or not arms:
         raise ValueError("arms must be at least one and have distinct names: " + ", ".join(arm.name for arm in arms))
     sampling = sampling or model.defaults
-    noise = Noise(prompts, seed_indices, run_seed, model.latent_shape)
-    grid = Grid(model, sampling)
-    start = grid.start(noise.initial(), model)
-    meter = PathMeter(grid, len(arms), len(prompts), start.device) if measure_path else None
-    result = Samples({})
-    finals = advance(
-        model, encode(model, prompts, sampling), start, arms, sampling, grid=grid, noise=noise.at_step,
-        coin=noise.coin, with_base=measure_path, observe=meter, progress=progress, cost=result.cost,
-    )  # fmt: skip
-    result.latents = {arm.name: final.x for arm, final in zip(arms, finals, strict=True)}
-    if meter is not None:
-        result.path = {arm.name: row for arm, row in zip(arms, meter.length.cpu(), strict=True)}
-    if meter is not None and meter.kl is not None:
-        result.kl = {arm.name: row for arm, row in zip(arms, meter.kl.cpu(), strict=True)}
+    grid, condition, result = Grid(model, sampling), encode(model, prompts, sampling), Samples({})
+    for offset in dict.fromkeys(arm.seed_offset for arm in arms):
+        own = [arm for arm in arms if arm.seed_offset == offset]
+        noise = Noise(prompts, [index + offset for index in seed_indices], run_seed, model.latent_shape)
+        start = grid.start(noise.initial(), model)
+        meter = PathMeter(grid, len(own), len(prompts), start.device) if measure_path else None
+        finals = advance(
+            model, condition, start, own, sampling, grid=grid, noise=noise.at_step,
+            coin=noise.coin, with_base=measure_path, observe=meter, progress=progress, cost=result.cost,
+        )  # fmt: skip
+        result.latents |= {arm.name: final.x for arm, final in zip(own, finals, strict=True)}
+        if meter is not None:
+            result.path |= {arm.name: row for arm, row in zip(own, meter.length.cpu(), strict=True)}
+        if meter is not None and meter.kl is not None:
+            result.kl |= {arm.name: row for arm, row in zip(own, meter.kl.cpu(), strict=True)}
     return result
 
 

@@ -199,6 +199,7 @@ _SETTINGS = {
     "lora_scale": "LoRA scale",
     "schedule": "schedule",
     "space": "space",
+    "draws": "draws per kept image",
     "k": "K",
     "lr": "learning rate",
     "rank": "rank",
