@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aig.denoiser import AnnealedDenoiser, annealed
-    from aig.draft import DraftConfig, train_step
+    from aig.draft import train_step
     from aig.guider import AnnealedImportanceGuidance
     from aig.models import Condition, Model, Sampling, load
     from aig.sampler import Arm, Cost, Samples, sample, sample_arms, to_uint8
@@ -32,7 +32,7 @@ _HOME = {
     "annealed": "denoiser", "AnnealedDenoiser": "denoiser", "AnnealedImportanceGuidance": "guider",
     "parse": "schedules", "Schedule": "schedules",
     # tuning: one step of DRaFT with a KL penalty
-    "train_step": "draft", "DraftConfig": "draft",
+    "train_step": "draft", "DraftConfig": "objective",
 }  # fmt: skip
 _MODULES = (
     "models", "sampler", "denoiser", "guider", "schedules", "clock", "draft", "adapters",

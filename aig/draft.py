@@ -4,7 +4,8 @@
 
 The steps before the last K run without gradient in one large batch; the last K run with gradient in micro-batches,
 whose size is independent because their memory needs differ. arXiv 2409.06493 uses K = 1. DRaFT-LV (K = 1, lv = n >= 2)
-averages n draws of the last step's noise at the sample's x_0, which lowers the variance of the gradient.
+averages n draws of the last step's noise at the sample's x_0, which lowers the variance of the gradient. The published
+KL is that of the last K steps; `aig.drawn` has one that sees earlier steps.
 """
 
 from __future__ import annotations
@@ -13,114 +14,17 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from aig.models.protocol import Condition, Model, Sampling
-from aig.path import Transitions, wide
+from aig.drawn import DrawnStates, Rows, eps_mse
+from aig.models.protocol import Condition, Model
+from aig.objective import DraftConfig, check_precision, grid_of
+from aig.path import Observer, Transitions, wide
 from aig.sampler import Arm, Grid, Noise, State, advance, encode
 
 Reward = Callable[[Tensor, list[str]], Tensor]
-Rows = slice | list[int]
-KL_FORMS = ("eps_mse", "path")
-ON_NAN = ("stop", "skip")
-
-
-@dataclass(frozen=True)
-class DraftConfig:
-    """The objective of a DRaFT training. Raises ValueError that names a field out of range and what is allowed.
-
-    Examples:
-        >>> aig.DraftConfig(aig.Sampling(steps=10, guidance=3.0), k=2, kl_weight=0.1).by_path
-        False
-    """
-
-    sampling: Sampling
-    """How training images are sampled."""
-    k: int = 1
-    """Denoising steps that carry gradient, 1 to sampling.steps."""
-    lv: int = 1
-    """Draws of the last step's noise; above 1 is DRaFT-LV and needs k = 1."""
-    kl_weight: float = 0.0
-    """Weight of the KL term, at least 0, in the reward's units."""
-    kl: str = "eps_mse"
-    """eps_mse: mean over the last K steps of ||eps - eps_base||^2 / numel (flow matching: of the velocities); path:
-    nats of the last K transitions, each of which must add noise (`grid_of` refuses others)."""
-    micro_batch: int = 8
-    """Images that carry gradient at once."""
-    autocast: str | None = None
-    """bfloat16: denoiser and decoder under autocast, with float32 weights; None: in their own precision. The reward
-    computes in its own precision either way, on images in float32."""
-    on_nan: str = "stop"
-    """For an image whose pixels, score or KL term are not finite: stop raises and names it; skip leaves it out."""
-
-    def __post_init__(self) -> None:
-        checks = {
-            "k": (1 <= self.k <= self.sampling.steps, f"in 1..{self.sampling.steps} (sampling.steps)"),
-            "lv": (self.lv >= 1 and (self.lv == 1 or self.k == 1), "at least 1, and 1 unless k = 1"),
-            "kl_weight": (self.kl_weight >= 0, "at least 0"),
-            "kl": (self.kl in KL_FORMS, f"one of {', '.join(KL_FORMS)}"),
-            "micro_batch": (self.micro_batch >= 1, "at least 1"),
-            "autocast": (self.autocast in (None, "bfloat16"), "bfloat16 or None"),
-            "on_nan": (self.on_nan in ON_NAN, f"one of {', '.join(ON_NAN)}"),
-        }
-        for name, (ok, allowed) in checks.items():
-            if not ok:
-                raise ValueError(f"draft.{name} = {getattr(self, name)!r} must be {allowed}")
-
-    @property
-    def by_path(self) -> bool:
-        """Whether the loss contains the path KL."""
-        return self.kl == "path" and self.kl_weight > 0
-
-
-def grid_of(model: Model, config: DraftConfig) -> Grid:
-    """The grid of an objective's sampling; ValueError for the path KL if one of the last K steps adds no noise.
-
-    The two transitions of such a step are points without a density, so its gradient would be missing.
-    """
-    grid = Grid(model, config.sampling)
-    bare = _without_noise(grid, config.k) if config.by_path else []
-    if bare:
-        fixes = [keys for keys, change in NOISY.items() if _noisy(model, replace(config.sampling, **change), config.k)]
-        fix = ", or ".join([*fixes, "kl = 'eps_mse'"])
-        sampler = f"{config.sampling.scheduler or 'its own scheduler'} ({grid.name}, eta = {config.sampling.eta:g})"
-        steps = f"step{'s' * (len(bare) > 1)} {', '.join(str(i + 1) for i in bare)}"
-        raise ValueError(
-            f"draft.kl = 'path' needs noise in each of the last {config.k} of {len(grid)} steps, and {model.name} with "
-            f"{sampler} adds none in {steps}: take {fix}"
-        )
-    return grid
-
-
-# Settings that may add noise in every step. Whether they do depends on the configuration of the model's own scheduler,
-# which sets the noise level at which the last step ends.
-NOISY: dict[str, dict[str, Any]] = {
-    "sampling.scheduler = 'ddim' with sampling.eta > 0": {"scheduler": "ddim", "eta": 1.0},
-    "sampling.scheduler = 'sde-dpm'": {"scheduler": "sde-dpm", "eta": 0.0},
-}
-
-
-def _without_noise(grid: Grid, k: int) -> list[int]:
-    return [i for i in range(len(grid) - k, len(grid)) if not grid.deviation(i) > 0]
-
-
-def _noisy(model: Model, sampling: Sampling, k: int) -> bool:
-    try:
-        return not _without_noise(Grid(model, sampling), k)
-    except ValueError:  # the scheduler does not fit the model
-        return False
-
-
-def check_precision(model: Model) -> None:
-    """Raise ValueError for a model in float16, whose gradients would need a loss scaler."""
-    if model.dtype == torch.float16:
-        raise ValueError(
-            f"{model.name} is in float16, where small gradients vanish without a loss scaler, and there is none: train "
-            "it in bfloat16 or float32 (model.dtype)"
-        )
 
 
 def draw(prompts: Sequence[str], seed: int, step: int, batch: int) -> tuple[list[str], list[int]]:
@@ -142,10 +46,12 @@ def rollout(
     config: DraftConfig,
     grid: Grid,
     path: Transitions | None = None,
+    observe: Observer | None = None,
 ) -> State:
     """The state of B latents before the last K steps, sampled by the tuned model without gradient, in one large batch.
 
-    `path` observes the steps that a multistep scheduler will still remember, which takes the base's predictions too.
+    `path` observes the steps that a multistep scheduler will still remember, which takes the base's predictions too;
+    `observe` the steps before those.
     """
     state = State(grid.start(noise.initial(), model))
     last = len(grid) - config.k
@@ -153,7 +59,7 @@ def rollout(
     for first, end in ((0, observed), (observed, last)):
         state = advance(
             model, condition, state, [arm], config.sampling, grid=grid, first=first, last=end, noise=noise.at_step,
-            with_base=first == observed, observe=path.observe if path is not None and first == observed else None,
+            with_base=first == observed, observe=path.observe if path is not None and first == observed else observe,
         )[0]  # fmt: skip
     return state
 
@@ -198,17 +104,21 @@ def train_step(
     arm = Arm("tuned", adapter)
     condition = encode(model, prompts, config.sampling)
     noise = Noise(prompts, seeds, seed, model.latent_shape)
-    path = Transitions(grid) if config.by_path and config.lv == 1 else None
+    path = Transitions(grid) if config.by_path and config.lv == 1 and not config.drawn else None
+    drawn = DrawnStates(model, condition, arm, config, grid, noise) if config.drawn else None
     with _autocast(model, config):
-        x = rollout(model, condition, noise, arm, config, grid, path)
-    batch = _Batch(model, reward, config, prompts, seeds, total * config.lv, padding)
+        x = rollout(model, condition, noise, arm, config, grid, path, drawn and drawn.observe(slice(None)))
+    batch = _Batch(model, reward, config, prompts, seeds, seed, total * config.lv, padding, drawn)
     if config.lv > 1:
         return _train_lv(batch, arm, condition, noise, x, grid)
     step_noise = {i: noise.at_step(i) for i in range(len(grid) - config.k, len(grid))} if grid.stochastic else {}
 
     def last(rows: Rows) -> tuple[Tensor, Tensor]:
         before = None if path is None else path[rows]
-        return last_steps(model, condition[rows], x[rows], arm, config, grid, lambda i: step_noise[i][rows], before)
+        return last_steps(
+            model, condition[rows], x[rows], arm, config, grid, lambda i: step_noise[i][rows], before,
+            drawn and drawn.observe(rows),
+        )  # fmt: skip
 
     return batch.add(last)
 
@@ -241,26 +151,27 @@ def last_steps(
     grid: Grid,
     noise: Callable[[int], Tensor] | None,
     path: Transitions | None = None,
+    observe: Observer | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The last K steps with gradient: final latents (B, C, H, W) and each image's KL term (B,), eps_mse or nats.
 
-    `path` holds a multistep scheduler's memory at their start; without it, none.
+    `path` holds a multistep scheduler's memory at their start; without it, none. With a KL at drawn steps, the term is
+    0 here, and `observe` observes the steps.
     """
     terms: list[Tensor] = []
     path = Transitions(grid) if path is None else path
 
-    def observe(i: int, a: int, state: State, tuned: Tensor, base: Tensor | None) -> None:
+    def penalize(i: int, a: int, state: State, tuned: Tensor, base: Tensor | None) -> None:
         assert base is not None
         if config.kl == "path":
             terms.append(path.step(i, state.x, tuned, base))
-        else:  # squares of bf16 differences would lose most of their bits
-            square = wide(tuned - base).square().flatten(1)
-            terms.append(square.mean(dim=1) * grid.eps_scale(i) / config.k)
+        else:
+            terms.append(eps_mse(grid, i, tuned, base) / config.k)
 
-    penalized = config.kl_weight > 0
+    penalized = config.kl_weight > 0 and not config.drawn
     final = advance(
         model, condition, x, [arm], config.sampling, grid=grid, first=len(grid) - config.k, noise=noise,
-        with_base=penalized, observe=observe if penalized else None,
+        with_base=penalized, observe=penalize if penalized else observe,
     )[0].x  # fmt: skip
     return final, torch.stack(terms).sum(dim=0) if terms else torch.zeros(len(final), device=final.device)
 
@@ -274,24 +185,28 @@ class _Batch:
     config: DraftConfig
     prompts: list[str]
     seeds: list[int]
+    seed: int
     total: int
     padding: int
+    drawn: DrawnStates | None
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
 
-    def add(self, last: Callable[[Rows], tuple[Tensor, Tensor]]) -> dict[str, float]:
-        """Add all micro-batches; `last` computes the final latents and KL terms of some rows."""
+    def add(self, last: Callable[[Rows], tuple[Tensor, Tensor]], n: int = 0) -> dict[str, float]:
+        """Add all micro-batches of draw n; `last` computes the final latents and KL terms of some rows."""
         for begin in range(0, len(self.prompts), self.config.micro_batch):
-            self._accumulate(last, slice(begin, begin + self.config.micro_batch))
+            self._accumulate(last, slice(begin, begin + self.config.micro_batch), n)
         return self.sums
 
-    def _accumulate(self, last: Callable[[Rows], tuple[Tensor, Tensor]], rows: slice) -> None:
+    def _accumulate(self, last: Callable[[Rows], tuple[Tensor, Tensor]], rows: slice, n: int) -> None:
         images, counted = list(range(len(self.prompts)))[rows], len(self.prompts) - self.padding
         kept: Rows = rows
         while images:
             with _autocast(self.model, self.config):
                 final, kl = last(kept)
+                if self.drawn is not None:
+                    kl = self.drawn.kl(images, n)
                 pictures = self.model.decode(final)
-            scores = _scores(self.reward, pictures, [self.prompts[i] for i in images])  # (B,)
+            scores = self._score(pictures, images, n)  # (B,)
             sound = (scores.isfinite() & kl.isfinite()).tolist()
             if all(sound):
                 if images[-1] >= counted:
@@ -314,13 +229,26 @@ class _Batch:
             self.sums["skipped"] += sum(image < counted for image, ok in zip(images, sound, strict=True) if not ok)
             images = kept = [image for image, ok in zip(images, sound, strict=True) if ok]
 
+    def _score(self, pictures: Tensor, images: list[int], n: int) -> Tensor:
+        """Scores (B,) of some of the images, smoothed as configured."""
+        sigma, draws = self.config.reward_smoothing, self.config.smoothing_draws
+        prompts, seeds = [self.prompts[i] for i in images], [self.seeds[i] for i in images]
+        if sigma == 0:
+            return _scores(self.reward, pictures, prompts)
+        noise, pictures = Noise(prompts, seeds, self.seed, tuple(pictures.shape[1:])), wide(pictures)
+        drawn = [sigma * noise.draw(f"smoothing {n} {m}").to(pictures) for m in range(draws)]
+        return torch.stack([_scores(self.reward, (pictures + z).clamp(0, 1), prompts) for z in drawn]).mean(dim=0)
+
 
 def _train_lv(batch: _Batch, arm: Arm, condition: Condition, noise: Noise, x: State, grid: Grid) -> dict[str, float]:
     """DRaFT-LV: noise each finished x_0 to the last step's time n times, and average the n one-step gradients."""
     model, config, last = batch.model, batch.config, len(grid) - 1
     with torch.no_grad(), _autocast(model, config):
         variance_noise = noise.at_step if grid.stochastic else None
-        x_0 = advance(model, condition, x, [arm], config.sampling, grid=grid, first=last, noise=variance_noise)[0].x
+        x_0 = advance(
+            model, condition, x, [arm], config.sampling, grid=grid, first=last, noise=variance_noise,
+            observe=batch.drawn and batch.drawn.observe(slice(None)),
+        )[0].x  # fmt: skip
     for n in range(config.lv):
         fresh = noise.draw(f"lv {n}").to(x_0)
         noisy = grid.add_noise(last, x_0, fresh)
@@ -330,7 +258,7 @@ def _train_lv(batch: _Batch, arm: Arm, condition: Condition, noise: Noise, x: St
             at = (lambda i: z[rows]) if z is not None else None
             return last_steps(model, condition[rows], noisy[rows], arm, config, grid, at)
 
-        batch.add(one_step)
+        batch.add(one_step, n)
     return {**batch.sums, "skipped": batch.sums["skipped"] / config.lv}
 
 

@@ -1,94 +1,50 @@
 """The sampling loop: many arms from the same noise at once, each state stepped once and each prediction made once.
 
-An arm is an adapter, a LoRA scale and a schedule. Arms that start from the same noise and have had the same weights so
-far share one state; the loop makes each of its two predictions (base, tuned) at most once, all in one routed forward.
-The published arms (base, tuned, linear, power:2, power:4, step:0.6) at T = 25 then need 199 predictions per (prompt,
-seed). Separate loops need 222; the published script, which makes both predictions at every step of every arm, 300.
-Gradients flow through the loop wherever they are enabled: DRaFT's last K steps run through it.
+Arms that start from the same noise and have had the same weights so far share one state; the loop makes each prediction
+of a state at most once, all in one routed forward. The published arms (base, tuned, linear, power:2, power:4, step:0.6)
+at T = 25 then need 199 predictions per (prompt, seed), and 132 if the annealed ones act in weight space. Separate loops
+need 222; the published script, which makes both predictions at every step of every arm, 300. Gradients flow through the
+loop wherever they are enabled: DRaFT's last K steps run through it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from aig import adapters, schedules
+from aig.arm import Arm
 from aig.grid import Grid, State
 from aig.models.protocol import Condition, Model, Sampling
 from aig.path import Observer, PathMeter
-from aig.schedules import Schedule
 
 __all__ = [
     "Arm", "Cost", "Grid", "Noise", "Samples", "Sampling", "State", "advance", "encode", "sample", "sample_arms",
-    "to_uint8",
+    "to_uint8", "tuned_length",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One point of the trade-off: an adapter, its LoRA scale and a schedule.
-
-    Raises ValueError for a scale outside [0, 1], a schedule that `parse` refuses, and a schedule without an adapter.
-
-    Examples:
-        >>> aig.Arm("annealed", "tuned", schedule="power:2").id
-        '473411b424b07167'
-    """
-
-    name: str
-    adapter: str | None = None
-    """The adapter's name; None for the base model, with the schedule "base"."""
-    lora_scale: float = 1.0
-    """In [0, 1]: 0 is the base, 1 the adapter as trained."""
-    schedule: str = "tuned"
-    """The text of a schedule, as `parse` reads it."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.lora_scale <= 1:
-            raise ValueError(f"arm {self.name!r}: lora_scale = {self.lora_scale} must be in [0, 1]")
-        if self.curve.name != "base" and self.adapter is None:
-            raise ValueError(
-                f"arm {self.name!r}: schedule {self.schedule!r} needs an adapter; without one use schedule='base'"
-            )
-
-    @cached_property
-    def curve(self) -> Schedule:
-        """The schedule itself, parsed once."""
-        return schedules.parse(self.schedule)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """An own function travels with its arm, to Ray's actors too; a known schedule is parsed again from its text."""
-        return {name: value for name, value in self.__dict__.items() if name != "curve" or value.digest}
-
-    @property
-    def id(self) -> str:
-        """A hash of what the arm does, without its name: 16 hex digits. The values of a user's own curve count."""
-        digest = [self.curve.digest] if self.curve.digest else []
-        content = json.dumps([self.adapter, self.lora_scale, self.schedule, *digest])
-        return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
 @dataclass
 class Cost:
     """Predictions (denoiser evaluations) per (prompt, seed); guidance's two halves count as one."""
 
-    predictions: int = 0
-    separate: int = 0
-    """Predictions of one loop per arm: one if the weight is 0 or 1 (two if distances are measured), else two."""
+    predictions: float = 0
+    """A fraction only if an image's coin, but not every image's, took a model that no other arm needed."""
+    separate: float = 0
+    """Predictions of one loop per arm: one in weight space, by a coin, and if the weight is 0 or 1 (two if distances
+    are measured), else two."""
     published: int = 0
     """Predictions of the published script: two at every step of every arm, base and tuned included."""
     forwards: int = 0
     """Forwards of the whole call."""
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> dict[str, float]:
         """The predictions made, and those of the two other loops."""
         return {"predictions": self.predictions, "separate": self.separate, "published": self.published}
 
@@ -108,17 +64,29 @@ class Noise:
 
     def draw(self, tag: str) -> Tensor:
         """Standard normal noise (G, *shape) in float32 on the CPU, always the same for the same tag."""
-        rows = []
-        for key in self.keys:
-            seed = int.from_bytes(hashlib.blake2b(f"{key}\0{tag}".encode(), digest_size=8).digest(), "big") >> 1
-            rows.append(torch.randn(self.shape, generator=torch.Generator().manual_seed(seed)))
-        return torch.stack(rows)
+        generators = [torch.Generator().manual_seed(seed) for seed in self._seeds(tag)]
+        return torch.stack([torch.randn(self.shape, generator=generator) for generator in generators])
+
+    def choose(self, tag: str, options: Sequence[int]) -> list[int]:
+        """One of the options for each image, uniformly, always the same for the same tag."""
+        return [options[seed % len(options)] for seed in self._seeds(tag)]
+
+    def uniform(self, tag: str) -> Tensor:
+        """A uniform number in [0, 1) for each image, (G,) in float64 on the CPU, always the same for the same tag."""
+        return torch.tensor([seed / 2**63 for seed in self._seeds(tag)], dtype=torch.float64)
+
+    def _seeds(self, tag: str) -> list[int]:
+        digests = [hashlib.blake2b(f"{key}\0{tag}".encode(), digest_size=8).digest() for key in self.keys]
+        return [int.from_bytes(digest, "big") >> 1 for digest in digests]
 
     def initial(self) -> Tensor:
         return self.draw("initial")
 
     def at_step(self, i: int) -> Tensor:
         return self.draw(f"step {i}")
+
+    def coin(self, i: int) -> Tensor:
+        return self.uniform(f"coin {i}")
 
 
 @dataclass
@@ -145,6 +113,7 @@ def advance(
     first: int = 0,
     last: int | None = None,
     noise: Callable[[int], Tensor] | None = None,
+    coin: Callable[[int], Tensor] | None = None,
     with_base: bool = False,
     observe: Observer | None = None,
     progress: Callable[[int], None] | None = None,
@@ -152,52 +121,143 @@ def advance(
 ) -> list[State]:
     """Run steps first..last-1 for all arms from the shared latents x_t (G, C, H, W); returns the arms' states in order.
 
-    `noise(i)` gives the variance noise (G, C, H, W) of step i, which a stochastic step needs. `with_base` also makes
-    the base's prediction at every arm's own state, without gradient, for `observe`. Raises ValueError for an adapter
-    that is not loaded.
+    `noise(i)` gives the variance noise (G, C, H, W) of step i, which a stochastic step needs, and `coin(i)` the uniform
+    numbers (G,) that a coin's schedule needs. `with_base` also makes the base's prediction at every arm's own state,
+    without gradient, for `observe`. Raises ValueError for an adapter that is not loaded, for weight space with an
+    adapter that is no LoRA, and for a coin without its numbers.
     """
     grid = grid or Grid(model, sampling)
     last = len(grid) if last is None else last
-    curves = [grid.weights(arm.curve) for arm in arms]
-    routes = [
-        adapters.BASE if arm.adapter is None else adapters.scaled(model.denoiser, arm.adapter, arm.lora_scale)
-        for arm in arms
-    ]
+    plans = [_Plan(model, grid, arm, sampling) for arm in arms]
     # The distinct states, and the index of each arm's. A state that forks takes its memory along.
     states, at = [x_t if isinstance(x_t, State) else State(x_t)], [0] * len(arms)
     with _fuser(model, sampling) as fuser:
         for i in range(first, last):
-            levels = [0.0 if route == adapters.BASE else curve[i] for route, curve in zip(routes, curves, strict=True)]
-            pairs: dict[tuple[int, str], None] = {}  # insertion-ordered: (state, adapter)
-            for a, w in enumerate(levels):
-                if w < 1:
-                    pairs[at[a], adapters.BASE] = None
-                if w > 0:
-                    pairs[at[a], routes[a]] = None
-            extra = [(s, adapters.BASE) for s in sorted(set(at)) if with_base and (s, adapters.BASE) not in pairs]
-            predictions = _predict(model, condition, grid, i, states, list(pairs), sampling, cost, fuser)
+            steps = [plan.step(i, coin) for plan in plans]
+            calls: dict[_Call, set[int]] = {}  # the rows of each, in order of insertion
+            for a, step in enumerate(steps):
+                for call, rows in step.calls(at[a], len(states[0])):
+                    calls.setdefault(call, set()).update(rows)
+            base = [_Call(at[a], adapters.BASE, step.guidance) for a, step in enumerate(steps)]
+            extra: dict[_Call, set[int]] = {}
+            for call in base if with_base else ():
+                (calls if call in calls else extra)[call] = set(range(len(states[0])))
+            predictions = _predict(model, condition, grid, i, states, calls, sampling, cost, fuser)
             with torch.no_grad():
                 predictions |= _predict(model, condition, grid, i, states, extra, sampling, cost, fuser)
             if cost is not None:
-                cost.predictions += len(pairs) + len(extra)
-                cost.separate += sum((w < 1 or with_base) + (w > 0) for w in levels)
+                made = sum(len(rows) for rows in (calls | extra).values())
+                cost.predictions += made // len(states[0]) if made % len(states[0]) == 0 else made / len(states[0])
+                cost.separate += sum(step.predictions + (step.without_base if with_base else 0) for step in steps)
                 cost.published += 2 * len(arms)
             variance_noise = noise(i).to(states[0].x) if noise is not None and grid.stochastic else None
-            stepped: dict[tuple[int, float, str], int] = {}
+            stepped: dict[tuple[int, _Step], int] = {}
             moved, mixes = [], {}
-            for a, w in enumerate(levels):
-                kind = (at[a], w, routes[a] if w > 0 else adapters.BASE)
+            for a, step in enumerate(steps):
+                kind = (at[a], step)
                 if kind not in stepped:
-                    mixes[kind] = _mixed(predictions, *kind)
+                    mixes[kind] = step.mixed(predictions, at[a])
                     stepped[kind] = len(moved)
                     moved.append(grid.move(i, mixes[kind], states[at[a]], variance_noise))
                 if observe is not None:
-                    observe(i, a, states[at[a]], mixes[kind], predictions.get((at[a], adapters.BASE)))
+                    observe(i, a, states[at[a]], mixes[kind], predictions.get(base[a]))
                 at[a] = stepped[kind]
             states = moved
             if progress is not None:
                 progress(i + 1)
     return [states[s] for s in at]
+
+
+class _Call(NamedTuple):
+    """One prediction: of a state, through an adapter (`BASE` is none), at a guidance scale."""
+
+    state: int
+    route: str
+    guidance: float
+
+
+class _Step(NamedTuple):
+    """What an arm does in one step: (1 - w) low + w high, or one of the two for each image."""
+
+    low: str
+    high: str
+    w: float
+    guidance: float
+    heads: tuple[bool, ...] | None = None
+    """By image whether its coin took `high`; None without a coin."""
+
+    @property
+    def predictions(self) -> int:
+        return 2 if self.heads is None and self.w not in (0, 1) else 1
+
+    @property
+    def without_base(self) -> float:
+        """The share of the images for which the arm makes no prediction of the base."""
+        if self.low != adapters.BASE or self.w == 1:
+            return 1
+        return 0 if self.heads is None else sum(self.heads) / len(self.heads)
+
+    def calls(self, state: int, count: int) -> Iterator[tuple[_Call, list[int]]]:
+        """The predictions that the step needs, and of which of the `count` rows."""
+        low, high = (_Call(state, route, self.guidance) for route in (self.low, self.high))
+        heads = (False,) * count if self.w == 0 else (True,) * count if self.w == 1 else self.heads
+        for call, side in ((low, False), (high, True)):
+            rows = [row for row in range(count) if heads is None or heads[row] == side]
+            if rows:
+                yield call, rows
+
+    def mixed(self, predictions: dict[_Call, Tensor], state: int) -> Tensor:
+        low, high = (_Call(state, route, self.guidance) for route in (self.low, self.high))
+        if self.w in (0, 1):
+            return predictions[high if self.w else low]
+        if self.heads is None:
+            return schedules.mix(predictions[low], predictions[high], self.w)
+        heads = torch.tensor(self.heads, device=predictions[low].device)
+        return torch.where(heads.view(-1, 1, 1, 1), predictions[high], predictions[low])
+
+
+class _Plan:
+    """An arm's weights and guidance by step, and the names that its rows are routed by."""
+
+    def __init__(self, model: Model, grid: Grid, arm: Arm, sampling: Sampling) -> None:
+        self.arm, self.denoiser = arm, model.denoiser
+        self.weights = grid.weights(arm.curve) if arm.adapter is not None else [0.0] * len(grid)
+        scale = sampling.guidance if arm.guidance is None else arm.guidance
+        begin, end = arm.interval
+        self.guidance = [scale if begin <= i / len(grid) < end else 1.0 for i in range(len(grid))]
+        self.high, self.low = self._route(arm.adapter, arm.lora_scale), self._route(arm.against, 1.0)
+        if arm.space == "weight" and adapters.is_copy(model.denoiser, arm.adapter or ""):
+            raise ValueError(
+                f"arm {arm.name!r}: adapter {arm.adapter!r} is a full copy of the denoiser, and space = 'weight' "
+                "needs a LoRA, whose scale costs nothing to change: use space = 'prediction'"
+            )
+
+    def _route(self, adapter: str | None, scale: float) -> str:
+        return adapters.BASE if adapter is None else adapters.scaled(self.denoiser, adapter, scale)
+
+    def step(self, i: int, coin: Callable[[int], Tensor] | None) -> _Step:
+        w, guidance = self.weights[i], self.guidance[i]
+        if self.arm.space == "weight":
+            route = self._route(self.arm.adapter, self.arm.lora_scale * w)
+            return _plain(route, guidance)
+        if self.high == self.low or w == 0:
+            return _plain(self.low, guidance)
+        if w == 1:
+            return _plain(self.high, guidance)
+        if not self.arm.curve.coin:
+            return _Step(self.low, self.high, w, guidance)
+        if coin is None:
+            raise ValueError(f"arm {self.arm.name!r}: schedule {self.arm.schedule!r} needs coin, a number per image")
+        heads = tuple((coin(i) < w).tolist())
+        if len(set(heads)) == 1:
+            return _plain(self.high if heads[0] else self.low, guidance)
+        return _Step(self.low, self.high, w, guidance, heads)
+
+
+def _plain(route: str, guidance: float) -> _Step:
+    """One model alone: arms that come to it in different ways share it."""
+    base = route == adapters.BASE
+    return _Step(route if base else "", "" if base else route, 0.0 if base else 1.0, guidance)
 
 
 def _fuser(model: Model, sampling: Sampling) -> AbstractContextManager[adapters.Fuser | None]:
@@ -207,55 +267,56 @@ def _fuser(model: Model, sampling: Sampling) -> AbstractContextManager[adapters.
     return adapters.fusing(model.denoiser) if sampling.fuse and fits else nullcontext()
 
 
-def _mixed(predictions: dict[tuple[int, str], Tensor], state: int, w: float, route: str) -> Tensor:
-    if w == 0:
-        return predictions[state, adapters.BASE]
-    if w == 1:
-        return predictions[state, route]
-    return schedules.mix(predictions[state, adapters.BASE], predictions[state, route], w)
-
-
 def _predict(
     model: Model,
     condition: Condition,
     grid: Grid,
     i: int,
     states: list[State],
-    pairs: list[tuple[int, str]],
+    calls: Mapping[_Call, set[int]],
     sampling: Sampling,
     cost: Cost | None,
     fuser: adapters.Fuser | None,
-) -> dict[tuple[int, str], Tensor]:
-    """The prediction of each (state, adapter): one forward for all rows, or one per adapter, of at most max_rows."""
-    results: dict[tuple[int, str], Tensor] = {}
-    if sampling.passes == 1:
-        groups = [pairs] if pairs else []
-    else:
-        used = list(dict.fromkeys(pair[1] for pair in pairs))
-        if fuser is not None:
-            used = sorted(used, key=lambda adapter: adapter != fuser.current)  # the folded one goes first
-        groups = [[pair for pair in pairs if pair[1] == adapter] for adapter in used]
-    count = len(states[0])
-    padded = -(-count // sampling.block) * sampling.block
-    rows = [min(r, count - 1) for r in range(padded)]  # the last row is repeated
-    chunk = max(sampling.max_rows // sampling.block, 1) * sampling.block
-    whole = padded == count
-    for group in groups:
-        x = grid.scaled(i, torch.cat([states[s].x if whole else states[s].x[rows] for s, _ in group]))
-        texts = condition[rows * len(group)] if len(group) > 1 or not whole else condition
-        names = [adapter for _, adapter in group for _ in range(padded)]
+) -> dict[_Call, Tensor]:
+    """The prediction of each call, zero in rows that it does not need: one forward for all of one guidance scale, or
+    one per adapter, of at most max_rows."""
+    results: dict[_Call, Tensor] = {}
+    groups: dict[tuple[Any, ...], list[_Call]] = {}
+    for call in calls:
+        groups.setdefault((call.guidance, call.route if sampling.passes == 2 else None), []).append(call)
+    ordered = list(groups.values())
+    if fuser is not None:
+        ordered.sort(key=lambda group: group[0].route != fuser.current)  # the folded one goes first
+    count, block = len(states[0]), sampling.block
+    everything = list(range(count))
+    chunk = max(sampling.max_rows // block, 1) * block
+    for group in ordered:
+        own = [sorted(calls[call]) for call in group]
+        padded = [rows + rows[-1:] * (-len(rows) % block) for rows in own]  # the last row is repeated
+        x = [
+            states[call.state].x if rows == everything else states[call.state].x[rows]
+            for call, rows in zip(group, padded, strict=True)
+        ]
+        x = grid.scaled(i, torch.cat(x))
+        texts = condition if padded == [everything] else condition[[row for rows in padded for row in rows]]
+        names = [call.route for call, rows in zip(group, padded, strict=True) for _ in rows]
         if fuser is not None:
             fuser.switch(names[0])
             names = [adapters.BASE] * len(names)
         parts = []
         for begin in range(0, len(x), chunk):
             part = slice(begin, begin + chunk)
-            parts.append(model.predict(x[part], grid.times[i], texts[part], names[part], sampling.guidance))
+            parts.append(model.predict(x[part], grid.times[i], texts[part], names[part], group[0].guidance))
             if cost is not None:
                 cost.forwards += 1
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
-        for pair, prediction in zip(group, out.split(padded), strict=True):
-            results[pair] = prediction[:count]
+        for call, rows, prediction in zip(group, own, out.split([len(rows) for rows in padded]), strict=True):
+            kept = prediction[: len(rows)]
+            if rows != everything:
+                kept = kept.new_zeros(count, *kept.shape[1:]).index_copy(
+                    0, torch.tensor(rows, device=kept.device), kept
+                )
+            results[call] = kept
     return results
 
 
@@ -299,7 +360,7 @@ def sample_arms(
     result = Samples({})
     finals = advance(
         model, encode(model, prompts, sampling), start, arms, sampling, grid=grid, noise=noise.at_step,
-        with_base=measure_path, observe=meter, progress=progress, cost=result.cost,
+        coin=noise.coin, with_base=measure_path, observe=meter, progress=progress, cost=result.cost,
     )  # fmt: skip
     result.latents = {arm.name: final.x for arm, final in zip(arms, finals, strict=True)}
     if meter is not None:
@@ -319,6 +380,32 @@ def sample(model: Model, prompts: Sequence[str], arm: Arm, seed: int = 0, sampli
     samples = sample_arms(model, prompts, list(range(len(prompts))), [arm], seed, sampling)
     with torch.no_grad():
         return model.decode(samples.latents[arm.name])
+
+
+def tuned_length(
+    model: Model,
+    adapter: str,
+    prompts: Sequence[str],
+    seeds: int = 8,
+    run_seed: int = 0,
+    sampling: Sampling | None = None,
+) -> float:
+    """How far an adapter goes from the base: the root of its mean path length at weight 1, in units of eps.
+
+    Over `seeds` images of each prompt, each on the tuned model's own trajectory (`PathMeter.length`). A schedule with
+    an `auto` weight is `fitted` by it. Errors as in `sample_arms`.
+
+    Examples:
+        >>> model = aig.load("tiny")
+        >>> aig.adapters.attach(model.denoiser, "tuned")
+        >>> aig.sampler.tuned_length(model, "tuned", ["a red star"], seeds=1)  # a new adapter changes nothing yet
+        0.0
+    """
+    pairs = [(prompt, seed) for prompt in prompts for seed in range(seeds)]
+    samples = sample_arms(
+        model, [p for p, _ in pairs], [s for _, s in pairs], [Arm("", adapter)], run_seed, sampling, measure_path=True
+    )
+    return float(samples.path[""].double().mean().sqrt())
 
 
 def to_uint8(images: Tensor) -> Tensor:

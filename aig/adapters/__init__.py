@@ -8,9 +8,9 @@ from aig.adapters.base import OtherBase
 from aig.adapters.files import FULL_WEIGHTS, RECORD, WEIGHTS, digest, load, read_record, save, weights_file
 from aig.adapters.full import full
 from aig.adapters.lora import TARGETS, attach, parameters, scaled
-from aig.adapters.routing import BASE, Fuser, fusing, key, names, routed
+from aig.adapters.routing import BASE, Fuser, fusing, is_copy, key, names, routed
 
 __all__ = [
     "BASE", "FULL_WEIGHTS", "RECORD", "TARGETS", "WEIGHTS", "Fuser", "OtherBase", "attach", "digest", "full", "fusing",
-    "key", "load", "names", "parameters", "read_record", "routed", "save", "scaled", "weights_file",
+    "is_copy", "key", "load", "names", "parameters", "read_record", "routed", "save", "scaled", "weights_file",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aig.adapters.full import at_least_float32, copy_parameters, scale_copy
-from aig.adapters.routing import BASE, check_known, check_new, is_copy, key, lora_layers
+from aig.adapters.routing import BASE, check_known, check_new, is_copy, key, lora_layers, scale_route
 
 # Suffixes of module names. UNets have the first line; the joint attention of SD3 and Flux has both.
 ATTENTION = (
@@ -91,24 +91,20 @@ def parameters(denoiser: nn.Module, name: str) -> list[nn.Parameter]:
 def scaled(denoiser: nn.Module, name: str, scale: float) -> str:
     """Make an adapter available at `scale` times its contribution, and return the name to route rows to.
 
-    LoRA scaling interpolates between the base (0) and the tuned model (1). A LoRA's weights are shared; a full copy
-    (`full`) at another scale is a further copy. Raises ValueError for an adapter that is not loaded.
+    LoRA scaling interpolates between the base (0) and the tuned model (1), and goes beyond it above 1. A LoRA's weights
+    are shared, whatever the number of scales; a full copy (`full`) at another scale is a further copy. Raises
+    ValueError for an adapter that is not loaded.
     """
     check_known(denoiser, name)
     if scale == 0:
         return BASE
     if scale == 1:
         return key(name)
-    alias = key(f"{name}*{scale:g}")
+    alias = key(f"{name}*{repr(float(scale)).removesuffix('.0')}")
     if is_copy(denoiser, name):
         scale_copy(denoiser, key(name), scale, alias)
-    for layer in lora_layers(denoiser):
-        if key(name) in layer.lora_A and alias not in layer.scaling:
-            for modules in (layer.lora_A, layer.lora_B, layer.lora_dropout):
-                modules[alias] = modules[key(name)]
-            layer.scaling[alias] = layer.scaling[key(name)] * scale
-            layer.r[alias] = layer.r[key(name)]
-            layer.lora_bias[alias] = layer.lora_bias[key(name)]
+    else:
+        scale_route(denoiser, key(name), scale, alias)
     return alias
 
 

@@ -28,8 +28,15 @@ def key(name: str) -> str:
 
 def names(denoiser: nn.Module) -> list[str]:
     """The adapters that rows can be routed to, by PEFT's names (`key`), scaled ones included."""
+    copies = {name for layer in copied_layers(denoiser) for name in layer.weights if name != BASE}
+    return sorted(_loras(denoiser) | copies)
+
+
+def _loras(denoiser: nn.Module) -> set[str]:
+    """The LoRAs, and the names of those at other scales."""
     loras = {name for layer in lora_layers(denoiser) for name in layer.scaling}
-    return sorted(loras | {name for layer in copied_layers(denoiser) for name in layer.weights if name != BASE})
+    route = _routes.get(denoiser)
+    return loras | {alias for alias, (name, _) in (route.scales if route else {}).items() if name in loras}
 
 
 def lora_layers(denoiser: nn.Module) -> list[Any]:  # LoraLayers, which are modules by mixing in
@@ -41,7 +48,14 @@ def copied_layers(denoiser: nn.Module) -> list[Copied]:
 
 
 def is_copy(denoiser: nn.Module, name: str) -> bool:
-    """Whether an adapter is a full copy of the denoiser; every copied layer holds the same sets."""
+    """Whether an adapter is a full copy of the denoiser; every copied layer holds the same sets.
+
+    Examples:
+        >>> denoiser = aig.load("tiny").denoiser
+        >>> aig.adapters.attach(denoiser, "tuned")
+        >>> aig.adapters.is_copy(denoiser, "tuned")
+        False
+    """
     return any(key(name) in layer.weights for layer in copied_layers(denoiser)[:1])
 
 
@@ -98,6 +112,8 @@ class Route:
         """The adapters that are full copies."""
         self.parts: dict[str, slice | Tensor] = {}
         """The rows of each LoRA."""
+        self.scales: dict[str, tuple[str, float]] = {}
+        """By the name of a scaled LoRA, the LoRA and its scale."""
         self.hooked: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[type[Route], tuple[()]]:
@@ -135,13 +151,14 @@ class Route:
         return (args, kwargs) if self.rows is None else (args, {**kwargs, "adapter_names": [BASE] * len(self.rows)})
 
     def _add(self, layer: Any, args: tuple[Tensor], out: Tensor) -> None:
-        for name, rows in list(self.parts.items()):
+        for alias, rows in list(self.parts.items()):
+            name, scale = self.scales.get(alias, (alias, 1.0))
             if name in layer.lora_A:
                 if isinstance(rows, Tensor) and rows.device != out.device:
-                    rows = self.parts[name] = rows.to(out.device)
+                    rows = self.parts[alias] = rows.to(out.device)
                 down, up = layer.lora_A[name], layer.lora_B[name]
                 part = args[0][rows].to(down.weight.dtype)
-                change = up(down(layer.lora_dropout[name](part))) * layer.scaling[name]
+                change = up(down(layer.lora_dropout[name](part))) * (layer.scaling[name] * scale)
                 out[rows] += change.to(out.dtype)
 
 
@@ -218,6 +235,11 @@ def current_route(denoiser: nn.Module) -> Route | None:
     return _routes.get(denoiser)
 
 
+def scale_route(denoiser: nn.Module, name: str, scale: float, alias: str) -> None:
+    """Let rows be routed through `scale` times a LoRA's contribution, by this alias."""
+    _routes.setdefault(denoiser, Route()).scales[alias] = (name, scale)
+
+
 @contextmanager
 def routed(denoiser: nn.Module, rows: Sequence[str]) -> Iterator[None]:
     """Route row i of every forward within the context through adapter rows[i]; `BASE` is none.
@@ -238,16 +260,16 @@ def routed(denoiser: nn.Module, rows: Sequence[str]) -> Iterator[None]:
     layers, copied = lora_layers(denoiser), copied_layers(denoiser)
     copies = {name for layer in copied[:1] for name in layer.weights}
     used = set(rows) - {BASE}
-    unknown = used - copies - {name for layer in layers for name in layer.scaling}
+    unknown = used - copies - _loras(denoiser)
     if unknown:
         raise ValueError(
             f"adapter {sorted(unknown)[0]!r} is not loaded (loaded: {', '.join(names(denoiser)) or 'none'})"
         )
     check_base(layers)
-    for name in used:
-        if any(name in layer.lora_variant for layer in layers):
-            raise ValueError(f"adapter {name!r} {NO_VARIANT}")
     route = _routes.setdefault(denoiser, Route())
+    for name in used:
+        if any(route.scales.get(name, (name,))[0] in layer.lora_variant for layer in layers):
+            raise ValueError(f"adapter {name!r} {NO_VARIANT}")
     for layer in layers:
         route.hook(layer)
     for layer in copied:
@@ -268,6 +290,7 @@ class Fuser:
 
     def __init__(self, denoiser: nn.Module) -> None:
         self._layers, self._copied = lora_layers(denoiser), copied_layers(denoiser)
+        self._scales = _routes.setdefault(denoiser, Route()).scales
         self._weights = [base_weight(layer) for layer in self._layers]
         self._own = [weight.data for weight in self._weights]
         self._own_sets = [layer.weights[BASE] for layer in self._copied]
@@ -294,13 +317,14 @@ class Fuser:
 
     def _fold(self, i: int, name: str) -> Tensor:
         layer, own = self._layers[i], self._own[i]
+        name, scale = self._scales.get(name, (name, 1.0))
         if name not in layer.lora_A:
             return own
         if layer.lora_bias.get(name):
             raise ValueError(
                 f"adapter {name!r} has LoRA biases, which do not fold into a weight; set sampling.fuse off"
             )
-        delta = layer.get_delta_weight(name).to(own.device)
+        delta = layer.get_delta_weight(name).to(own.device) * scale
         return (own + delta).to(own.dtype)
 
 

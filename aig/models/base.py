@@ -160,7 +160,7 @@ class LatentModel:
             with routed(self.denoiser, adapters):
                 return self.denoise(x_t, t, dict(condition.conditional))
         with routed(self.denoiser, [*adapters, *adapters]):
-            both = self.denoise(torch.cat([x_t, x_t]), t, condition.halves())
+            both = self.denoise(torch.cat([x_t, x_t]), torch.cat([t, t]) if t.dim() else t, condition.halves())
         unconditional, conditional = both.chunk(2)
         return unconditional + guidance * (conditional - unconditional)
 

@@ -111,7 +111,7 @@ class Model(Protocol):
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition, adapters: Sequence[str], guidance: float) -> Tensor:
         """The prediction (B, C, H, W) after classifier-free guidance, row i through adapter adapters[i] or none
-        (`BASE`); x_t as the scheduler scales it."""
+        (`BASE`); x_t as the scheduler scales it, t one time or one per row (B,)."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -23,13 +23,15 @@ ALL = ("*",)
 RUN = ("run.name", "run.storage")
 # What says which trainings a run has, and which arms.
 TRAININGS = (
-    *of("train", "reward kl_weight k seed steps lr method rank alpha snapshot_every label stop_*"),
-    *of("sweep", "rewards ks kl_weights train_seeds lrs ranks search trials"),
+    *of("train", "reward kl_weight kl_steps k seed steps lr method rank alpha snapshot_every label stop_*"),
+    *of("sweep", "rewards ks kl_weights early_kl_weights train_seeds lrs ranks search trials"),
 )
 ARMS = (*TRAININGS, *of("evaluate", "schedules kl_schedules lora_scales kl_lora_scales early_stops adapters"))
 # What else makes an adapter: a saved one has to agree.
 ADAPTERS = of(
-    "train", "kl lv batch weight_decay clip targets optimizer autocast vae_tiling compile on_nan explosion ema"
+    "train",
+    "kl lv batch weight_decay clip targets optimizer autocast vae_tiling compile on_nan explosion ema "
+    "reward_smoothing smoothing_draws",
 )
 # The prompts that train and those that judge, and what scores their images.
 PROMPTS = ("model.name", "train.prompts", "train.validate_prompts", "evaluate.prompts")

@@ -167,7 +167,7 @@ def _training_lines(config: Config, record: trials.Record, states: Sequence[Trai
         yield f"drawn      {config.sweep.search}: {drawn} of {config.sweep.trials} trials drawn{more}"
     if not states:
         return
-    varied = [name for name in ("reward", "k", "kl_weight", "lr", "rank", "seed") if _varies(states, name)]
+    varied = [name for name in trainings.SWEPT if _varies(states, name)]
     rows = [["", "trial", "state", "step", *(name.replace("_", " ") for name in varied), ""]]
     for state in states:
         settings = [f"{v:g}" if isinstance(v := getattr(state.train, name), float) else str(v) for name in varied]

@@ -126,6 +126,14 @@ class Train(Section):
     kl: str = choice("eps_mse", "eps_mse", "path")
     """The KL penalty: eps_mse, the published mean squared difference, or path, the path KL in nats, which needs a
     sampler that adds noise in each of the last K steps."""
+    kl_steps: str = choice("last", "last", "early", "all", **IN_KEY)
+    """The sampling steps that the KL penalizes: last, the last K, as published; early, those before them, which decide
+    what an image shows; all. early and all draw one step per image, so that one more prediction is in the gradient."""
+    reward_smoothing: float = number(0.0, 0)
+    """Score noisy images in the loss, so that what only exact pixels earn counts less: the standard deviation of the
+    Gaussian noise in pixels of [0, 1]; 0 for none. Validations and evaluations score images as they are."""
+    smoothing_draws: int = number(1, 1)
+    """Noisy copies of each image, over which the smoothed reward is a mean."""
     lv: int = number(1, 1)
     """DRaFT-LV: draw the last step's noise this many times; 1 is plain DRaFT."""
     prompts: int | str | tuple[str, ...] = number(32, 1)
@@ -243,6 +251,11 @@ class Train(Section):
         return bounds(self.num_workers)
 
     @property
+    def drawn_kl(self) -> str:
+        """kl_steps if the loss has a KL at drawn steps, else empty."""
+        return self.kl_steps if self.kl_steps != "last" and self.kl_weight > 0 else ""
+
+    @property
     def limits(self) -> dict[str, float]:
         """The limits that are set, by what they bound."""
         limits = {name: getattr(self, f"stop_{name}") for name in LIMITED}
@@ -266,6 +279,8 @@ class Sweep(Section):
     """Values of DRaFT's K."""
     kl_weights: tuple[float, ...] = number((0.0, 1.0, 10.0), 0)
     """KL weights."""
+    early_kl_weights: tuple[float, ...] = number((), above=0)
+    """KL weights of additional trainings with train.kl_steps=early."""
     train_seeds: tuple[int, ...] = number((0,), 0)
     """Training seeds. Each is a study of its own, and their mean is one more."""
     max_concurrent: int = number(3, 1, **EXECUTION)
@@ -301,7 +316,8 @@ class Sweep(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        distinct("sweep", self, ("rewards", "ks", "kl_weights", "train_seeds", "lrs", "ranks", "objectives"))
+        distinct("sweep", self, ("rewards", "ks", "kl_weights", "early_kl_weights", "train_seeds"))
+        distinct("sweep", self, ("lrs", "ranks", "objectives"))
         if self.search == "grid":
             self._check_grid()
         else:
@@ -317,6 +333,11 @@ class Sweep(Section):
                 raise ConfigError(f"sweep.{key} is for a search: set sweep.search=optuna, or random")
 
     def _check_search(self) -> None:
+        if self.early_kl_weights:
+            raise ConfigError(
+                f"sweep.early_kl_weights is {list(self.early_kl_weights)}, and a search draws no steps: set "
+                "train.kl_steps=early for all of its trials, or sweep.search=grid"
+            )
         for key in ("lr_range", "kl_range"):
             ends = getattr(self, key)
             if ends is not None and (len(ends) != 2 or ends[0] >= ends[1]):

@@ -3,6 +3,7 @@
 What made an arm's adapter and how it samples decide its family:
 
     kl      KL-regularized trainings, sampled as they are
+    early_kl  likewise, with a KL at drawn steps (train.kl_steps), which sees the early ones
     lora    the adapter scaled down
     fixed   one weight at every step: DeRaDiff (arXiv 2601.20198)
     aig     a weight that changes along sampling (arXiv 2409.06493); the published sweep has `step:f` among AIG's
@@ -10,9 +11,9 @@ What made an arm's adapter and how it samples decide its family:
     early   snapshots of the training
 
 `lora`, `fixed` and `aig` are of the unregularized adapter; `kl-aig` and its like are the same on KL-regularized ones,
-and `trial-aig` on those that a search drew. The published protocol sweeps AIG for every KL weight, so comparisons count
-the arms of `aig` to `kl-aig` too. That sweep holds the KL-tuned models as well (weight 1), which `kl-aig` does not:
-they are its rival, and a family that contains its rival cannot fall behind it.
+whatever the KL's steps, and `trial-aig` on those that a search drew. The published protocol sweeps AIG for every KL
+weight, so comparisons count the arms of `aig` to `kl-aig` too. That sweep holds the KL-tuned models as well (weight 1),
+which `kl-aig` does not: they are its rival, and a family that contains its rival cannot fall behind it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ FAMILIES = {
     "base": "base",
     "tuned": "tuned",
     "kl": "KL",
+    "early_kl": "KL on early steps",
     "trial": "searched settings",
     **WAYS,
     "early": "early stopping",

@@ -22,7 +22,7 @@ from pipelines.measure.table import Table
 from pipelines.show.estimates import Estimate
 from pipelines.study.arms import Study
 
-RIVALS = ("kl", "trial", "lora", "fixed", "early")
+RIVALS = ("kl", "early_kl", "trial", "lora", "fixed", "early")
 # Hypervolumes that are compared if a study has both families: AIG on KL 0 alone, and on every training.
 COMPARISONS = (
     *(("aig", rival) for rival in RIVALS),

@@ -60,6 +60,8 @@ class Arm:
     """What to know of images that are sound; the arm takes part in every comparison."""
     metrics: Mapping[str, Estimate] = field(repr=False)
     """As `measure` wrote them."""
+    kl_steps: str | None = None
+    """None unless its training's KL is at drawn steps."""
 
     @property
     def title(self) -> str:

@@ -150,17 +150,19 @@ def curve_lines(run: Run, study: StudyResult) -> list[Line]:
     trained: dict[str, dict[str, Any]] = {}
     for arm in (drawn for mean in study.arms for drawn in run.drawn(mean)):
         if arm.training in run.curves:
-            trained[str(arm.training)] = {name: getattr(arm, name) or 0 for name in names}
-    values = {name: sorted({own[name] for own in trained.values()}) for name in names}
-    colors = style.kl_colors(values["kl_weight"])
+            own = {name: getattr(arm, name) or 0 for name in names}
+            trained[str(arm.training)] = {"kl": (own.pop("kl_weight"), arm.kl_steps or ""), **own}
+    values = {name: sorted({own[name] for own in trained.values()}) for name in ("kl", *names[1:])}
+    colors = style.kl_colors(values["kl"])
     dashes = dict(zip(values["train_seed"], ("-", "--", ":", "-.") * len(trained), strict=False))
     lines = []
     for key, own in sorted(trained.items(), key=lambda item: (*item[1].values(), item[0])):
-        label = f"KL weight {own['kl_weight']:g}"
+        weight, steps = own["kl"]
+        label = f"KL weight {weight:g}" + (f" ({steps} steps)" if steps else "")
         for name, word in (("train_seed", "seed"), ("lr", "lr"), ("rank", "rank")):
             label += f", {word} {own[name]:g}" if len(values[name]) > 1 else ""
         label += " (stopped)" if key in run.stopped else ""
-        lines.append(Line(label, colors[own["kl_weight"]], dashes[own["train_seed"]], run.curves[key]))
+        lines.append(Line(label, colors[own["kl"]], dashes[own["train_seed"]], run.curves[key]))
     return lines
 
 

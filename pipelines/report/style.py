@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
@@ -29,6 +29,7 @@ LOOKS = {
     "base": (INK, INK, "#e7e9ec", "o"),
     "tuned": (INK, INK, "#e7e9ec", "X"),
     "kl": ("#0072b2", "#005a8c", "#4ba3e3", "s"),
+    "early_kl": ("#3a53a4", "#2c3f7d", "#8ea3e8", ">"),
     "trial": ("#d55e00", "#9a4400", "#f08b52", "p"),
     "lora": ("#e69f00", "#8a5f00", "#e69f00", "^"),
     "fixed": ("#56b4e9", "#1f6f9f", "#9bd2f2", "P"),
@@ -54,6 +55,7 @@ SHAPES = {
     "P": '<path d="M0,-5V5M-5,0H5" stroke="currentColor" stroke-width="3.8"/>',
     "d": '<path d="M0,-5.5L3.3,0L0,5.5L-3.3,0Z"/>',
     "<": '<path d="M-5,0L4,5V-5Z"/>',
+    ">": '<path d="M5,0L-4,5V-5Z"/>',
     "h": '<path d="M0,-5L4.3,-2.5V2.5L0,5L-4.3,2.5V-2.5Z"/>',
 }
 COLOURED = tuple(family for family, color in MARK.items() if color != INK)
@@ -180,11 +182,11 @@ def mention(apart: tuple[Text, Text], unnamed: Sequence[str]) -> None:
         apart[1].set_text(f"{apart[1].get_text()} Without a name, for space: {len(set(unnamed))} arms.")
 
 
-def kl_colors(weights: list[float]) -> dict[float, str]:
-    """A colour for each KL weight, in the order of the weights."""
-    ordered = sorted(set(weights))
+def kl_colors(kls: Iterable[tuple[float, str]]) -> dict[tuple[float, str], str]:
+    """A colour for each KL (weight, steps), in their order."""
+    ordered = sorted(set(kls))
     places = [0.3 + 0.5 * i / max(1, len(ordered) - 1) for i in range(len(ordered))]
-    return {weight: to_hex(colormaps["plasma"](place)) for weight, place in zip(ordered, places, strict=True)}
+    return {kl: to_hex(colormaps["plasma"](place)) for kl, place in zip(ordered, places, strict=True)}
 
 
 def save_png(figure: Figure, path: Path) -> None:

@@ -26,6 +26,8 @@ class StudyArm:
     reward: str | None = None
     k: int | None = None
     kl_weight: float | None = None
+    kl_steps: str | None = None
+    """None unless its KL is at drawn steps."""
     lr: float | None = None
     rank: int | None = None
     """None unless the adapter is a LoRA."""
@@ -173,9 +175,9 @@ def _adapter_arms(trials: Trials, group: Group, train: Train) -> Iterator[StudyA
     steps = train.steps if stop is None else stop["step"]
     common: dict[str, Any] = {"reward": train.reward, "k": train.k, "kl_weight": train.kl_weight, "lr": train.lr}
     common |= {"rank": train.rank if train.method == "lora" else None, "train_seed": train.seed}
-    common |= {"stopped": None if stop is None else limits.describe_stop(stop)}
+    common |= {"kl_steps": train.drawn_kl or None, "stopped": None if stop is None else limits.describe_stop(stop)}
     family, label = ("tuned", "tuned") if tuned else _differing(train, group.tuned)
-    of, with_label = ("", "") if tuned else (f"{family}-", f"{label} + ")
+    of, with_label = ("", "") if tuned else (f"{family.removeprefix('early_')}-", f"{label} + ")
     yield StudyArm(Arm(key, key), family, label, **common, step=steps)
     for text in evaluate.schedules if tuned else evaluate.kl_schedules:
         arm, way, name = _guided(key, text, "schedules" if tuned else "kl_schedules")
@@ -194,9 +196,11 @@ def _adapter_arms(trials: Trials, group: Group, train: Train) -> Iterator[StudyA
 
 def _differing(train: Train, tuned: Train) -> tuple[str, str]:
     """Family and label of an adapter: regularized by KL alone, or trained with other settings that a search drew."""
-    label = f"KL {train.kl_weight:g}"
+    label = f"KL {train.kl_weight:g}" + (f" ({train.drawn_kl})" if train.drawn_kl else "")
     label += f", lr {train.lr:g}" * (train.lr != tuned.lr) + f", rank {train.rank}" * (train.rank != tuned.rank)
-    return "kl" if (train.lr, train.rank) == (tuned.lr, tuned.rank) else "trial", label
+    if (train.lr, train.rank) != (tuned.lr, tuned.rank):
+        return "trial", label
+    return "early_kl" if train.drawn_kl else "kl", label
 
 
 def _external_arms(config: Config, name: str) -> Iterator[StudyArm]:

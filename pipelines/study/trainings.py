@@ -15,20 +15,31 @@ from pipelines.runs.directory import RECORD, RunDir
 
 
 def adapter_key(train: Train) -> str:
-    """The name of a training's adapter, as fragile-k1-kl10-s0 or fragile-k1-kl10-lr0.0003-s0."""
-    label = f"-{train.label}" if train.label else ""
-    return f"{slug(train.reward)}-k{train.k}-kl{train.kl_weight:g}{label}-s{train.seed}"
+    """The name of a training's adapter, as fragile-k1-kl10-s0, fragile-k1-kl10-early-s0 or
+    fragile-k1-kl10-lr0.0003-s0."""
+    more = "".join(f"-{word}" for word in (train.drawn_kl, train.label) if word)
+    return f"{slug(train.reward)}-k{train.k}-kl{train.kl_weight:g}{more}-s{train.seed}"
 
 
-def training(config: Config, *, reward: str, k: int, kl_weight: float, lr: float, rank: int, seed: int) -> Train:
-    """`config.train` with these settings; its label names those that differ and have no place of their own in a key."""
+SWEPT = ("reward", "k", "kl_weight", "kl_steps", "lr", "rank", "seed")
+"""What a sweep varies: the arguments of `training`."""
+
+
+def training(
+    config: Config, *, reward: str, k: int, kl_weight: float, lr: float, rank: int, seed: int,
+    kl_steps: str | None = None,
+) -> Train:  # fmt: skip
+    """`config.train` with these settings; its label names those that differ and have no place of their own in a key.
+
+    `kl_steps` None keeps those of `config.train`.
+    """
     train = config.train
     varied = [train.label] * bool(train.label)
     varied += [f"lr{lr:g}"] * (lr != train.lr) + [f"r{rank}"] * (rank != train.rank)
     alpha = train.alpha if rank == train.rank else train.alpha * rank / train.rank  # keeps the adapter's scale
     return replace(
-        train, reward=reward, k=k, kl_weight=kl_weight, lr=lr, rank=rank, alpha=alpha, seed=seed,
-        label="-".join(varied),
+        train, reward=reward, k=k, kl_weight=kl_weight, kl_steps=kl_steps or train.kl_steps, lr=lr, rank=rank,
+        alpha=alpha, seed=seed, label="-".join(varied),
     )  # fmt: skip
 
 
@@ -41,10 +52,17 @@ def trainings(config: Config, drawn: Sequence[dict[str, Any]] | None = None) -> 
     if sweep.search != "grid":
         drawn = read_drawn(config) if drawn is None else drawn
         return [*references(config), *(training(config, **settings) for settings in drawn)]
-    varied = (sweep.kl_weights, sweep.rewards, sweep.ks, *learning(config), sweep.train_seeds)
+    kls = [*((w, config.train.kl_steps) for w in sweep.kl_weights), *((w, "early") for w in sweep.early_kl_weights)]
+    varied = (
+        sorted(dict.fromkeys(kls), key=lambda kl: kl[0]),
+        sweep.rewards,
+        sweep.ks,
+        *learning(config),
+        sweep.train_seeds,
+    )
     return [
-        training(config, reward=r, k=k, kl_weight=w, lr=lr, rank=rank, seed=s)
-        for w, r, k, lr, rank, s in sorted(product(*varied), key=lambda point: point[0])
+        training(config, reward=r, k=k, kl_weight=w, kl_steps=steps, lr=lr, rank=rank, seed=s)
+        for (w, steps), r, k, lr, rank, s in product(*varied)
     ]
 
 

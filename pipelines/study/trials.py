@@ -92,7 +92,7 @@ class Trials:
             if adapter_key(tuned) in left_out:
                 continue
             others = [other for other in self.trainings if other != tuned and _belongs(config, other, tuned)]
-            others.sort(key=lambda other: (other.kl_weight, other.lr, other.rank))
+            others.sort(key=lambda other: (other.drawn_kl, other.kl_weight, other.lr, other.rank))
             groups.append(Group(tuned, tuple(other for other in others if adapter_key(other) not in left_out)))
         return groups
 

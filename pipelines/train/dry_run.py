@@ -19,12 +19,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from aig import adapters, memory
-from aig.draft import DraftConfig
 from aig.grid import Grid, scheduler_for
 from aig.models import LatentModel
 from aig.models.empty import empty, parameters
 from aig.models.protocol import Condition
 from aig.models.published import PUBLISHED
+from aig.objective import DraftConfig
 from pipelines.config import Config, given
 from pipelines.runs.directory import RunDir
 from pipelines.study import models
@@ -97,9 +97,11 @@ def make(config: Config) -> Plan:
     once, saved = _count(model, lambda: _predict(model, micro, sampling.guidance))
     latents = torch.randn(micro, *model.latent_shape, device="meta", dtype=model.dtype, requires_grad=True)
     decoded, saved_decoding = _count(model, lambda: model.decode(latents))
-    with_gradient = train.k * train.lv
+    graph, with_gradient = train.k, train.k * train.lv
     extra = with_gradient if train.kl_weight > 0 else 0
-    if settings.by_path and train.lv == 1:  # the base's predictions for the steps that a multistep scheduler remembers
+    if settings.drawn:  # a prediction of either model
+        graph, with_gradient, extra = graph + 1, with_gradient + train.lv, train.lv
+    elif settings.by_path and train.lv == 1:  # the base's for the steps that a multistep scheduler remembers
         extra += min(order - 1, sampling.steps - train.k)
     steps = sampling.steps - train.k + (1 if train.lv > 1 else 0)
     predictions = train.batch * (steps + with_gradient + extra)
@@ -110,7 +112,7 @@ def make(config: Config) -> Plan:
         config, model, here, trained, predictions * (1 if sampling.guidance == 1 else 2), predictions,
         weights=frozen * BYTES[config.model.dtype],
         states=trained * (4 + 4 + (2 if train.optimizer == "adamw-8bit" else 8) + (0 if train.ema is None else 4)),
-        activations=(saved * train.k + saved_decoding) // (2 if halved else 1), operations=operations,
+        activations=(saved * graph + saved_decoding) // (2 if halved else 1), operations=operations,
     )  # fmt: skip
 
 
@@ -188,6 +190,7 @@ def lines(plan: Plan) -> list[str]:
         "to download": download,
         "sampling": f"{scheduler}, {sampling.steps} steps, guidance {sampling.guidance:g}, eta {sampling.eta:g}",
         "objective": f"DRaFT-{train.k}, reward {train.reward}, KL weight {train.kl_weight:g}"
+        + (f" ({train.drawn_kl} steps)" if train.drawn_kl else "")
         + (f", {train.lv} draws of the last step" if train.lv > 1 else ""),
         "trained": f"{plan.trained / 1e6:.2f} M parameters ({what}) beside {denoiser / 1e6:,.0f} M frozen ones",
         "a step": f"{train.batch} images, {plan.predictions:,} predictions ({plan.rows:,} rows of the denoiser), "

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from aig import adapters
-from aig.draft import DraftConfig, check_precision, grid_of
 from aig.models import Model
+from aig.objective import DraftConfig, check_precision, grid_of
 from pipelines.config import Config, Train
 from pipelines.study import models
 
@@ -29,7 +29,7 @@ def draft_config(config: Config, model: Model) -> DraftConfig:
     micro_batch = min(settings.micro_batch, settings.batch)
     objective = DraftConfig(
         sampling, settings.k, settings.lv, settings.kl_weight, settings.kl, micro_batch, settings.autocast,
-        settings.on_nan,
+        settings.on_nan, settings.kl_steps, settings.reward_smoothing, settings.smoothing_draws,
     )  # fmt: skip
     grid_of(model, objective)
     return objective

@@ -24,6 +24,10 @@ def training_record(config: Config, train: Train, step: int) -> dict[str, Any]:
     if train.method != "lora":  # a LoRA's record has no method
         settings = {key: value for key, value in settings.items() if key not in OF_LORA} | {"method": train.method}
     # Only if they differ from the default: records are compared, and older ones lack these keys.
+    if train.drawn_kl:
+        settings["kl_steps"] = train.drawn_kl
+    if train.reward_smoothing:
+        settings |= {"reward_smoothing": train.reward_smoothing, "smoothing_draws": train.smoothing_draws}
     if train.limits:
         settings |= {f"stop_{name}": limit for name, limit in train.limits.items()}
         settings["stop_patience"] = train.stop_patience

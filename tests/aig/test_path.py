@@ -15,7 +15,7 @@ from torch import nn
 from aig import adapters, schedules
 from aig.models.protocol import Condition
 from aig.path import PathMeter
-from aig.sampler import Arm, Grid, Sampling, State, advance, encode, sample_arms
+from aig.sampler import Arm, Grid, Noise, Sampling, State, advance, encode, sample_arms, tuned_length
 
 BASE_MAP = torch.tensor([[0.9, 0.2], [-0.1, 0.6]])
 CHANGE = torch.tensor([[0.15, -0.1], [0.05, 0.2]])  # what the adapter adds
@@ -189,3 +189,12 @@ def test_a_path_without_the_bases_predictions_is_refused(tiny):
     x = torch.zeros(1, *tiny.latent_shape)
     with pytest.raises(ValueError, match="with_base=True"):
         PathMeter(grid, 1, 1, tiny.device)(0, 0, State(x), x, None)
+
+
+def test_the_length_of_an_adapter_is_the_root_mean_square_of_what_it_adds():
+    model, prompts = LinearModel(), ["a", "b"]
+    pairs = [(prompt, seed) for prompt in prompts for seed in range(50)]
+    x = Noise([p for p, _ in pairs], [s for _, s in pairs], 0, (2, 1, 1)).initial().flatten(1)
+    expected = (x @ CHANGE.T).square().mean().sqrt()
+    one_step = replace(DDIM, eta=0.0, steps=1)
+    assert tuned_length(model, "a", prompts, seeds=50, sampling=one_step) == pytest.approx(float(expected), rel=1e-5)

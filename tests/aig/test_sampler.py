@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import tiny_with
+from models import load, tiny_with
 
 from aig import adapters, schedules
 from aig.path import Transitions
@@ -51,6 +51,148 @@ def test_shared_trajectories_equal_separate_ones_bit_for_bit(model):
     for arm in arms:
         alone = sample_arms(model, PROMPTS, SEEDS, [arm], sampling=FEW)
         assert torch.equal(together.latents[arm.name], alone.latents[arm.name]), arm.name
+
+
+def in_weight_space(arms):
+    return [replace(arm, space="weight") if arm.name in ("linear", "power:2", "power:4") else arm for arm in arms]
+
+
+def test_the_published_arms_in_weight_space_need_132_predictions(model):
+    """25 each of base and tuned, 24 each of the annealed ones, which begin as the base, and the last 10 of the step."""
+    cost = sample_arms(model, ["a red star"], [0], in_weight_space(PUBLISHED), sampling=PAPER).cost
+    assert cost.counts() == {"predictions": 25 + 25 + 3 * 24 + 10, "separate": 6 * 25, "published": 300}
+
+
+def test_weight_space_draws_the_images_of_a_lora_whose_matrices_are_scaled_at_each_step(model):
+    """Against a loop of its own, which multiplies B by the weight; only rounding differs."""
+    arm = Arm("beyond", "a", schedule="ramp:0.3,3", space="weight")
+    grid = Grid(model, FEW)
+    x = grid.start(Noise(PROMPTS, SEEDS, 0, model.latent_shape).initial(), model)
+    condition = model.encode(PROMPTS)
+    ups = [layer.lora_B["a"].weight for layer in model.denoiser.modules() if "a" in getattr(layer, "lora_B", ())]
+    own = [up.detach().clone() for up in ups]
+    try:
+        with torch.no_grad():
+            for i, w in enumerate(grid.weights(arm.curve)):
+                for up, values in zip(ups, own, strict=True):
+                    up.copy_(w * values)
+                x = grid.step(i, model.predict(x, grid.times[i], condition, ["a"] * 3, FEW.guidance), x)
+    finally:
+        with torch.no_grad():
+            for up, values in zip(ups, own, strict=True):
+                up.copy_(values)
+    ours = sample_arms(model, PROMPTS, SEEDS, [arm], sampling=FEW).latents["beyond"]
+    assert torch.allclose(ours, x, atol=2e-4)
+    assert not torch.allclose(
+        ours, sample_arms(model, PROMPTS, SEEDS, [PUBLISHED[0]], sampling=FEW).latents["base"], atol=1e-2
+    )
+
+
+def test_the_two_spaces_agree_to_second_order_in_the_adapter():
+    """Their predictions differ by O(|BA|^2): an adapter of a tenth brings them a hundred times closer."""
+    distances = []
+    for scale in (1.0, 0.1):
+        model = tiny_with("a")
+        arms = [Arm(space, "a", scale, "constant:2", space=space) for space in ("prediction", "weight")]
+        one, other = sample_arms(model, PROMPTS, SEEDS, arms, sampling=replace(FEW, steps=1)).latents.values()
+        distances.append(float((one - other).norm()))
+    assert distances[0] / distances[1] == pytest.approx(100, rel=0.5)
+
+
+def test_scales_share_a_state_as_long_as_they_are_equal(model):
+    """A LoRA at scale 1/2 is a constant weight of 1/2 in weight space; a curve that starts like another shares that."""
+    half = [Arm("scaled", "a", 0.5), Arm("constant", "a", schedule="constant:0.5", space="weight")]
+    samples = sample_arms(model, PROMPTS, SEEDS, half, sampling=FEW)
+    assert torch.equal(samples.latents["scaled"], samples.latents["constant"])
+    assert samples.cost.predictions == 5
+    late = [Arm(f"{w}", "a", schedule=f"piecewise:0.6=1|0.8={w}", space="weight") for w in (2, 3)]
+    assert sample_arms(model, PROMPTS, SEEDS, late, sampling=FEW).cost.predictions == 4 + 2
+
+
+def test_a_coin_takes_one_model_a_step_by_each_images_own_seed(model):
+    arms = [Arm("coin", "a", schedule="coin:constant:0.5")]
+    samples = sample_arms(model, PROMPTS, SEEDS, arms, sampling=FEW)
+    noise = Noise(PROMPTS, SEEDS, 0, model.latent_shape)
+    heads = torch.stack([noise.coin(i) < 0.5 for i in range(5)])
+    assert 0 < heads.sum() < heads.numel()
+    assert samples.cost.predictions == samples.cost.separate == 5
+    grid = Grid(model, FEW)
+    for image in range(3):
+        x = grid.start(noise.initial(), model)[image : image + 1]
+        condition = model.encode(PROMPTS[image : image + 1])
+        for i in range(5):
+            route = "a" if heads[i, image] else adapters.BASE
+            with torch.no_grad():
+                x = grid.step(i, model.predict(x, grid.times[i], condition, [route], FEW.guidance), x)
+        assert torch.allclose(samples.latents["coin"][image], x[0], atol=2e-4)
+
+
+def test_a_coins_image_has_the_same_bits_in_any_batch_and_beside_any_arms(model):
+    arms = [Arm("coin", "a", schedule="coin:linear"), *PUBLISHED, Arm("other", "a", schedule="coin:power:2")]
+    together = sample_arms(model, PROMPTS, SEEDS, arms, sampling=FEW).latents["coin"]
+    alone = [
+        sample_arms(model, [p], [s], arms[:1], sampling=FEW).latents["coin"][0]
+        for p, s in zip(PROMPTS, SEEDS, strict=True)
+    ]
+    assert torch.equal(together, torch.stack(alone))
+
+
+def test_the_share_of_heads_is_the_weight():
+    noise = Noise(["a red star"] * 4000, list(range(4000)), 0, (1, 1, 1))
+    assert float((noise.coin(3) < 0.3).float().mean()) == pytest.approx(0.3, abs=4 * (0.3 * 0.7 / 4000) ** 0.5)
+
+
+def test_an_arms_own_guidance_is_that_of_the_sampling_and_none_outside_its_interval(model):
+    five = replace(FEW, guidance=5.0)
+    own = sample_arms(model, PROMPTS, SEEDS, [Arm("own", "a", guidance=5.0), Arm("plain", "a")], sampling=FEW)
+    assert torch.equal(
+        own.latents["own"], sample_arms(model, PROMPTS, SEEDS, [Arm("x", "a")], sampling=five).latents["x"]
+    )
+    assert own.cost.predictions == 10
+    grid = Grid(model, FEW)
+    x, condition = grid.start(Noise(PROMPTS, SEEDS, 0, model.latent_shape).initial(), model), model.encode(PROMPTS)
+    with torch.no_grad():
+        for i in range(5):
+            guidance = 5.0 if 0.2 <= i / 5 < 0.8 else 1.0
+            x = grid.step(i, model.predict(x, grid.times[i], condition, ["a"] * 3, guidance), x)
+    arm = Arm("interval", "a", guidance=5.0, interval=(0.2, 0.8))
+    assert torch.allclose(sample_arms(model, PROMPTS, SEEDS, [arm], sampling=FEW).latents["interval"], x, atol=2e-4)
+
+
+def test_autoguidance_mixes_against_another_adapter(model):
+    arm = Arm("auto", "a", schedule="constant:2", against="b")
+    grid = Grid(model, FEW)
+    x, condition = grid.start(Noise(PROMPTS, SEEDS, 0, model.latent_shape).initial(), model), model.encode(PROMPTS)
+    with torch.no_grad():
+        for i in range(5):
+            weak, strong = (model.predict(x, grid.times[i], condition, [name] * 3, FEW.guidance) for name in "ba")
+            x = grid.step(i, weak + 2 * (strong - weak), x)
+    assert torch.allclose(sample_arms(model, PROMPTS, SEEDS, [arm], sampling=FEW).latents["auto"], x, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        Arm("weight", "a", schedule="ramp:0.3,3", space="weight"),
+        Arm("coin", "a", schedule="coin:linear"),
+        Arm("guided", "a", schedule="power:2", guidance=6.0, interval=(0.0, 0.5)),
+        Arm("auto", "a", schedule="constant:2", against="b"),
+    ],
+    ids=lambda arm: arm.name,
+)
+@pytest.mark.parametrize("passes", [1, 2])
+def test_new_arms_cost_as_much_measured_as_a_loop_of_their_own_makes(model, arm, passes):
+    plain = replace(FEW, passes=passes)
+    for measured in (False, True):
+        cost = sample_arms(model, PROMPTS, SEEDS, [arm], sampling=plain, measure_path=measured).cost
+        assert cost.predictions == pytest.approx(cost.separate)
+
+
+def test_weight_space_refuses_a_full_copy():
+    full = load("tiny")
+    adapters.full(full.denoiser, "copy")
+    with pytest.raises(ValueError, match="full copy of the denoiser, and space = 'weight' needs a LoRA"):
+        sample_arms(full, PROMPTS, SEEDS, [Arm("x", "copy", schedule="linear", space="weight")], sampling=FEW)
 
 
 def test_weight_zero_gives_the_base_image_and_weight_one_the_tuned_one_bit_for_bit(model):
@@ -199,8 +341,18 @@ def test_bytes_are_rounded_to_nearest():
 def test_bad_arms_and_sampling_are_refused_with_their_reason(model):
     with pytest.raises(ValueError, match="did you mean 'power'"):
         Arm("x", "a", 1.0, "powr:2")
-    with pytest.raises(ValueError, match="lora_scale"):
-        Arm("x", "a", 1.5)
+    with pytest.raises(ValueError, match=r"lora_scale = 65 must be in \[0, 64\]"):
+        Arm("x", "a", 65)
+    with pytest.raises(ValueError, match="space = 'latent' must be one of prediction, weight"):
+        Arm("x", "a", space="latent")
+    with pytest.raises(ValueError, match=r"guidance = 0.5 must be at least 1"):
+        Arm("x", "a", guidance=0.5)
+    with pytest.raises(ValueError, match=r"interval = \(0.6, 0.4\) must be two rising numbers"):
+        Arm("x", "a", interval=(0.6, 0.4))
+    with pytest.raises(ValueError, match="has no weight yet: complete it by the adapter's path length"):
+        Arm("x", "a", schedule="ramp:0.5,auto")
+    with pytest.raises(ValueError, match="a coin takes predictions of two models; leave space='weight' out"):
+        Arm("x", "a", schedule="coin:linear", space="weight")
     with pytest.raises(ValueError, match="needs an adapter"):
         Arm("x", None, 1.0, "linear")
     with pytest.raises(ValueError, match="distinct"):
@@ -217,6 +369,15 @@ def test_bad_arms_and_sampling_are_refused_with_their_reason(model):
 
 def test_an_arms_id_is_its_content_not_its_name():
     assert Arm("x", "a", 0.5).id == Arm("y", "a", 0.5).id != Arm("x", "a", 0.25).id
+
+
+def test_every_way_to_carry_a_schedule_out_has_an_id_of_its_own():
+    arm = Arm("x", "a", schedule="power:2")
+    others = [
+        replace(arm, **change)
+        for change in ({"space": "weight"}, {"guidance": 5.0}, {"interval": (0.2, 0.8)}, {"against": "b"})
+    ]
+    assert len({other.id for other in [arm, *others]}) == 5
 
 
 def test_the_ids_of_known_schedules_stay_what_they_were():

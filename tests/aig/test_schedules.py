@@ -26,14 +26,21 @@ ALL = [
     "join:base|0.3|power:2|0.8|tuned",
     "piecewise:0=0|0.3=0.1|0.7=0.8|1=1",
     "join:base|0.3|piecewise:0=0|1=1|0.8|tuned",
+    "ramp:0.5,3",
+    "ramp:0,0.5",
+    "constant:2",
+    "2*power:2",
+    "3*piecewise:0=0|0.7=0.8|1=1",
+    "join:base|0.3|2*linear|0.8|ramp:0.2,8",
+    "coin:power:2",
 ]
 unit = st.floats(0, 1, exclude_max=True)
 
 
 @pytest.mark.parametrize("text", ALL)
 @given(u=unit)
-def test_weights_lie_in_the_unit_interval(text, u):
-    assert 0 <= parse(text)(u) <= 1
+def test_weights_lie_between_0_and_64_and_those_of_a_coin_up_to_1(text, u):
+    assert 0 <= parse(text)(u) <= (1 if text.startswith("coin:") else 64)
 
 
 @pytest.mark.parametrize("text", ALL)
@@ -68,8 +75,70 @@ def test_a_schedules_name_parses_back_to_the_same_curve(text):
     assert all(first(i / 50) == second(i / 50) for i in range(50))
 
 
-# u rises strictly, w is anything in [0, 1].
-knots = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=6, unique_by=lambda k: k[0]).map(
+@pytest.mark.parametrize("steps", [1, 2, 4, 10, 25, 50])
+@pytest.mark.parametrize("start", [0, 0.25, 0.5, 0.9])
+def test_a_ramp_is_0_until_its_start_and_reaches_its_top_at_the_last_step_of_any_number(start, steps):
+    weights = schedules.weights(parse(f"ramp:{start},3"), range(steps), 1.0)
+    last = (steps - 1) / steps
+    line = [3 * (i / steps - start) / (last - start) if i / steps > start else 0 for i in range(steps - 1)]
+    assert weights == pytest.approx([*line, 3])
+    assert weights[-1] == 3
+
+
+def test_a_ramp_in_the_time_domain_reaches_its_top_at_the_last_time():
+    weights = schedules.weights(parse("ramp:0.5,4@time"), [999, 749, 499, 249], 1000)
+    assert weights == pytest.approx([0, 0, 4 * (0.501 - 0.5) / (0.751 - 0.5), 4])
+
+
+def test_a_factor_multiplies_every_weight_and_a_coin_keeps_them():
+    assert [parse("3*power:2")(i / 9) for i in range(9)] == [3 * (i / 9) ** 2 for i in range(9)]
+    assert [parse("coin:power:2")(i / 9) for i in range(9)] == [(i / 9) ** 2 for i in range(9)]
+    assert parse("coin:power:2").coin
+    assert not parse("power:2").coin
+
+
+@pytest.mark.parametrize(("length", "top"), [(0.068, 3.68), (0.25, 1), (0.5, 0.5), (0.001, 64)])
+def test_a_fitted_ramp_reaches_a_quarter_over_the_path_length_to_three_digits_at_most_64(length, top):
+    schedule = schedules.fitted("mine=ramp:0.5,auto@time", length)
+    assert (schedule.name, schedule.domain, schedule.label) == (f"ramp:0.5,{top:g}", "time", "mine")
+    assert schedules.fitted("power:2", length).name == "power:2"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ramp:0.5", "as in ramp:0.5,3, or ramp:0.5,auto"),
+        ("ramp:1,3", r"start = 1.0 must be in \[0, 1\)"),
+        ("ramp:0.5,65", r"top = 65.0 must be in \[0, 64\]"),
+        ("ramp:0.5,much", "needs two numbers after the colon"),
+        ("constant:65", r"in \[0, 64\]"),
+        ("constant:nan", r"in \[0, 64\]"),
+        ("much*linear", "needs a number before the \\*"),
+        ("0*linear", r"in \(0, 64\]"),
+        ("2*coin:linear", "is a coin, which does not go into a factor"),
+        ("join:base|0.3|coin:linear", "is a coin, which does not go into join"),
+        ("join:base|0.3|ramp:0.5,auto", "still to be found, which does not go into join"),
+        ("coin:ramp:0.5,auto", "still to be found, which does not go into a coin"),
+    ],
+)
+def test_a_text_with_an_impossible_weight_is_refused_with_the_reason(text, said):
+    with pytest.raises(ValueError, match=said):
+        parse(text)
+
+
+def test_a_weight_beyond_what_is_allowed_is_refused_where_it_is_read():
+    with pytest.raises(ValueError, match=r"gave weight 66.0 at u = 0.5; weights lie in \[0, 64\]"):
+        parse("22*constant:3")(0.5)
+    with pytest.raises(ValueError, match=r"weights lie in \[0, 1\]"):
+        parse("coin:2*linear")(0.75)
+    with pytest.raises(ValueError, match="follows from the adapter's path length"):
+        parse("ramp:0.5,auto")(0.75)
+    with pytest.raises(ValueError, match="path length = 0 must be positive"):
+        schedules.fitted("ramp:0.5,auto", 0)
+
+
+# u rises strictly, w is anything in [0, 64].
+knots = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 64)), min_size=2, max_size=6, unique_by=lambda k: k[0]).map(
     sorted
 )
 
@@ -91,7 +160,9 @@ def test_a_piecewise_curve_stays_within_the_knots_beside_it(knots, u):
 texts = st.one_of(
     st.floats(1e-3, 1e3).map(schedules.power),
     st.floats(0, 1).map(schedules.step),
-    st.floats(0, 1).map(schedules.constant),
+    st.floats(0, 64).map(schedules.constant),
+    st.tuples(st.floats(0, 0.99), st.floats(0, 64)).map(lambda pair: schedules.ramp(*pair)),
+    st.tuples(st.floats(1e-3, 64), st.floats(1e-3, 1e3)).map(lambda p: schedules.times(p[0], schedules.power(p[1]))),
     knots.map(schedules.piecewise),
     st.tuples(knots, st.floats(0.01, 0.99)).map(
         lambda pair: schedules.join([schedules.piecewise(pair[0]), schedules.power(3)], [pair[1]])
@@ -141,9 +212,9 @@ def test_a_file_may_list_knots(tmp_path):
         ('{"knots": [[0, 0]]}', "at least two"),
         ('{"knots": [[0, 0], [0.5, 1], [0.5, 0]]}', "u must increase"),
         ('{"knots": [[0, 0], [0.7, 1], [0.5, 0]]}', "u must increase"),
-        ('{"knots": [[0, 0], [1, 1.5]]}', r"knot \(1, 1.5\): u and w must be in \[0, 1\]"),
-        ('{"knots": [[-0.1, 0], [1, 1]]}', r"u and w must be in \[0, 1\]"),
-        ('{"knots": [[0, NaN], [1, 1]]}', r"u and w must be in \[0, 1\]"),
+        ('{"knots": [[0, 0], [1, 65]]}', r"knot \(1, 65\): u must be in \[0, 1\], w in \[0, 64\]"),
+        ('{"knots": [[-0.1, 0], [1, 1]]}', r"u must be in \[0, 1\], w in \[0, 64\]"),
+        ('{"knots": [[0, NaN], [1, 1]]}', r"u must be in \[0, 1\], w in \[0, 64\]"),
         ('{"knots": [[0, "a"], [1, 1]]}', "a list of pairs of numbers"),
         ('{"knots": [[0, true], [1, 1]]}', "a list of pairs of numbers"),
         ('{"schedule": "linear", "domain": "clock"}', "not one of step, time"),
@@ -200,14 +271,14 @@ def test_mix_at_zero_and_one_is_exact():
         ("power:inf", "finite"),
         ("power:nan", "positive"),
         ("step:1.5", r"in \[0, 1\]"),
-        ("constant:-0.1", r"in \[0, 1\]"),
+        ("constant:-0.1", r"in \[0, 64\]"),
         ("linear:3", "not known"),
         ("linear@clock", "domain"),
         ("join:base|0.8|linear|0.2|tuned", "increasing"),
         ("piecewise:0=0", "at least two"),
         ("piecewise:0=0|0.5", "numbers U=W"),
         ("piecewise:0=0|0.6=1|0.4=1", "u must increase"),
-        ("piecewise:0=0|1=1.2", r"in \[0, 1\]"),
+        ("piecewise:0=0|1=65", r"w in \[0, 64\]"),
         ("picewise:0=0|1=1", "did you mean 'piecewise'"),
         ("", "not known"),
     ],
@@ -233,7 +304,7 @@ def own(tmp_path, monkeypatch):
         "def as_numpy(u): return numpy.float32(u)\n"
         "def as_tensor(u): return torch.tensor(u)\n"
         "def level(u): return 0.25\n"
-        "def high(u): return 1.01 if u > 0.99 else u\n"
+        "def high(u): return 65 if u > 0.99 else u\n"
         "def endless(u): return float('nan') if u == 0.5 else u\n"
         "def broken(u): return 1 / (u - 0.25)\n"
         "def textual(u): return 'much'\n"
@@ -280,7 +351,7 @@ def test_an_imported_function_may_be_part_of_a_join():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("own_curves:high", r"own_curves:high.*weight 1\.01 at u = 0\.99.*give a function"),
+        ("own_curves:high", r"own_curves:high.*weight 65\.0 at u = 0\.99.*give a function"),
         ("own_curves:endless", r"weight nan at u = 0\.5.*give a function"),
         ("own_curves:broken", r"failed at u = 0.*give a function"),
         ("own_curves:textual", "could not convert.*give a function"),
@@ -301,7 +372,7 @@ def test_a_bare_function_is_named_by_where_it_is_defined():
     curve = schedules.as_schedule(math.sqrt)
     assert (curve.name, curve(0.25), curve.digest) == ("math:sqrt", 0.5, parse("math:sqrt").digest)
     with pytest.raises(ValueError, match="give a function"):
-        schedules.as_schedule(lambda u: 2 * u)
+        schedules.as_schedule(lambda u: 65 * u)
 
 
 def test_the_digest_of_a_function_is_that_of_its_values():

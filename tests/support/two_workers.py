@@ -7,12 +7,12 @@ from pipelines import config as configuration
 from pipelines.train import parallel, worker
 
 STEPS = 3
-HALF = ("model.dtype=bfloat16",)
+HALF = ("model.dtype=bfloat16", "train.kl_steps=all")
 
 
 def work(rank, cases, folder):
     """Every case's training, one of a single image that leaves nothing to the second worker, and a sharded step beside
-    a bfloat16 base; `cases` are arguments by the names of their folders."""
+    a bfloat16 base, with a KL at drawn steps; `cases` are arguments by the names of their folders."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
     for name, arguments in cases.items():

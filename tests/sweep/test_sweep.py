@@ -91,6 +91,51 @@ def test_a_swept_rank_keeps_the_adapters_scale_and_the_records_say_what_was_trai
         assert "label" not in record
 
 
+EARLY = ("sweep.kl_weights=[0, 1, 10]", "sweep.early_kl_weights=[1, 10]")
+
+
+def test_a_kl_on_early_steps_has_adapters_records_and_arms_of_its_own(tmp_path):
+    found = sweep(tmp_path, *EARLY, "evaluate.kl_schedules=[linear]")
+    old = sweep(tmp_path, EARLY[0])
+    assert keys(old) == [f"fragile-k1-kl{w}-s0" for w in (0, 1, 10)]
+    assert keys(found) == [f"fragile-k1-kl{w}-s0" for w in ("0", "1", "1-early", "10", "10-early")]
+    planned = trainings.trainings(found)
+    recorded = [records.training_record(found, train, 1)["train"].get("kl_steps") for train in planned]
+    assert recorded == [None, None, "early", None, "early"]
+    (single,) = resolve(found).singles
+    arms = {arm.label: (arm.family, arm.kl_steps) for arm in single.arms if (arm.kl_weight or 0) > 1}
+    assert arms == {
+        "KL 10": ("kl", None),
+        "KL 10 + AIG linear": ("kl-aig", None),
+        "KL 10 (early)": ("early_kl", "early"),
+        "KL 10 (early) + AIG linear": ("kl-aig", "early"),
+    }
+
+
+def test_without_a_kl_its_steps_make_no_other_adapter(tmp_path):
+    asked = "train.kl_steps=all"
+    assert keys(sweep(tmp_path, EARLY[0], asked)) == [f"fragile-k1-kl{w}-s0" for w in ("0", "1-all", "10-all")]
+    plain, every = (sweep(tmp_path, *more) for more in ((), (asked,)))
+    assert records.training_record(every, every.train, 1) == records.training_record(plain, plain.train, 1)
+
+
+def test_tune_makes_the_training_of_a_trial_again_from_its_parameters(tmp_path):
+    found = sweep(tmp_path, *EARLY)
+    planned = trainings.trainings(found)
+    queue = sweep_generations.Queue(found, Record(), planned, drawing=False)
+    assert [watch.trained(found, queue.suggest(str(i))) for i in range(len(planned))] == planned
+
+
+def test_a_kl_on_early_steps_that_is_asked_for_twice_is_trained_once(tmp_path):
+    found = sweep(tmp_path, "sweep.kl_weights=[0, 1]", "sweep.early_kl_weights=[1, 10]", "train.kl_steps=early")
+    assert keys(found) == [f"fragile-k1-kl{w}-s0" for w in ("0", "1-early", "10-early")]
+
+
+def test_a_search_refuses_early_kl_weights_with_what_to_set(tmp_path):
+    with pytest.raises(ConfigError, match=r"set train\.kl_steps=early for all of its trials"):
+        sweep(tmp_path, *EARLY, "sweep.search=random", "sweep.lr_range=[0.1, 0.2]")
+
+
 def test_each_learning_rate_and_rank_is_a_study_with_its_own_kl_weights_and_seeds_have_means(tmp_path):
     found = sweep(tmp_path, "sweep.lrs=[0.001, 0.0003]", "sweep.ranks=[2, 4]", "sweep.train_seeds=[0, 1]")
     singles = {single.name: single for single in resolve(found).singles}

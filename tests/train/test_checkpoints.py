@@ -166,3 +166,22 @@ def test_half_saved_adapters_of_a_training_are_removed_and_those_of_others_are_n
         (tmp_path / name).mkdir()
     checkpoints.clean_saves(tmp_path, "red-s1")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])
+
+
+def test_a_training_with_a_kl_on_early_steps_and_a_smoothed_reward_is_resumed_to_the_same_adapter(model, tmp_path):
+    change = {"train__kl_weight": 5, "train__kl_steps": "early", "train__reward_smoothing": 0.1}
+    whole, parts = (bare_training.configured(model, tmp_path / name, **change) for name in ("whole", "parts"))
+    bare_training.run(whole)
+    with pytest.raises(bare_training.Killed):
+        bare_training.run(parts, dies_after=2)
+    bare_training.run(parts)
+    bare_training.check_same(parts, whole)
+    key = adapter_key(whole.train)
+    assert "-kl5-early-s" in key
+    made = adapters.read_record(RunDir.of(whole).adapters / key)["train"]
+    assert (made["kl_steps"], made["reward_smoothing"], made["smoothing_draws"]) == ("early", 0.1, 1)
+
+
+def test_records_of_plain_trainings_do_not_name_what_they_do_without(undisturbed):
+    made = adapters.read_record(RunDir.of(undisturbed).adapters / adapter_key(undisturbed.train))["train"]
+    assert not {"kl_steps", "reward_smoothing", "smoothing_draws"} & made.keys()

@@ -25,7 +25,17 @@ def red(images, prompts):
     return (images[:, 0] - images[:, 1:].mean(1)).flatten(1).mean(1)
 
 
-@pytest.mark.parametrize("overrides", [[], ["train.k=3", "train.kl_weight=1"], ["train.lv=2"], ["train.method=full"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["train.k=3", "train.kl_weight=1"],
+        ["train.lv=2"],
+        ["train.method=full"],
+        ["train.kl_steps=all", "train.kl_weight=1", "train.k=2"],
+        ["train.kl_steps=early", "train.kl_weight=1", "train.lv=2"],
+    ],
+)
 def test_the_plan_counts_what_a_training_step_does(overrides, monkeypatch):
     asked = configuration.load(None, None, ["train.batch=8", "train.micro_batch=4", "model.steps=6", *overrides])
     made = dry_run.make(asked)

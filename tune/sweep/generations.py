@@ -107,8 +107,7 @@ class Queue(Searcher):
             return Searcher.FINISHED
         train = self.waiting.pop(0)
         self.running[trial_id] = adapter_key(train)
-        names = ("reward", "k", "kl_weight", "lr", "rank", "seed")
-        return {"adapter": adapter_key(train), **{name: getattr(train, name) for name in names}}
+        return {"adapter": adapter_key(train), **{name: getattr(train, name) for name in trainings.SWEPT}}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         key = self.running.pop(trial_id)

@@ -112,8 +112,7 @@ def _error(trial: Any) -> BaseException:
 
 def trained(config: Config, parameters: dict[str, Any]) -> Train:
     """The training of a trial with these parameters."""
-    names = ("reward", "k", "kl_weight", "lr", "rank", "seed")
-    return trainings.training(config, **{name: parameters[name] for name in names})
+    return trainings.training(config, **{name: parameters[name] for name in trainings.SWEPT})
 
 
 class Asha(ASHAScheduler):
