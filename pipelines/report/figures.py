@@ -330,9 +330,7 @@ def _on_logarithm(ax: Axes, places: Sequence[_Place]) -> list[_Place]:
         if x.value <= 0:
             ax.axhspan(y.low, y.high, color=GRID, alpha=0.6, linewidth=0, zorder=0)
             ax.axhline(y.value, color=MARK[arm.family], linewidth=1, linestyle=":")
-            where = ax.get_yaxis_transform()
-            ax.text(
-                0.99, y.value, arm.title, transform=where, color=TEXT[arm.family], ha="right", va="bottom", fontsize=8
-            )
+            look = {"transform": ax.get_yaxis_transform(), "color": TEXT[arm.family], "va": "top", "fontsize": 8}
+            ax.text(0.01, y.value, arm.title, **look)
     # An interval over few prompts may reach 0, which has no place here.
     return [(arm, x._replace(low=max(x.low, x.value / 10)), y) for arm, x, y in places if x.value > 0]
