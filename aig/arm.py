@@ -46,6 +46,9 @@ class Arm:
     against: str | None = None
     """Another adapter in the base's place: autoguidance (arXiv 2406.02507), if it is the tuned model's own early stop
     and the weight is above 1."""
+    seed_offset: int = 0
+    """Added to the seed index that its noise comes from: further images of the same prompts, which best-of-n chooses
+    among."""
 
     def __post_init__(self) -> None:
         begin, end = self.interval
@@ -54,6 +57,7 @@ class Arm:
             "space": (self.space in SPACES, f"one of {', '.join(SPACES)}"),
             "guidance": (self.guidance is None or self.guidance >= 1, "at least 1, or None for the sampling's own"),
             "interval": (0 <= begin < end <= 1, "two rising numbers in [0, 1]"),
+            "seed_offset": (self.seed_offset >= 0, "at least 0"),
         }
         for key, (ok, allowed) in checks.items():
             if not ok:
@@ -79,7 +83,7 @@ class Arm:
     def id(self) -> str:
         """A hash of what the arm does, without its name: 16 hex digits. The values of a user's own curve count."""
         digest = [self.curve.digest] if self.curve.digest else []
-        new = {"space": "prediction", "guidance": None, "interval": (0.0, 1.0), "against": None}
+        new = {"space": "prediction", "guidance": None, "interval": (0.0, 1.0), "against": None, "seed_offset": 0}
         changed = {key: getattr(self, key) for key, default in new.items() if getattr(self, key) != default}
         content = json.dumps([self.adapter, self.lora_scale, self.schedule, *digest, *([changed] if changed else [])])
         return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()

@@ -22,15 +22,31 @@ import torch
 from torch import Tensor
 
 from aig import schedules
-from aig.schedules import Schedule
+from aig.schedules import Curve, Schedule
 
 PRK_CALLS = 4  # per Runge-Kutta step of PNDM's warm-up
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _eager(function: F) -> F:
+def eager(function: F) -> F:
     """Keep a function out of torch.compile, which would compile the denoiser again at every step."""
     return torch.compiler.disable(function)  # type: ignore[return-value]
+
+
+def followed(curve: Curve) -> Schedule:
+    """The schedule of `curve`; ValueError for one whose weights the progress alone does not give."""
+    schedule = schedules.as_schedule(curve)
+    if schedule.coin:
+        raise ValueError(
+            f"schedule {schedule.name!r} draws from each image's own seed, which a pipeline does not tell its "
+            "denoiser: sample it with aig.sample_arms"
+        )
+    if schedule.fit is not None:
+        raise ValueError(
+            f"schedule {schedule.name!r} has no weight yet: it follows from the adapter's path length; give "
+            "aig.schedules.fitted(schedule, length) with the length of aig.sampler.tuned_length"
+        )
+    return schedule
 
 
 def steps(scheduler: Any) -> list[int]:
@@ -75,7 +91,7 @@ class Clock:
             self._scheduler = pipe.scheduler
         return self._scheduler
 
-    @_eager
+    @eager
     def weight(self, schedule: Schedule, t: Tensor | float) -> float:
         """The weight of the tuned model at this denoiser call; ValueError if the scheduler is not the run's own."""
         scheduler = self.scheduler

@@ -6,7 +6,8 @@
 
 The tuned prediction comes from the pipeline's active adapters, at the scales of `pipe.set_adapters`; the base is the
 denoiser without them. They are mixed before the pipeline's classifier-free guidance, which is linear and so mixes the
-guided predictions alike; `guidance_rescale` acts on the mix. A LoRA on a text encoder stays on for both.
+guided predictions alike; `guidance_rescale` acts on the mix. With `space="weight"` the LoRA is scaled instead, for one
+prediction a step. A LoRA on a text encoder stays on for both.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,13 +26,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from aig import adapters, schedules
-from aig.clock import Clock
+from aig.arm import SPACES
+from aig.clock import Clock, eager, followed
 from aig.schedules import Curve
 
 __all__ = ["AnnealedDenoiser", "annealed"]
 
 # Arguments of denoisers that do not have one row per image.
 SHARED = ("img_ids", "txt_ids", "ip_adapter_masks")
+# The end of the argument that holds a call's LoRA scale: cross_attention_kwargs, joint_attention_kwargs.
+SCALED = "attention_kwargs"
 # accelerate keeps these on the module that it hooks, either this one or the inner one.
 HOOKS = ("_hf_hook", "_old_forward")
 
@@ -39,15 +43,20 @@ HOOKS = ("_hf_hook", "_old_forward")
 class AnnealedDenoiser(nn.Module):
     """A denoiser whose prediction is (1 - w) base + w tuned, w being the schedule's weight at the pipeline's step.
 
+    That is `space` = "prediction", the published form. "weight" scales the LoRA's contribution by w instead, on top of
+    the scales of `pipe.set_adapters`, for one prediction a step. Both take weights above 1, which go beyond the tuned
+    model (RLG, arXiv 2508.21016), and both are the plain pipeline at w = 1.
+
     `adapter` names the adapter to anneal and leaves other active ones in both predictions; None anneals all active
     ones. `scheduler` is the pipeline, whose scheduler is followed even when it is replaced, or a scheduler. With
     `passes` = 1 both predictions come from one forward of twice the rows; 2 takes two forwards and half the memory, and
-    is used anyway for several active adapters, DoRA and tuners other than LoRA. If w is 0 or 1, one prediction is made.
-    After `pipe.disable_lora()` both predictions are the base's.
+    is used anyway for several active adapters, DoRA and tuners other than LoRA; weight space refuses the last two. If w
+    is 0 or 1, one prediction is made. After `pipe.disable_lora()` both predictions are the base's.
 
     It has the inner denoiser's parameters, names, configuration and methods, and passes for its class, so adapters,
     devices and pipelines made from others work as before. `save_pretrained` saves the base model. Raises ValueError for
-    an annealed denoiser, other `passes`, and a missing or inactive adapter; RuntimeError for a fused one.
+    an annealed denoiser, other `passes` or `space`, a schedule that is a coin or still to be fitted, and a missing or
+    inactive adapter; RuntimeError for a fused one.
 
     Examples:
         >>> pipe = aig.load("tiny").pipe
@@ -63,12 +72,14 @@ class AnnealedDenoiser(nn.Module):
         adapter: str | None = "tuned",
         scheduler: Any = None,
         passes: int = 1,
+        space: str = "prediction",
     ) -> None:
         super().__init__()
         if type(denoiser) is AnnealedDenoiser:
             raise ValueError("the denoiser is annealed already; wrap denoiser.inner, or call aig.annealed(pipe, ...)")
         if passes not in (1, 2):
             raise ValueError(f"passes = {passes} must be 1 or 2")
+        check_space(space)
         model = getattr(denoiser, "_orig_mod", denoiser)  # what torch.compile wrapped
         self.__dict__.update(inner=denoiser, _model=model)
         # Separate tables would prefix every parameter's name, and hide a replaced part from the inner denoiser.
@@ -76,12 +87,12 @@ class AnnealedDenoiser(nn.Module):
             self.__dict__[table] = getattr(denoiser, table)
         self.__dict__["__module__"] = type(model).__module__  # what model_index.json names
         self._given = schedule
-        self.schedule = schedules.as_schedule(schedule)
-        self.adapter, self.passes = adapter, passes
+        self.schedule = followed(schedule)
+        self.adapter, self.passes, self.space = adapter, passes, space
         self.clock = Clock(scheduler)
         self._signature = inspect.signature(model.forward)
         self._tuners = Tuners(denoiser)
-        self._tuners.annealed(adapter)
+        self._tuners.annealed(adapter, space)
         self.training = denoiser.training
 
     @property
@@ -96,17 +107,22 @@ class AnnealedDenoiser(nn.Module):
                 raise
             return getattr(self.__dict__["inner"], name)
 
+    @functools.partial(torch.compiler.disable, recursive=False)  # the inner denoiser compiles, whatever the weight
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The inner denoiser's arguments and output, its prediction mixed."""
+        """The inner denoiser's arguments and output, its prediction annealed."""
         arguments = dict(self._signature.bind(*args, **kwargs).arguments)
         w = self.clock.weight(self.schedule, arguments["timestep"])
-        layers, names, others = self._tuners.annealed(self.adapter)
+        layers, names, others = self._tuners.annealed(self.adapter, self.space)
         if w == 1 or not names:
             return self.inner(**arguments)
         if w == 0:
             with without(layers, names):
                 return self.inner(**arguments)
-        if self.passes == 1 and not others and _routable(layers, names):
+        if self.space == "weight":
+            arguments, factors = weighted(arguments, names, others, w)
+            with self._tuners.scaled(factors):
+                return self.inner(**arguments)
+        if self.passes == 1 and not others and len(names) == 1 and plain(layers, names):
             base, tuned, out = self._one_pass(arguments, names[0])
         else:
             with without(layers, names):
@@ -149,20 +165,24 @@ class AnnealedDenoiser(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # For deepcopy and pickle; in a copied pipeline the scheduler is the copy's.
-        return AnnealedDenoiser, (self.inner, self._given, self.adapter, self.clock.scheduler, self.passes)
+        given = (self.inner, self._given, self.adapter, self.clock.scheduler, self.passes, self.space)
+        return AnnealedDenoiser, given
 
     def __repr__(self) -> str:
         name = schedules.format_name(self.schedule)
-        return f"AnnealedDenoiser({type(self._model).__name__}, {name!r}, adapter={self.adapter!r})"
+        space = f", space={self.space!r}" if self.space != "prediction" else ""
+        return f"AnnealedDenoiser({type(self._model).__name__}, {name!r}, adapter={self.adapter!r}{space})"
 
 
-def annealed(pipe: Any, schedule: Curve | None, adapter: str | None = None, passes: int = 1) -> Any:
+def annealed(
+    pipe: Any, schedule: Curve | None, adapter: str | None = None, passes: int = 1, space: str = "prediction"
+) -> Any:
     """Put annealed importance guidance into a diffusers pipeline, in place, and return the pipeline.
 
-    `schedule` is a text (`aig.parse`), a `Schedule` or a function from progress u in [0, 1] to a weight in [0, 1]; None
-    takes the guidance out. A second call replaces the schedule. The other arguments are those of `AnnealedDenoiser`. A
-    pipeline made from this one shares its guidance as long as it shares its scheduler; after changing its scheduler,
-    call this on it. Raises ValueError for a pipeline without a denoiser or without adapters.
+    `schedule` is a text (`aig.parse`), a `Schedule` or a function from progress u in [0, 1] to a weight in [0, 64];
+    None takes the guidance out. A second call replaces the schedule. The other arguments are those of
+    `AnnealedDenoiser`. A pipeline made from this one shares its guidance as long as it shares its scheduler; after
+    changing its scheduler, call this on it. Raises ValueError for a pipeline without a denoiser or without adapters.
 
     Examples:
         >>> pipe = aig.load("tiny").pipe
@@ -171,6 +191,8 @@ def annealed(pipe: Any, schedule: Curve | None, adapter: str | None = None, pass
         >>> image = pipe("a red star", num_inference_steps=2).images[0]
         >>> image.size
         (32, 32)
+        >>> aig.annealed(pipe, "ramp:0.5,3", space="weight").unet  # one prediction a step, and beyond the tuned model
+        AnnealedDenoiser(UNet2DConditionModel, 'ramp:0.5,3', adapter=None, space='weight')
     """
     slot = next((name for name in ("unet", "transformer") if isinstance(getattr(pipe, name, None), nn.Module)), None)
     if slot is None:
@@ -180,7 +202,7 @@ def annealed(pipe: Any, schedule: Curve | None, adapter: str | None = None, pass
     if schedule is None:
         _swap(pipe, slot, inner)
         return pipe
-    denoiser = AnnealedDenoiser(inner, schedule, adapter, pipe, passes)
+    denoiser = AnnealedDenoiser(inner, schedule, adapter, pipe, passes, space)
     for name, part in getattr(pipe, "components", {}).items():
         if name.startswith("text_encoder") and any(isinstance(m, BaseTunerLayer) for m in _modules(part)):
             warnings.warn(
@@ -207,22 +229,44 @@ class Tuners:
     def __init__(self, denoiser: nn.Module) -> None:
         self.denoiser = denoiser
         self._layers: list[Any] = []
+        # The scales of each LoRA layer, an adapter's name in them, and its parameters.
+        self._terms: list[tuple[dict[str, Any], str, dict[str, Tensor]]] = []
         self._configs: dict[str, Any] = {}
 
     def layers(self) -> list[Any]:
         configs = getattr(self.denoiser, "peft_config", None) or {}
         if len(configs) != len(self._configs) or any(self._configs.get(k) is not v for k, v in configs.items()):
             self._layers = [m for m in self.denoiser.modules() if isinstance(m, BaseTunerLayer)]
+            loras = [layer for layer in self._layers if isinstance(layer, LoraLayer)]
+            self._terms = [
+                (layer.scaling, name, part._parameters) for layer in loras for name, part in layer.lora_A.items()
+            ]
             self._configs = dict(configs)
         return self._layers if configs else []
 
-    def annealed(self, adapter: str | None) -> tuple[list[Any], list[str], list[str]]:
+    @eager
+    def annealed(self, adapter: str | None, space: str) -> tuple[list[Any], list[str], list[str]]:
         """The layers, the active adapters to anneal (none if adapters are disabled) and the other active ones.
 
-        Raises ValueError for a missing or inactive adapter, and RuntimeError for a fused one.
+        Raises ValueError for a missing or inactive adapter and one that `space` does not take, and RuntimeError for a
+        fused one.
         """
+        layers, names, others = self._split(adapter)
+        if space == "weight" and not plain(layers, names):
+            raise ValueError(
+                f"adapter {', '.join(map(repr, names))} is no plain LoRA (DoRA, or a tuner other than LoRA), and "
+                "space = 'weight' scales a plain LoRA's contribution: use space = 'prediction'"
+            )
+        return layers, names, others
+
+    def _split(self, adapter: str | None) -> tuple[list[Any], list[str], list[str]]:
         layers = self.layers()
         loaded = ", ".join(self._configs) or "none"
+        if not layers and (copies := adapters.names(self.denoiser)):
+            raise ValueError(
+                f"adapter {', '.join(map(repr, copies))} is a full copy of the denoiser, and pipelines anneal a LoRA: "
+                "sample a copy with aig.sample_arms, in space = 'prediction'"
+            )
         if not layers:
             raise ValueError(
                 "the denoiser has no adapter, and annealing needs one: load a LoRA first, with "
@@ -247,6 +291,26 @@ class Tuners:
             )
         return layers, [name], [other for other in active if other != name]
 
+    @contextmanager
+    def scaled(self, factors: Mapping[str, float]) -> Iterator[None]:
+        """Multiply the scales of these adapters within the context."""
+        own = [(scales, name, scales[name], held["weight"]) for scales, name, held in self._terms if name in factors]
+        # Tensors: torch.compile guards on the value of a number, and would compile again at every step. New ones at
+        # every step, since a backward may need the last; one for all layers alike, since each costs a kernel.
+        tensors: dict[tuple[float, torch.device, torch.dtype], Tensor] = {}
+        try:
+            for scales, name, scale, weight in own:
+                value = scale * factors[name], weight.device, weight.dtype
+                if value not in tensors:
+                    device = "cpu" if weight.is_meta else weight.device  # any device takes a number from the CPU
+                    dtype = torch.promote_types(weight.dtype, torch.float32)
+                    tensors[value] = torch.full((), value[0], device=device, dtype=dtype)
+                scales[name] = tensors[value]
+            yield
+        finally:
+            for scales, name, scale, _ in own:
+                scales[name] = scale
+
 
 @contextmanager
 def without(layers: Sequence[Any], names: Sequence[str]) -> Iterator[None]:
@@ -264,11 +328,28 @@ def without(layers: Sequence[Any], names: Sequence[str]) -> Iterator[None]:
             layer._active_adapter = active
 
 
-def _routable(layers: Sequence[Any], names: Sequence[str]) -> bool:
-    """Whether rows can be routed to the adapters: only to a single plain LoRA."""
-    return len(names) == 1 and all(
-        isinstance(layer, LoraLayer) and names[0] not in layer.lora_variant for layer in layers
-    )
+def plain(layers: Sequence[Any], names: Sequence[str]) -> bool:
+    """Whether these adapters are plain LoRAs, whose contribution is a term of its own in each layer."""
+    return all(isinstance(layer, LoraLayer) and layer.lora_variant.keys().isdisjoint(names) for layer in layers)
+
+
+def check_space(space: str) -> None:
+    if space not in SPACES:
+        raise ValueError(f"space = {space!r} must be one of {', '.join(SPACES)}")
+
+
+def weighted(
+    arguments: dict[str, Any], names: Sequence[str], others: Sequence[str], w: float
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """The denoiser's arguments without their LoRA scale, and the factor of each adapter: that scale, times w if it is
+    annealed. diffusers would multiply the layers' scales in place."""
+    scale = 1.0
+    for name, value in arguments.items():
+        if name.endswith(SCALED) and value and "scale" in value:
+            scale = value["scale"]
+            arguments = {**arguments, name: {**value, "scale": 1.0}}
+    others = others if scale != 1 else ()
+    return arguments, {**dict.fromkeys(names, scale * w), **dict.fromkeys(others, scale)}
 
 
 def _repeated(value: Any, rows: int, times: int, name: str = "") -> Any:

@@ -8,15 +8,15 @@ pipe.update_components(guider=AnnealedImportanceGuidance("power:2", guidance_sca
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 from diffusers.configuration_utils import register_to_config
 from diffusers.guiders import ClassifierFreeGuidance
 from torch import Tensor, nn
 
 from aig import schedules
-from aig.clock import Clock
-from aig.denoiser import AnnealedDenoiser, Tuners, without
+from aig.clock import Clock, followed
+from aig.denoiser import AnnealedDenoiser, Tuners, check_space, weighted, without
 
 __all__ = ["AnnealedImportanceGuidance"]
 
@@ -26,8 +26,10 @@ class AnnealedImportanceGuidance(ClassifierFreeGuidance):
 
     It makes four predictions, conditional and unconditional ones of base and tuned model; two if the weight is 0 or 1
     or the guidance scale is 1, and one if both hold. The base's are made with the active adapters, or the one named
-    `adapter`, switched off. `schedule` is a text that `aig.parse` reads; ValueError for any other. `guidance_rescale`
-    acts on the mix; the other parameters are those of `ClassifierFreeGuidance`.
+    `adapter`, switched off. With `space` = "weight" the LoRA's contribution is scaled by w instead, as in
+    `AnnealedDenoiser`, for half the predictions. `schedule` is a text that `aig.parse` reads; ValueError for any other,
+    a coin, and one that is still to be fitted. `guidance_rescale` acts on the mix; the other parameters are those of
+    `ClassifierFreeGuidance`.
 
     `scheduler` is the pipeline or its scheduler, which knows the step. It is not saved: call `guider.follow(pipe)` on a
     loaded guider. Without it, progress is the loop's own step over its number of steps: right for one denoiser call per
@@ -55,6 +57,7 @@ class AnnealedImportanceGuidance(ClassifierFreeGuidance):
         stop: float = 1.0,
         enabled: bool = True,
         scheduler: Any = None,
+        space: str = "prediction",
     ) -> None:
         super().__init__(
             guidance_scale=guidance_scale, guidance_rescale=guidance_rescale,
@@ -62,8 +65,9 @@ class AnnealedImportanceGuidance(ClassifierFreeGuidance):
         )  # fmt: skip
         # diffusers takes positional arguments for defaults, which it leaves out of copies.
         self.register_to_config(_use_default_values=[])
-        self.schedule = schedules.parse(schedule)
-        self.adapter = adapter
+        check_space(space)
+        self.schedule = followed(schedule)
+        self.adapter, self.space = adapter, space
         self.clock: Clock | None = None
         self._weight: float | None = None
         self._batches: list[str] = []
@@ -87,7 +91,10 @@ class AnnealedImportanceGuidance(ClassifierFreeGuidance):
         self._off.close()  # a denoiser that failed left the adapters off
         self._weight = self._weight_at(step, num_inference_steps, timestep)
         cfg = ["", "un"] if super().num_conditions == 2 else [""]
-        kinds = ["_base"] * (self._weight < 1) + [""] * (self._weight > 0)
+        if self.space == "weight":
+            kinds = ["_base" if self._weight == 0 else ""]
+        else:
+            kinds = ["_base"] * (self._weight != 1) + [""] * (self._weight != 0)
         self._batches = [f"pred_{half}cond{kind}" for kind in kinds for half in cfg]
 
     def _weight_at(self, step: int, num_inference_steps: int, timestep: Tensor) -> float:
@@ -98,7 +105,7 @@ class AnnealedImportanceGuidance(ClassifierFreeGuidance):
                 f"schedule {schedules.format_name(self.schedule)!r} at step {step} of {num_inference_steps} needs the "
                 "scheduler; call guider.follow(pipe)"
             )
-        return self.schedule(step / num_inference_steps)
+        return self.schedule(step / num_inference_steps, (num_inference_steps - 1) / num_inference_steps)
 
     @property
     def num_conditions(self) -> int:
@@ -123,12 +130,23 @@ class AnnealedImportanceGuidance(ClassifierFreeGuidance):
             raise ValueError("the denoiser is annealed already; undo that with aig.annealed(pipe, None)")
         if self._tuners is None or self._tuners.denoiser is not denoiser:
             self._tuners = Tuners(denoiser)
-        layers, names, _ = self._tuners.annealed(self.adapter)
+        tuners = self._tuners
+        layers, names, others = tuners.annealed(self.adapter, self.space)
         if self._batches[self._count_prepared - 1].endswith("_base"):
             self._off.enter_context(without(layers, names))
-            # cleanup_models is not called after a denoiser that fails.
-            hook = denoiser.register_forward_hook(lambda *_: self._off.close(), always_call=True)
-            self._off.callback(hook.remove)
+        elif self.space == "weight" and self._weight != 1:
+
+            def scale(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+                kwargs, factors = weighted(kwargs, names, others, cast(float, self._weight))
+                self._off.enter_context(tuners.scaled(factors))
+                return args, kwargs
+
+            self._off.callback(denoiser.register_forward_pre_hook(scale, with_kwargs=True).remove)
+        else:
+            return
+        # cleanup_models is not called after a denoiser that fails.
+        hook = denoiser.register_forward_hook(lambda *_: self._off.close(), always_call=True)
+        self._off.callback(hook.remove)
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
         self._off.close()

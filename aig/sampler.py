@@ -10,19 +10,20 @@ loop wherever they are enabled: DRaFT's last K steps run through it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from aig import adapters, schedules
+from aig import adapters
 from aig.arm import Arm
 from aig.grid import Grid, State
 from aig.models.protocol import Condition, Model, Sampling
 from aig.path import Observer, PathMeter
+from aig.steps import Call, Plan, Step
 
 __all__ = [
     "Arm", "Cost", "Grid", "Noise", "Samples", "Sampling", "State", "advance", "encode", "sample", "sample_arms",
@@ -128,18 +129,18 @@ def advance(
     """
     grid = grid or Grid(model, sampling)
     last = len(grid) if last is None else last
-    plans = [_Plan(model, grid, arm, sampling) for arm in arms]
+    plans = [Plan(model, grid, arm, sampling) for arm in arms]
     # The distinct states, and the index of each arm's. A state that forks takes its memory along.
     states, at = [x_t if isinstance(x_t, State) else State(x_t)], [0] * len(arms)
     with _fuser(model, sampling) as fuser:
         for i in range(first, last):
             steps = [plan.step(i, coin) for plan in plans]
-            calls: dict[_Call, set[int]] = {}  # the rows of each, in order of insertion
+            calls: dict[Call, set[int]] = {}  # the rows of each, in order of insertion
             for a, step in enumerate(steps):
                 for call, rows in step.calls(at[a], len(states[0])):
                     calls.setdefault(call, set()).update(rows)
-            base = [_Call(at[a], adapters.BASE, step.guidance) for a, step in enumerate(steps)]
-            extra: dict[_Call, set[int]] = {}
+            base = [Call(at[a], adapters.BASE, step.guidance) for a, step in enumerate(steps)]
+            extra: dict[Call, set[int]] = {}
             for call in base if with_base else ():
                 (calls if call in calls else extra)[call] = set(range(len(states[0])))
             predictions = _predict(model, condition, grid, i, states, calls, sampling, cost, fuser)
@@ -151,7 +152,7 @@ def advance(
                 cost.separate += sum(step.predictions + (step.without_base if with_base else 0) for step in steps)
                 cost.published += 2 * len(arms)
             variance_noise = noise(i).to(states[0].x) if noise is not None and grid.stochastic else None
-            stepped: dict[tuple[int, _Step], int] = {}
+            stepped: dict[tuple[int, Step], int] = {}
             moved, mixes = [], {}
             for a, step in enumerate(steps):
                 kind = (at[a], step)
@@ -168,98 +169,6 @@ def advance(
     return [states[s] for s in at]
 
 
-class _Call(NamedTuple):
-    """One prediction: of a state, through an adapter (`BASE` is none), at a guidance scale."""
-
-    state: int
-    route: str
-    guidance: float
-
-
-class _Step(NamedTuple):
-    """What an arm does in one step: (1 - w) low + w high, or one of the two for each image."""
-
-    low: str
-    high: str
-    w: float
-    guidance: float
-    heads: tuple[bool, ...] | None = None
-    """By image whether its coin took `high`; None without a coin."""
-
-    @property
-    def predictions(self) -> int:
-        return 2 if self.heads is None and self.w not in (0, 1) else 1
-
-    @property
-    def without_base(self) -> float:
-        """The share of the images for which the arm makes no prediction of the base."""
-        if self.low != adapters.BASE or self.w == 1:
-            return 1
-        return 0 if self.heads is None else sum(self.heads) / len(self.heads)
-
-    def calls(self, state: int, count: int) -> Iterator[tuple[_Call, list[int]]]:
-        """The predictions that the step needs, and of which of the `count` rows."""
-        low, high = (_Call(state, route, self.guidance) for route in (self.low, self.high))
-        heads = (False,) * count if self.w == 0 else (True,) * count if self.w == 1 else self.heads
-        for call, side in ((low, False), (high, True)):
-            rows = [row for row in range(count) if heads is None or heads[row] == side]
-            if rows:
-                yield call, rows
-
-    def mixed(self, predictions: dict[_Call, Tensor], state: int) -> Tensor:
-        low, high = (_Call(state, route, self.guidance) for route in (self.low, self.high))
-        if self.w in (0, 1):
-            return predictions[high if self.w else low]
-        if self.heads is None:
-            return schedules.mix(predictions[low], predictions[high], self.w)
-        heads = torch.tensor(self.heads, device=predictions[low].device)
-        return torch.where(heads.view(-1, 1, 1, 1), predictions[high], predictions[low])
-
-
-class _Plan:
-    """An arm's weights and guidance by step, and the names that its rows are routed by."""
-
-    def __init__(self, model: Model, grid: Grid, arm: Arm, sampling: Sampling) -> None:
-        self.arm, self.denoiser = arm, model.denoiser
-        self.weights = grid.weights(arm.curve) if arm.adapter is not None else [0.0] * len(grid)
-        scale = sampling.guidance if arm.guidance is None else arm.guidance
-        begin, end = arm.interval
-        self.guidance = [scale if begin <= i / len(grid) < end else 1.0 for i in range(len(grid))]
-        self.high, self.low = self._route(arm.adapter, arm.lora_scale), self._route(arm.against, 1.0)
-        if arm.space == "weight" and adapters.is_copy(model.denoiser, arm.adapter or ""):
-            raise ValueError(
-                f"arm {arm.name!r}: adapter {arm.adapter!r} is a full copy of the denoiser, and space = 'weight' "
-                "needs a LoRA, whose scale costs nothing to change: use space = 'prediction'"
-            )
-
-    def _route(self, adapter: str | None, scale: float) -> str:
-        return adapters.BASE if adapter is None else adapters.scaled(self.denoiser, adapter, scale)
-
-    def step(self, i: int, coin: Callable[[int], Tensor] | None) -> _Step:
-        w, guidance = self.weights[i], self.guidance[i]
-        if self.arm.space == "weight":
-            route = self._route(self.arm.adapter, self.arm.lora_scale * w)
-            return _plain(route, guidance)
-        if self.high == self.low or w == 0:
-            return _plain(self.low, guidance)
-        if w == 1:
-            return _plain(self.high, guidance)
-        if not self.arm.curve.coin:
-            return _Step(self.low, self.high, w, guidance)
-        if coin is None:
-            raise ValueError(f"arm {self.arm.name!r}: schedule {self.arm.schedule!r} needs coin, a number per image")
-        heads = tuple((coin(i) < w).tolist())
-        if len(set(heads)) == 1:
-            return _plain(self.high if heads[0] else self.low, guidance)
-        return _Step(self.low, self.high, w, guidance, heads)
-
-
-def _plain(route: str, guidance: float) -> _Step:
-    """One model alone: arms that come to it in different ways share it."""
-    base = route == adapters.BASE
-    return _Step(route if base else "", "" if base else route, 0.0 if base else 1.0, guidance)
-
-
 def _fuser(model: Model, sampling: Sampling) -> AbstractContextManager[adapters.Fuser | None]:
     # With gradient, the adapter's own tensors must take part; below float32, a folded weight would round away what a
     # short training adds to it.
@@ -273,15 +182,15 @@ def _predict(
     grid: Grid,
     i: int,
     states: list[State],
-    calls: Mapping[_Call, set[int]],
+    calls: Mapping[Call, set[int]],
     sampling: Sampling,
     cost: Cost | None,
     fuser: adapters.Fuser | None,
-) -> dict[_Call, Tensor]:
+) -> dict[Call, Tensor]:
     """The prediction of each call, zero in rows that it does not need: one forward for all of one guidance scale, or
     one per adapter, of at most max_rows."""
-    results: dict[_Call, Tensor] = {}
-    groups: dict[tuple[Any, ...], list[_Call]] = {}
+    results: dict[Call, Tensor] = {}
+    groups: dict[tuple[Any, ...], list[Call]] = {}
     for call in calls:
         groups.setdefault((call.guidance, call.route if sampling.passes == 2 else None), []).append(call)
     ordered = list(groups.values())
@@ -353,20 +262,21 @@ def sample_arms(
     if len({arm.name for arm in arms}) != len(arms) or not arms:
         raise ValueError("arms must be at least one and have distinct names: " + ", ".join(arm.name for arm in arms))
     sampling = sampling or model.defaults
-    noise = Noise(prompts, seed_indices, run_seed, model.latent_shape)
-    grid = Grid(model, sampling)
-    start = grid.start(noise.initial(), model)
-    meter = PathMeter(grid, len(arms), len(prompts), start.device) if measure_path else None
-    result = Samples({})
-    finals = advance(
-        model, encode(model, prompts, sampling), start, arms, sampling, grid=grid, noise=noise.at_step,
-        coin=noise.coin, with_base=measure_path, observe=meter, progress=progress, cost=result.cost,
-    )  # fmt: skip
-    result.latents = {arm.name: final.x for arm, final in zip(arms, finals, strict=True)}
-    if meter is not None:
-        result.path = {arm.name: row for arm, row in zip(arms, meter.length.cpu(), strict=True)}
-    if meter is not None and meter.kl is not None:
-        result.kl = {arm.name: row for arm, row in zip(arms, meter.kl.cpu(), strict=True)}
+    grid, condition, result = Grid(model, sampling), encode(model, prompts, sampling), Samples({})
+    for offset in dict.fromkeys(arm.seed_offset for arm in arms):
+        own = [arm for arm in arms if arm.seed_offset == offset]
+        noise = Noise(prompts, [index + offset for index in seed_indices], run_seed, model.latent_shape)
+        start = grid.start(noise.initial(), model)
+        meter = PathMeter(grid, len(own), len(prompts), start.device) if measure_path else None
+        finals = advance(
+            model, condition, start, own, sampling, grid=grid, noise=noise.at_step,
+            coin=noise.coin, with_base=measure_path, observe=meter, progress=progress, cost=result.cost,
+        )  # fmt: skip
+        result.latents |= {arm.name: final.x for arm, final in zip(own, finals, strict=True)}
+        if meter is not None:
+            result.path |= {arm.name: row for arm, row in zip(own, meter.length.cpu(), strict=True)}
+        if meter is not None and meter.kl is not None:
+            result.kl |= {arm.name: row for arm, row in zip(own, meter.kl.cpu(), strict=True)}
     return result
 
 

@@ -9,8 +9,10 @@ from aig.adapters.files import FULL_WEIGHTS, RECORD, WEIGHTS, digest, load, read
 from aig.adapters.full import full
 from aig.adapters.lora import TARGETS, attach, parameters, scaled
 from aig.adapters.routing import BASE, Fuser, fusing, is_copy, key, names, routed
+from aig.adapters.soup import soup
 
 __all__ = [
     "BASE", "FULL_WEIGHTS", "RECORD", "TARGETS", "WEIGHTS", "Fuser", "OtherBase", "attach", "digest", "full", "fusing",
-    "is_copy", "key", "load", "names", "parameters", "read_record", "routed", "save", "scaled", "weights_file",
+    "is_copy", "key", "load", "names", "parameters", "read_record", "routed", "save", "scaled", "soup",
+    "weights_file",
 ]  # fmt: skip

@@ -240,6 +240,12 @@ def scale_route(denoiser: nn.Module, name: str, scale: float, alias: str) -> Non
     _routes.setdefault(denoiser, Route()).scales[alias] = (name, scale)
 
 
+def unscaled(denoiser: nn.Module, name: str) -> tuple[str, float]:
+    """The LoRA that a name stands for, and its scale."""
+    route = _routes.get(denoiser)
+    return route.scales.get(name, (name, 1.0)) if route else (name, 1.0)
+
+
 @contextmanager
 def routed(denoiser: nn.Module, rows: Sequence[str]) -> Iterator[None]:
     """Route row i of every forward within the context through adapter rows[i]; `BASE` is none.

@@ -97,14 +97,25 @@ class Bootstrap:
         the mean over all its sub-families of the smaller one's size, each with the ends. NaN if a family has no sound
         arm besides the ends.
         """
+        volumes = self.volume_differences(*pairs)
+        if volumes is None:
+            return Contrast(np.nan, np.nan, np.nan, np.nan, (np.nan,) * len(pairs))
+        return contrast(*volumes, self.level)
+
+    def volume_differences(self, *pairs: tuple[str, str]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """What `contrast` takes for `hypervolume_difference`: values (pairs,), (prompts, pairs) without each prompt in
+        turn, and replicates (n, pairs); None if a family has no sound arm besides the ends.
+
+        Differences of bootstraps of the same prompts, n and seed may be averaged before: their replicates are paired.
+        """
         size = self.compared_size(*pairs)
         if not size:
-            return Contrast(np.nan, np.nan, np.nan, np.nan, (np.nan,) * len(pairs))
+            return None
 
         def differences(values: Mapping[str, np.ndarray]) -> np.ndarray:  # (..., pairs)
             return np.stack([self._volumes(a, size, values) - self._volumes(b, size, values) for a, b in pairs], -1)
 
-        return contrast(differences(self.mean), differences(self._left_out), differences(self.replicates), self.level)
+        return differences(self.mean), differences(self._left_out), differences(self.replicates)
 
     def compared_size(self, *pairs: tuple[str, str]) -> int:
         """The number of arms besides the ends in `hypervolume_difference`: the smallest family's."""

@@ -29,6 +29,7 @@ TRAININGS = (
 ARMS = (
     *TRAININGS,
     *of("evaluate", "schedules kl_schedules spaces lora_scales kl_lora_scales early_stops adapters"),
+    *of("evaluate", "best_of guidance autoguidance soups"),
     "model.steps",
 )
 # What else makes an adapter: a saved one has to agree.

@@ -182,12 +182,14 @@ def _varies(states: Sequence[Training], name: str) -> bool:
 def _arm_lines(resolved: Trials, states: Sequence[Training]) -> Iterator[str]:
     """How many arms each study has, and how many of them have their adapters."""
     done = {state.key for state in states if state.state == "done"}
+    evaluate = resolved.config.evaluate
+    base = 1 + len(evaluate.guidance) + len(evaluate.best_of)
     for group in resolved.groups():
         counts = {trainings.adapter_key(train): count for train, count in _adapter_arms(resolved.config, group)}
-        ready = sum(count for key, count in counts.items() if key in done)
+        ready = base + sum(count for key, count in counts.items() if key in done)
         lacking = ", ".join(key for key in counts if key not in done)
-        of = f", {ready + 1} with their adapter; missing: {lacking}" if lacking else ", all with their adapter"
-        yield f"arms       {group.name}: {1 + sum(counts.values())}{of}"
+        of = f", {ready} with their adapter; missing: {lacking}" if lacking else ", all with their adapter"
+        yield f"arms       {group.name}: {base + sum(counts.values())}{of}"
 
 
 def _adapter_arms(config: Config, group: trials.Group) -> Iterator[tuple[configuration.Train, int]]:
@@ -196,9 +198,12 @@ def _adapter_arms(config: Config, group: trials.Group) -> Iterator[tuple[configu
     stops = trainings.snapshot_steps(config) if evaluate.early_stops is None else evaluate.early_stops
     last = trainings.last_step(replace(config, train=group.tuned))
     kept = sum(step <= last for step in stops)
-    yield group.tuned, 1 + _guided(config, "schedules") + len(evaluate.lora_scales) + kept
-    for train in group.others:
-        yield train, 1 + _guided(config, "kl_schedules") + len(evaluate.kl_lora_scales)
+    rivals = len(evaluate.guidance) + sum(int(text.partition("=")[0]) < last for text in evaluate.autoguidance)
+    tuned = _guided(config, "schedules") + len(evaluate.lora_scales) + kept + rivals
+    other = _guided(config, "kl_schedules") + len(evaluate.kl_lora_scales)
+    for train in (group.tuned, *group.others):
+        soups = sum(text.startswith(f"{trainings.seedless_key(train)}=") for text in evaluate.soups)
+        yield train, 1 + soups + (tuned if train == group.tuned else other)
 
 
 def _guided(config: Config, key: str) -> int:
@@ -211,10 +216,13 @@ def _guided(config: Config, key: str) -> int:
 
 
 def arm_count(resolved: Trials) -> int:
-    """How many arms have images: those of all studies, counting the base once."""
+    """How many arms have images: those of all studies, counting those of the base once."""
     config, evaluate = resolved.config, resolved.config.evaluate
-    external = (1 + _guided(config, "schedules") + len(evaluate.lora_scales)) * len(evaluate.adapters)
-    return 1 + external + sum(count for group in resolved.groups() for _, count in _adapter_arms(config, group))
+    each = 1 + _guided(config, "schedules") + len(evaluate.lora_scales) + len(evaluate.guidance)
+    names = trainings.external(config)
+    external = each * len(names) + sum(text.partition("=")[0] in names for text in evaluate.soups)
+    base = len(evaluate.guidance) + max(evaluate.best_of, default=1)
+    return base + external + sum(count for group in resolved.groups() for _, count in _adapter_arms(config, group))
 
 
 def expected_units(config: Config) -> int:

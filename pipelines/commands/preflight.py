@@ -19,7 +19,7 @@ from pipelines.config import given as _named
 from pipelines.evaluate import external
 from pipelines.rewards import names as reward_names
 from pipelines.runs.directory import RunDir
-from pipelines.study import arms, limits, models, statistics
+from pipelines.study import arms, limits, models, rivals, statistics
 from pipelines.study import trainings as planned
 from pipelines.study.prompts import EVALUATE, TRAIN, check_prompts, resolve_prompts
 from pipelines.study.trials import Trials
@@ -101,23 +101,31 @@ def check_evaluation(config: Config, model: Model | None = None, *, trained: boo
     trials = Trials.of(config)
     studies = arms.studies(trials)
     arms.check_arms(studies)
+    rivals.check_soups(trials)
     check_prompts(config, *prompt_keys(config))
     model = model or _model(config)
-    grid = Grid(model, models.resolve_sampling(config, model.defaults))
+    sampling = models.resolve_sampling(config, model.defaults)
+    grid = Grid(model, sampling)
+    rivals.check_guidance(config, sampling)
     for key in ("schedules", "kl_schedules"):
         for text in getattr(evaluate, key):
             with _named(f"evaluate.{key}"):
                 if (schedule := schedules.parse(text)).fit is None:
                     grid.weights(schedule)
     external.check(config, model.denoiser)
+    for text in evaluate.soups:
+        there = [name for name in rivals.averaged(text) if name in planned.external(config)]
+        if there:
+            with _named("evaluate.soups"):
+                adapters.soup(model.denoiser, text, dict.fromkeys(there, 1.0))
     _check_spaces(config, model)
     with _named(EVALUATE):
         model.encode(resolve_prompts(config, EVALUATE))
     _check_scores(config)
     if trained:
         trials.check_drawn()
-        for name in dict.fromkeys(arm.arm.adapter for arm in arms.drawn_arms(studies)):
-            if name is not None and name not in planned.external(config):
+        for name in dict.fromkeys(name for arm in arms.drawn_arms(studies) for name in rivals.saved(arm.arm)):
+            if name not in planned.external(config):
                 models.adapter_digest(config, name)
         _check_adapters(config, trials.trainings)
     return model

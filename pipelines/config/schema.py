@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import uris
+from pipelines.config import rivals, uris
 from pipelines.config.errors import ConfigError
 from pipelines.config.fields import EXECUTION, IN_KEY, NAMED, Section, bounds, check_bounds, choice, distinct, number
 
@@ -429,15 +429,35 @@ class Evaluate(Section):
     """Groups that may fail in a row before the evaluation ends: by then the prompts are not to blame."""
     kl_lora_scales: tuple[float, ...] = number((), 0, MOST_WEIGHT)
     """LoRA scales of the sweep's other adapters, as kl_schedules."""
+    best_of: tuple[int, ...] = number((), 2)
+    """Best-of-n: of n images that the base draws per prompt and seed, keep the one that the study's own reward ranks
+    highest; costs n - 1 more images of the base per kept one, once for all studies."""
+    guidance: tuple[str | float, ...] = ()
+    """Other guidance scales of the base and of the unregularized adapter, SCALE or, with guidance in an interval of
+    progress alone (arXiv 2404.07724), SCALE@BEGIN-END, as 5 or 7@0.2-0.8."""
+    autoguidance: tuple[str, ...] = ()
+    """The unregularized adapter against snapshots of its training at weights above 1 (arXiv 2406.02507), STEP=WEIGHT,
+    as 40=2."""
+    soups: tuple[str, ...] = ()
+    """Averaged adapters, rewarded soups (arXiv 2306.04488), ADAPTER=WEIGHT|ADAPTER=WEIGHT, as
+    fragile-k1-kl0=0.5|robust-k1-kl0=0.5: trained adapters without -sSEED, each with its study's own seed, and those of
+    evaluate.adapters. A soup is in the study of its first adapter."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         distinct("evaluate", self, ("rewards", "lora_scales", "schedules", "kl_schedules", "early_stops", "prompts"))
-        distinct("evaluate", self, ("kl_lora_scales", "spaces"))
+        distinct("evaluate", self, ("kl_lora_scales", "spaces", "best_of"))
         if not self.spaces:
             raise ConfigError("evaluate.spaces is []: give prediction, weight or both")
         check_bounds("evaluate.generators", self.generators)
         check_bounds("evaluate.scorers", self.scorers)
+        if max(self.best_of, default=1) * self.seeds > VALIDATION_SEEDS:
+            raise ConfigError(
+                f"evaluate.best_of: {max(self.best_of)} times {self.seeds} seeds reach those that validate a training, "
+                f"from {VALIDATION_SEEDS} on: take fewer"
+            )
+        for key in rivals.FORMS:
+            rivals.check(key, getattr(self, key))
         _check_adapters(self)
 
 

@@ -50,6 +50,8 @@ def _as_type(value: Any, kind: Any) -> Any:
         kind = dict
     if kind is float or kind is int:
         return _as_number(value, kind)
+    if kind == str | float:
+        return value if isinstance(value, str) else _as_number(value, float)
     if not isinstance(value, kind):
         raise TypeError
     return value
@@ -70,8 +72,10 @@ def _as_number(value: Any, kind: type) -> Any:
 
 def _type_name(kind: Any) -> str:
     if typing.get_origin(kind) is tuple:
-        inner = {int: "whole numbers", float: "numbers", str: "texts"}[typing.get_args(kind)[0]]
-        return f"a list of {inner}, as in [a, b]" if inner == "texts" else f"a list of {inner}, as in [1, 2]"
+        return {
+            int: "a list of whole numbers, as in [1, 2]", float: "a list of numbers, as in [1, 2]",
+            str: "a list of texts, as in [a, b]", str | float: "a list of numbers and texts, as in [1, a]",
+        }[typing.get_args(kind)[0]]  # fmt: skip
     if typing.get_origin(kind) is dict:
         return "a mapping, as in {name: ...}"
     return {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}[kind]

@@ -33,7 +33,7 @@ from pipelines.rewards import names
 from pipelines.rewards.scores import Scores
 from pipelines.runs.directory import IMAGES_FORMAT
 from pipelines.show.bar import Bar
-from pipelines.study import models
+from pipelines.study import models, rivals
 from pipelines.study.arms import StudyArm
 from pipelines.study.resolved import Drawable
 
@@ -92,9 +92,11 @@ class Generator:
         files.pull(files.adapters)
         self.model = models.load_model(self.config)
         self.has_kl = Grid(self.model, self.sampling).has_path_kl
+        for name in dict.fromkeys(name for arm in self.arms for name in rivals.saved(arm.arm)):
+            adapters.load(self.model.denoiser, files.adapters / name, name)
         for name in dict.fromkeys(arm.arm.adapter for arm in self.arms):
-            if name is not None:
-                adapters.load(self.model.denoiser, files.adapters / name, name)
+            if name is not None and rivals.is_soup(name):
+                adapters.soup(self.model.denoiser, name, rivals.averaged(name))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.to_pylist()

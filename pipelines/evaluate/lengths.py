@@ -69,7 +69,9 @@ def _check(name: str, length: float, own: Sequence[StudyArm]) -> None:
 
 
 def _reach(config: Config, arm: StudyArm) -> float:
-    """The largest weight of a step, with the LoRA's scale."""
+    """The largest weight of a step, with the LoRA's scale; 0 of autoguidance, whose weight is not against the base."""
+    if arm.arm.against is not None:
+        return 0.0
     return arm.arm.lora_scale * max(arms.weights(config, arm.arm.curve))
 
 

@@ -15,6 +15,10 @@ What made an arm's adapter and how it samples decide its family:
     coin    one model a step, drawn with the weight as its probability: Diffusion Blend (arXiv 2505.18547)
     aigw, beyondw  `aig` and `beyond` in weight space, one prediction a step
     early   snapshots of the training
+    guidance      base and tuned at other guidance scales, or with guidance in an interval (arXiv 2404.07724)
+    autoguidance  the tuned model against a snapshot of its training, at a weight above 1 (arXiv 2406.02507)
+    soup    averaged adapters: rewarded soups (arXiv 2306.04488)
+    best    of n images of the base the one that the proxy ranks highest, at n times the base's predictions
 
 The ways from `lora` to `beyondw` are of the unregularized adapter; `kl-aig` and its like are the same on KL-regularized
 ones, whatever the KL's steps, and `trial-aig` on those that a search drew. The published protocol sweeps AIG for every
@@ -45,6 +49,10 @@ FAMILIES = {
     "trial": "searched settings",
     **WAYS,
     "early": "early stopping",
+    "guidance": "other guidance scales",
+    "autoguidance": "autoguidance",
+    "soup": "averaged adapters (rewarded soups)",
+    "best": "best-of-n of the base",
     **{f"kl-{way}": f"{name} on every KL weight" for way, name in WAYS.items()},
     **{f"trial-{way}": f"{name} on every searched setting" for way, name in WAYS.items()},
 }

@@ -113,7 +113,7 @@ def _arm(single: Study, a: int, table: Table, measured: Measured, result: Bootst
     arm = single.arms[a]
     name = arm.arm.name
     return Arm(
-        **{**arm.to_dict(), "members": arm.members},
+        **{**arm.to_dict(), "members": arm.members, "candidates": tuple(one.name for one in arm.candidates)},
         images=len(table.prompts) * table.seeds * max(1, len(arm.members)),
         front_probability=float(result.front_probability[a]),
         broken=table.broken.get(name),

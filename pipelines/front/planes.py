@@ -22,7 +22,9 @@ from pipelines.measure.table import Table
 from pipelines.show.estimates import Estimate
 from pipelines.study.arms import Study
 
-RIVALS = ("kl", "early_kl", "trial", "lora", "fixed", "rlg", "coin", "early")
+RIVALS = (
+    "kl", "early_kl", "trial", "lora", "fixed", "rlg", "coin", "early", "guidance", "autoguidance", "soup", "best",
+)  # fmt: skip
 SAME = ("lora", "fixed", "rlg", "coin")  # rivals on the same adapters too
 
 

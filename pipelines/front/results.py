@@ -40,7 +40,8 @@ class Arm:
     lora_scale: float
     schedule: str
     reward: str | None
-    """What its adapter was trained on, as are the settings that follow; None for the base."""
+    """What its adapter was trained on, as are the settings that follow; what chooses, of best-of-n; None for the
+    base."""
     k: int | None
     kl_weight: float | None
     lr: float | None
@@ -67,8 +68,15 @@ class Arm:
     guidance: float | None = None
     interval: tuple[float, float] = (0.0, 1.0)
     against: str | None = None
+    candidates: tuple[str, ...] = ()
+    """The arms, in no study but for the base, among whose images best-of-n chooses; it has none of its own."""
     auto: str | None = None
     """The schedule as configured, if its weight followed from the adapter's path length."""
+
+    @property
+    def draws(self) -> int:
+        """How many images are drawn for each that it keeps, at the base's cost each if there are several."""
+        return max(1, len(self.candidates))
 
     @property
     def title(self) -> str:

@@ -12,7 +12,7 @@ from pipelines.runs.directory import RunDir
 
 SETTINGS = (
     "label", "family", "reward", "k", "lr", "rank", "kl_weight", "train_seed", "step", "lora_scale", "schedule",
-    "space", "guidance", "interval", "against",
+    "space", "guidance", "interval", "against", "draws",
 )  # fmt: skip
 
 

@@ -29,6 +29,12 @@ class FeatureFile:
         whole = np.load(self.path, mmap_mode="r")[arm]
         return np.array(whole.reshape(-1, whole.shape[-1])[start:stop])
 
+    def copy(self, source: np.ndarray, arm: int) -> None:
+        """Give an arm, in each prompt and seed, the features of the arm source[prompt, seed]."""
+        whole = np.load(self.path, mmap_mode="r+")
+        for prompt, row in enumerate(source):
+            whole[arm, prompt] = whole[row, prompt, np.arange(len(row))]
+
 
 @contextmanager
 def gathered(

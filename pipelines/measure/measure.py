@@ -23,6 +23,7 @@ from pipelines.config.values import slug
 from pipelines.evaluate import failures
 from pipelines.evaluate import images as dataset
 from pipelines.evaluate.pixels import PIXEL_STD
+from pipelines.measure import best_of
 from pipelines.measure.feature_file import gathered
 from pipelines.measure.per_arm import BY_PROMPT, Measured, measure_arms
 from pipelines.measure.sets import SetMeasures
@@ -48,13 +49,16 @@ def measure(study: Resolved, images: dataset.Images, command: str, connect: Call
     config, kept = study.config, _kept(study, images)
     # For small matrices threads that wait for one another on busy cores take thirty times as long.
     torch.set_num_threads(config.measure.threads)
-    files, shape = study.directory, (len(study.arms), len(kept), config.evaluate.seeds)
-    place = {arm.arm.name: i for i, arm in enumerate(study.arms)}
+    judged = study.judged
+    place = {name: i for i, name in enumerate(dict.fromkeys(arm.arm.name for arm in (*judged, *study.arms)))}
+    files, shape = study.directory, (len(place), len(kept), config.evaluate.seeds)
     row = np.full(len(study.prompts), np.iinfo(np.int32).max)  # left-out prompts get an index that fails
     row[kept] = np.arange(len(kept))
     scores = _scores(images.table, shape, place, row)
     with gathered(files.root / ".features.npy", images.paths, shape, place, row) as features:
-        measured, floor = measure_arms(config, study.arms, scores, features, connect)
+        best_of.choose(judged, place, scores, features)
+        scores = {name: values[: len(judged)] for name, values in scores.items()}
+        measured, floor = measure_arms(config, judged, scores, features, connect)
 
     table = _per_prompt(study, [study.prompts[i] for i in kept], scores, measured)
     whole = _set_measures(study, measured)
@@ -63,7 +67,7 @@ def measure(study: Resolved, images: dataset.Images, command: str, connect: Call
     files.write_parquet(files.root / PER_PROMPT, _to_long(table, kept))
     listed = [
         {**arm.to_dict(), "broken": table.broken.get(arm.arm.name), "warning": table.warned.get(arm.arm.name)}
-        for arm in [*study.arms, *study.mean_arms]
+        for arm in [*judged, *study.mean_arms]
     ]
     check: dict[str, Any] = images.check()
     if images.left_out:
@@ -133,7 +137,7 @@ def _per_prompt(study: Resolved, prompts: list[str], scores: dict[str, np.ndarra
     if ACCURACIES[0] in values:
         values["accuracy"] = (values[ACCURACIES[0]] + values[ACCURACIES[1]]) / 2
     values |= {name: np.stack([arm.by_prompt[name] for arm in measured]) for name in BY_PROMPT}
-    arms = [arm.arm.name for arm in study.arms]
+    arms = [arm.arm.name for arm in study.judged]
     for mean in study.mean_arms:
         members = [arms.index(name) for name in mean.members]
         values = {name: np.vstack([column, column[members].mean(axis=0)]) for name, column in values.items()}
@@ -146,7 +150,7 @@ def _per_prompt(study: Resolved, prompts: list[str], scores: dict[str, np.ndarra
 
 def _by_arm(study: Resolved, texts: Sequence[str | None]) -> dict[str, str]:
     """The notes on arms, by name; a mean over training seeds has that of its first member with one."""
-    notes = {arm.arm.name: text for arm, text in zip(study.arms, texts, strict=True) if text}
+    notes = {arm.arm.name: text for arm, text in zip(study.judged, texts, strict=True) if text}
     for mean in study.mean_arms:
         members = [name for name in mean.members if name in notes]
         if members:
@@ -176,7 +180,7 @@ def _mean_rows(front: Front, table: Table) -> Iterator[dict[str, Any]]:
 
 def _set_measures(study: Resolved, measured: list[Measured]) -> dict[str, SetMeasures | None]:
     """Measures of sets of images against the base's of the same prompts and seeds, by arm, means of seeds included."""
-    values = {arm.arm.name: one.sets for arm, one in zip(study.arms, measured, strict=True)}
+    values = {arm.arm.name: one.sets for arm, one in zip(study.judged, measured, strict=True)}
     for mean in study.mean_arms:
         sound = [member for name in mean.members if (member := values[name]) is not None]
         values[mean.arm.name] = None

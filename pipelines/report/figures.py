@@ -12,12 +12,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from pipelines.front.families import FAMILIES, OURS, members
-from pipelines.front.names import DISTANCES, ROLES
-from pipelines.front.results import Difference, Front, StudyResult
+from pipelines.front.names import DISTANCES, GOLD, ROLES
+from pipelines.front.results import Arm, Difference, Front, StudyResult
 from pipelines.report import labels, style
 from pipelines.report.drawing import Drawing, cross_out, legend, reward_axis
 from pipelines.report.reading import Run, Validation
-from pipelines.report.style import INK, MARK, MARKER, MUTED, TEXT
+from pipelines.report.style import GRID, INK, MARK, MARKER, MUTED, TEXT
 from pipelines.report.words import against_rivals, path_note, sample
 from pipelines.show.estimates import UNKNOWN, Estimate
 
@@ -197,13 +197,16 @@ def curves(study: StudyResult, lines: Sequence[Line]) -> Drawing:
 def reward_vs_kl(run: Run, study: StudyResult) -> tuple[Drawing, list[Drawing]] | None:
     """The rewards of each plane against the distance to the base; None if that was not measured.
 
-    All in one figure, and one figure each.
+    All in one figure, and one figure each. A KL in nats has a logarithmic axis, on which the base is a level, and a
+    ring where gold is below the base's: figure 6 of arXiv 2409.06493, with where the model breaks down.
     """
     if not any(math.isfinite(arm.metric(study.distance).value) for arm in study.arms):
         return None
     note = f"{sample(run.front, study)}; bars: {run.front.percent} intervals over prompts; lines join each family's "
     note = f"{note}arms. {path_note(run)}".rstrip()
     width, handles = 5.8 * len(study.planes), legend(study, fronts=False)
+    if sunken(study):
+        handles.append(Line2D([], [], linestyle="", label="gold below the base's", **RING))
     margins: dict[str, Any] = {"top": style.head(width, handles), "bottom": style.FOOT, "squeeze": False}
     whole, axes = style.canvas(width, 5.0, 1, len(study.planes), **margins)
     apart = style.annotate(whole, f"{study.title}: reward against {distance_name(study)}", note, handles)
@@ -275,10 +278,23 @@ def _curve(ax: Axes, study: StudyResult, key: str, lines: Sequence[Line]) -> Non
     ax.margins(x=0.03, y=0.08)
 
 
+RING: Any = {"marker": "o", "color": MARK["trial"], "markersize": 12, "fillstyle": "none", "markeredgewidth": 1.3}
+
+
+def sunken(study: StudyResult) -> list[Arm]:
+    """The arms whose gold is below the base's, if distances are a KL: the distance that they went was for nothing."""
+    if study.distance != "kl_to_base":
+        return []
+    base = next(arm.metric(GOLD).value for arm in study.arms if arm.family == "base")
+    return [arm for arm in study.arms if arm.metric(GOLD).value < base]
+
+
 def _against_kl(ax: Axes, study: StudyResult, metric: str) -> list[str]:
     """Draws one metric against the distance, names included; returns the names for which there was no room."""
     places = [(arm, arm.metric(study.distance), study.planes[metric].points[arm.name][0]) for arm in study.arms]
     places = [place for place in places if all(math.isfinite(estimate.value) for estimate in place[1:])]
+    if study.distance == "kl_to_base":
+        places = _on_logarithm(ax, places)
     bars, texts = [], []
     for family in study.families:
         if family not in ("base", "tuned"):
@@ -293,9 +309,28 @@ def _against_kl(ax: Axes, study: StudyResult, metric: str) -> list[str]:
                 ax.plot(x.value, y.value, MARKER[family], color=MARK[family], markersize=5.5)
                 bars += own
                 texts.append(labels.Label(x.value, y.value, arm.title, TEXT[family], arm.is_end))
+    below = sunken(study)
+    for x, y in ((x.value, y.value) for arm, x, y in places if arm in below):
+        ax.plot(x, y, zorder=4, **RING)
     cross_out(ax, [(x.value, y.value) for arm, x, y in places if arm.broken])
     ax.margins(0.07)
     ax.set_ylabel(reward_axis(study, metric))
     name = "path KL" if distance_name(study) == "KL" else "path length"
     ax.set_xlabel(f"{name} to base, {DISTANCES[study.distance or 'path']} →")
     return labels.place(ax, texts, bars, line_color=MUTED, reach=40.0)
+
+
+_Place = tuple[Arm, Estimate, Estimate]  # an arm, its distance, its reward
+
+
+def _on_logarithm(ax: Axes, places: Sequence[_Place]) -> list[_Place]:
+    """Makes the distance logarithmic and draws arms at distance 0, the base, as levels; returns the others."""
+    ax.set_xscale("log")
+    for arm, x, y in places:
+        if x.value <= 0:
+            ax.axhspan(y.low, y.high, color=GRID, alpha=0.6, linewidth=0, zorder=0)
+            ax.axhline(y.value, color=MARK[arm.family], linewidth=1, linestyle=":")
+            look = {"transform": ax.get_yaxis_transform(), "color": TEXT[arm.family], "va": "top", "fontsize": 8}
+            ax.text(0.01, y.value, arm.title, **look)
+    # An interval over few prompts may reach 0, which has no place here.
+    return [(arm, x._replace(low=max(x.low, x.value / 10)), y) for arm, x, y in places if x.value > 0]

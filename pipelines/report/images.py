@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.config import ConfigError
+from pipelines.config.values import slug
 from pipelines.front.families import FAMILIES
 from pipelines.front.results import Arm, StudyResult
 from pipelines.report.style import CARD, GRID, INK, MUTED, TEXT
@@ -72,9 +74,9 @@ def read_grid(directory: Path, study: StudyResult, prompts: int = 4, seeds: int 
     if not any(directory.glob("*.parquet")):
         return None
     arms = select(study.arms, rows)
-    # A mean over training seeds has no images of its own: its first member's stand for it.
-    shown = {arm.drawn[0]: arm.name for arm in arms}
-    names = list(shown)
+    # A mean over training seeds has no images of its own, and its first member's stand for it; nor has best-of-n.
+    sources = [(name, arm) for arm in arms for name in arm.candidates or arm.drawn[:1]]
+    names = list(dict.fromkeys(name for name, _ in sources))
     dataset = _open(directory)
     keys = _read(dataset, _COLUMNS[:4], pc.field("arm").isin(names))
     if not keys.num_rows:
@@ -83,10 +85,15 @@ def read_grid(directory: Path, study: StudyResult, prompts: int = 4, seeds: int 
     ids, indices = sorted(texts), sorted(set(keys["seed_index"].to_pylist()))[:seeds]
     ids = [ids[i * len(ids) // min(prompts, len(ids))] for i in range(min(prompts, len(ids)))]
     chosen = pc.field("arm").isin(names) & pc.field("prompt_id").isin(ids) & pc.field("seed_index").isin(indices)
-    cells = {}
-    for row in _read(dataset, _COLUMNS, chosen).to_pylist():
-        key = (shown[row["arm"]], ids.index(row["prompt_id"]), indices.index(row["seed_index"]))
-        cells[key] = _image(row)
+    scores = {slug(arm.reward or "") for arm in arms if arm.candidates}
+    best: dict[tuple[str, int, int], tuple[tuple[float, int], dict[str, Any]]] = {}
+    for row in _read(dataset, (*_COLUMNS, *scores), chosen).to_pylist():
+        for arm in (arm for name, arm in sources if name == row["arm"]):
+            key = (arm.name, ids.index(row["prompt_id"]), indices.index(row["seed_index"]))
+            rank = _rank(arm, row)
+            if key not in best or rank > best[key][0]:
+                best[key] = rank, row
+    cells = {key: _image(row) for key, (_, row) in best.items()}
     return Grid(
         arms=tuple(arms),
         omitted=len(study.arms) - len(arms),
@@ -95,6 +102,14 @@ def read_grid(directory: Path, study: StudyResult, prompts: int = 4, seeds: int 
         size=next(iter(cells.values())).size,
         cells=cells,
     )
+
+
+def _rank(arm: Arm, row: Mapping[str, Any]) -> tuple[float, int]:
+    """What best-of-n chooses by: the score, of equal ones the first drawn."""
+    if not arm.candidates:
+        return 0.0, 0
+    score = row[slug(arm.reward or "")]
+    return score if math.isfinite(score) else -math.inf, -arm.candidates.index(row["arm"])
 
 
 def select(arms: Sequence[Arm], limit: int) -> list[Arm]:

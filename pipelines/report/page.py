@@ -126,6 +126,7 @@ def _figures(run: Run, study: StudyResult, grid: images.Grid | None, folder: Pat
             svg(panel, f"curve-{key}", f"{figures.CURVES[key]} during training") for key, panel in curves.items()
         ],
         "reward_vs_kl": [svg(panel, f"kl-{i}", f"Reward against {distance}") for i, panel in enumerate(against)],
+        "sunken": [arm.title for arm in figures.sunken(study)],
         "kl_left_out": sorted({label for panel in against for label in panel.left_out}),
     }
 
@@ -199,6 +200,7 @@ _SETTINGS = {
     "lora_scale": "LoRA scale",
     "schedule": "schedule",
     "space": "space",
+    "draws": "draws per kept image",
     "k": "K",
     "lr": "learning rate",
     "rank": "rank",

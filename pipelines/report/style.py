@@ -40,6 +40,10 @@ LOOKS = {
     "aigw": ("#2e8b57", "#1e6640", "#57c98a", "*"),
     "beyond": ("#c2185b", "#8e1042", "#f06292", "D"),
     "beyondw": ("#a0307a", "#74205a", "#d873b6", "*"),
+    "guidance": ("#17becf", "#0b6f7b", "#5fd9e6", "^"),
+    "autoguidance": ("#bcbd22", "#6b6c10", "#d6d75a", "v"),
+    "soup": ("#a65628", "#7a3d1a", "#d08a5f", "p"),
+    "best": ("#e377c2", "#9c3d80", "#f0a5da", "s"),
     "early": ("#cc79a7", "#94406e", "#e08fbd", "v"),
     "kl-lora": ("#f2c45a", "#7a5a10", "#f5d68a", "<"),
     "kl-fixed": ("#9cd3f3", "#2b6385", "#c3e4f7", "h"),
@@ -210,7 +214,7 @@ def kl_colors(kls: Iterable[tuple[float, str]]) -> dict[tuple[float, str], str]:
 
 def save_png(figure: Figure, path: Path) -> None:
     """Writes the figure at twice the screen's resolution on white."""
-    figure.savefig(path, dpi=200, facecolor=CARD, metadata={"Software": None})
+    figure.savefig(path, format="png", dpi=200, facecolor=CARD, metadata={"Software": None})
 
 
 def inline_svg(

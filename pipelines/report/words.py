@@ -231,6 +231,10 @@ _BEYOND = (
     "like a smaller KL weight is RLG's (arXiv 2508.21016). On every KL weight it counts the trainings that its arms "
     "use and the unregularized one, an end point of every family."
 )
+_BEST = (
+    "Best-of-n draws n images of the base per prompt and seed and keeps the one that the study's own reward ranks "
+    "highest: as many images as any other arm, at n times the base's predictions."
+)
 _WEIGHT_SPACE = (
     "In weight space the LoRA's scale follows the schedule, for one prediction per step; it is another model than the "
     "mix of two predictions, equal up to the square of the change."
@@ -254,6 +258,7 @@ def caveats(run: Run) -> list[str]:
         "AIG's schedules are those of its published sweep, ImageReFL's combined generation (step:f) among them; one "
         "weight at every step is DeRaDiff's fixed mix, a family of its own.",
         _BEYOND if any(arm.family in OURS and "beyond" in arm.family for arm in front.by_name.values()) else None,
+        _BEST if any(arm.candidates for arm in front.by_name.values()) else None,
         _WEIGHT_SPACE if any(arm.space == "weight" for arm in front.by_name.values()) else None,
         _EVERY_WEIGHT if every_weight else None,
         "A hypervolume gains from every further arm of its family by chance alone. So families are compared at equal "

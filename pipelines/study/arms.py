@@ -10,8 +10,8 @@ from typing import Any
 from aig import digests, schedules
 from aig.sampler import Arm
 from pipelines.config import Config, ConfigError, Train, given
-from pipelines.study import lengths, limits
-from pipelines.study.trainings import adapter_key, external
+from pipelines.study import lengths, limits, rivals
+from pipelines.study.trainings import adapter_key, external, seedless_key
 from pipelines.study.trials import Group, Trials, early_stops, setting_name
 
 
@@ -24,6 +24,7 @@ class StudyArm:
     """One of `pipelines.front.families`."""
     label: str
     reward: str | None = None
+    """What its adapter was trained on; of best-of-n what chooses."""
     k: int | None = None
     kl_weight: float | None = None
     kl_steps: str | None = None
@@ -37,6 +38,8 @@ class StudyArm:
     """The arms that a mean over training seeds averages; it has no images of its own."""
     stopped: str | None = None
     """In words, if a guard stopped the training of its adapter."""
+    candidates: tuple[Arm, ...] = ()
+    """What best-of-n chooses among for each prompt and seed index, by `reward`; it has no images of its own."""
     auto: str | None = None
     """The schedule as configured, if its weight follows from the adapter; the arm's own is complete once measured."""
 
@@ -47,7 +50,10 @@ class StudyArm:
 
     def to_dict(self) -> dict[str, Any]:
         about = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "arm"}
-        return {**asdict(self.arm), "id": self.id, **about, "members": list(self.members)}
+        names = {"members": list(self.members), "candidates": [arm.name for arm in self.candidates]}
+        how = asdict(self.arm)
+        del how["seed_offset"]  # which none has that is listed
+        return {**how, "id": self.id, **about, **names}
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,8 @@ class Study:
 
     def trainings(self, arms: Iterable[int]) -> int:
         """How many trainings per seed these arms take; a snapshot comes with its training."""
-        adapters = (self.arms[a].arm.adapter for a in arms)
-        return len({adapter.partition("@")[0] for adapter in adapters if adapter is not None})
+        saved = [name for a in arms for name in rivals.saved(self.arms[a].arm)]
+        return len({name.partition("@")[0] for name in saved})
 
 
 def studies(trials: Trials) -> list[Study]:
@@ -96,7 +102,7 @@ def studies(trials: Trials) -> list[Study]:
         for group in trials.groups()
     ]
     return trained + [
-        Study(name, config.evaluate.rewards[0], None, (), tuple(_external_arms(config, name)))
+        Study(name, config.evaluate.rewards[0], None, (), tuple(_external_arms(trials, name)))
         for name in external(config)
     ]
 
@@ -108,7 +114,7 @@ def check_arms(singles: Sequence[Study]) -> None:
             "sweep.rewards and evaluate.adapters are both []: give rewards to train on, or an adapter, as in "
             "--adapter mine=lora.safetensors"
         )
-    arms = [arm for study in singles for arm in study.arms if arm.family != "base"]
+    arms = [arm for study in singles for arm in study.arms if arm.arm.adapter is not None]
     for what, names in (("studies", [study.name for study in singles]), ("arms", [arm.arm.name for arm in arms])):
         double = next((name for name in names if names.count(name) > 1), None)
         if double:
@@ -144,7 +150,7 @@ def _mean_study(name: str, group: list[Study]) -> Study:
         if len(places) < len(group):
             continue
         arm = places[0]
-        if arm.family != "base":
+        if arm.arm.adapter is not None:
             members = tuple(place.arm.name for place in places)
             step = arm.step if len({place.step for place in places}) == 1 else None
             stopped = "; ".join(f"training seed {p.train_seed}: {p.stopped}" for p in places if p.stopped) or None
@@ -161,14 +167,20 @@ def _of_mean(arm: StudyArm) -> str:
 
 
 def drawn_arms(singles: Iterable[Study]) -> list[StudyArm]:
-    """The arms that have images: those of all studies, the base once."""
-    return list({arm.arm.name: arm for single in singles for arm in single.arms}.values())
+    """The arms that have images: those of all studies, and what best-of-n chooses among, each once."""
+    arms = [arm for single in singles for arm in single.arms]
+    candidates = [StudyArm(one, CANDIDATE, one.name) for arm in arms for one in arm.candidates]
+    drawn: dict[str, StudyArm] = {}
+    for arm in [*(arm for arm in arms if not arm.candidates), *candidates]:
+        drawn.setdefault(arm.arm.name, arm)
+    return list(drawn.values())
 
 
 def _arms(trials: Trials, group: Group) -> Iterator[StudyArm]:
     yield BASE_ARM
     for train in (group.tuned, *group.others):
         yield from _adapter_arms(trials, group, train)
+    yield from _base_arms(trials.config, group.tuned.reward)
 
 
 def _adapter_arms(trials: Trials, group: Group, train: Train) -> Iterator[StudyArm]:
@@ -187,8 +199,12 @@ def _adapter_arms(trials: Trials, group: Group, train: Train) -> Iterator[StudyA
     for scale in evaluate.lora_scales if tuned else evaluate.kl_lora_scales:
         arm, name = Arm(f"{key}x{scale:g}", key, scale), f"{scaled} ×{scale:g}"
         yield StudyArm(arm, f"{of}lora", with_label + name, **common, step=steps)
+    for rival in rivals.soups(trials, seedless_key(train), train.seed):
+        yield StudyArm(*rival, **common, step=steps)
     if not tuned:
         return
+    for rival in (*rivals.guided(trials.config, key), *rivals.autoguided(trials.config, key, steps)):
+        yield StudyArm(*rival, **common, step=steps)
     for step in early_stops(trials.config):
         stop_name = f"{key}@{step}"
         if step <= steps:
@@ -204,15 +220,29 @@ def _differing(train: Train, tuned: Train) -> tuple[str, str]:
     return "early_kl" if train.drawn_kl else "kl", label
 
 
-def _external_arms(config: Config, name: str) -> Iterator[StudyArm]:
+def _external_arms(trials: Trials, name: str) -> Iterator[StudyArm]:
+    config = trials.config
     yield BASE_ARM
     yield StudyArm(Arm(name, name), "tuned", "tuned")
     for arm, way, label, auto in guided(config, name, "schedules"):
         yield StudyArm(arm, way, label, auto=auto)
     for scale in config.evaluate.lora_scales:
         yield StudyArm(Arm(f"{name}x{scale:g}", name, scale), "lora", f"LoRA ×{scale:g}")
+    for rival in (*rivals.soups(trials, name, None), *rivals.guided(config, name)):
+        yield StudyArm(*rival)
+    yield from _base_arms(config, config.evaluate.rewards[0])
 
 
+def _base_arms(config: Config, reward: str) -> Iterator[StudyArm]:
+    """Rivals that need no adapter, which all studies of a reward share."""
+    for rival in rivals.guided(config, None):
+        yield StudyArm(*rival)
+    for rival, candidates in rivals.best_of(config, reward):
+        yield StudyArm(*rival, reward, candidates=candidates)
+
+
+CANDIDATE = "candidate"
+"""The family of arms that are in no study: their images are only chosen among."""
 BASE_ARM = StudyArm(Arm("base", None, 1.0, "base"), "base", "base")
 
 

@@ -15,7 +15,7 @@ from pipelines.rewards import names
 from pipelines.rewards.names import Columns, Statistics
 from pipelines.runs.directory import RunDir
 from pipelines.show.program import command_line
-from pipelines.study import arms, models, statistics
+from pipelines.study import arms, models, rivals, statistics
 from pipelines.study.arms import Study, StudyArm
 from pipelines.study.prompts import EVALUATE, resolve_prompts
 from pipelines.study.trials import Trials
@@ -47,8 +47,14 @@ class Resolved:
 
     @cached_property
     def arms(self) -> tuple[StudyArm, ...]:
-        """The arms that have images, the base once."""
+        """The arms that have images, the base once, and what best-of-n chooses among."""
         return tuple(arms.drawn_arms(self.singles))
+
+    @cached_property
+    def judged(self) -> tuple[StudyArm, ...]:
+        """The arms that are measured from images: those of the studies, each once."""
+        chosen = {arm.arm.name: arm for study in self.singles for arm in study.arms if arm.candidates}
+        return (*(arm for arm in self.arms if arm.family != arms.CANDIDATE), *chosen.values())
 
     @cached_property
     def mean_arms(self) -> tuple[StudyArm, ...]:
@@ -103,9 +109,14 @@ def resolve_images(config: Config, defaults: Sampling) -> Drawable:
 
 def _origins(study: Resolved, sampling: Sampling) -> dict[str, str]:
     config, drawn = study.config, drawing(study.config, sampling)
-    adapters = dict.fromkeys(arm.arm.adapter for arm in study.arms)
-    digests = {name: name and models.adapter_digest(config, name) for name in adapters}
-    return {arm.arm.name: hashed({**drawn, "arm": arm.id, "adapter": digests[arm.arm.adapter]}) for arm in study.arms}
+    names = dict.fromkeys(name for arm in study.arms for name in rivals.saved(arm.arm))
+    digests = {name: models.adapter_digest(config, name) for name in names}
+    origins = {}
+    for arm in study.arms:
+        own = [digests[name] for name in rivals.saved(arm.arm)]
+        adapter = own[0] if len(own) == 1 else own or None
+        origins[arm.arm.name] = hashed({**drawn, "arm": arm.id, "adapter": adapter})
+    return origins
 
 
 def drawing(config: Config, sampling: Sampling) -> dict[str, Any]:

@@ -21,6 +21,11 @@ def adapter_key(train: Train) -> str:
     return f"{slug(train.reward)}-k{train.k}-kl{train.kl_weight:g}{more}-s{train.seed}"
 
 
+def seedless_key(train: Train) -> str:
+    """The adapter's name without its training seed, as fragile-k1-kl10."""
+    return adapter_key(train).removesuffix(f"-s{train.seed}")
+
+
 SWEPT = ("reward", "k", "kl_weight", "kl_steps", "lr", "rank", "seed")
 """What a sweep varies: the arguments of `training`."""
 

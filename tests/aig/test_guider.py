@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import ClassifierFreeGuidance, FlowMatchHeunDiscreteScheduler, HeunDiscreteScheduler
 from diffusers.modular_pipelines import StableDiffusion3AutoBlocks, StableDiffusionXLAutoBlocks
-from tuned_pipes import PROMPT, SIDE, STEPS, counted, denoiser, picture, tuned
+from tuned_pipes import PROMPT, SIDE, STEPS, counted, denoiser, picture, scales, tuned
 
 from aig.denoiser import annealed
 from aig.guider import AnnealedImportanceGuidance
@@ -125,6 +125,48 @@ def test_needless_predictions_are_not_made(schedule, scale, forwards):
 
 
 @every_family
+@pytest.mark.parametrize("schedule", ["ramp:0.25,1.5", "constant:2", "step:0.5"])
+@pytest.mark.parametrize("space", ["prediction", "weight"])
+def test_the_guider_equals_the_wrapper_above_weight_one_and_in_weight_space(family, schedule, space):
+    pipe = modular(family)
+    expected = latents(annealed(pipe, schedule, space=space), ClassifierFreeGuidance(3.0))
+    annealed(pipe, None)
+    guider = AnnealedImportanceGuidance(schedule, guidance_scale=3.0, scheduler=pipe, space=space)
+    with counted(denoiser(pipe)) as rows:
+        assert off(latents(pipe, guider), expected) < 1e-5
+    if space == "weight":
+        assert len(rows) == 2 * STEPS
+    assert off(latents(pipe, AnnealedImportanceGuidance(schedule, guidance_scale=3.0, space=space)), expected) < 1e-5
+
+
+def test_the_guiders_weight_multiplies_the_scale_of_a_call():
+    pipe = modular("sdxl")
+    call = {"cross_attention_kwargs": {"scale": 0.3}}
+    expected = latents(annealed(pipe, "linear", space="weight"), ClassifierFreeGuidance(3.0), **call)
+    annealed(pipe, None)
+    before = scales(pipe)
+    ours = latents(pipe, AnnealedImportanceGuidance("linear", guidance_scale=3.0, space="weight"), **call)
+    assert off(ours, expected) < 1e-5
+    assert scales(pipe) == before
+    assert off(latents(pipe), expected) > 1e-3
+
+
+def test_a_denoiser_that_fails_under_the_guider_leaves_no_scale_behind():
+    pipe = modular("sdxl")
+    before = scales(pipe)
+    guider = AnnealedImportanceGuidance("constant:0.5", guidance_scale=3.0, space="weight")
+    guider.set_state(0, STEPS, torch.tensor(0))
+    for batch in guider.prepare_inputs({"x": (torch.tensor(1), torch.tensor(0))}):
+        assert batch is not None
+        guider.prepare_models(pipe.unet)
+        with pytest.raises(TypeError):
+            pipe.unet(None)
+        assert scales(pipe) == before
+        assert not pipe.unet._forward_hooks
+        assert not pipe.unet._forward_pre_hooks
+
+
+@every_family
 def test_weight_zero_is_the_pipe_without_adapters_and_weight_one_the_tuned_pipe_bit_for_bit(family):
     pipe = modular(family)
     own = latents(pipe, ClassifierFreeGuidance(3.0))
@@ -185,7 +227,9 @@ def public(guider) -> dict:
 
 
 def test_its_configuration_comes_back(tmp_path):
-    guider = AnnealedImportanceGuidance("join:base|0.5|power:2@time", "a", 4.0, 0.2, True, 0.1, 0.9, False)
+    guider = AnnealedImportanceGuidance(
+        "join:base|0.5|power:2@time", "a", 4.0, 0.2, True, 0.1, 0.9, False, space="weight"
+    )
     guider.save_pretrained(tmp_path)
     for other in (
         AnnealedImportanceGuidance.from_pretrained(tmp_path),
@@ -194,7 +238,7 @@ def test_its_configuration_comes_back(tmp_path):
     ):
         assert public(other) == public(guider)
         assert (other.schedule.name, other.schedule.domain) == (guider.schedule.name, "time")
-        assert (other.adapter, other.guidance_scale, other._enabled) == ("a", 4.0, False)
+        assert (other.adapter, other.guidance_scale, other._enabled, other.space) == ("a", 4.0, False, "weight")
     assert guider.new(schedule="linear").schedule.name == "linear"
 
 

@@ -416,3 +416,15 @@ def test_routing_refuses_disabled_adapters_and_unknown_names(model):
             model.denoiser(x, 500, embeddings)
     finally:
         model.denoiser.enable_adapters()
+
+
+def test_an_arms_seed_offset_gives_the_images_of_later_seed_indices(model):
+    arms = [Arm("now", "a", schedule="linear"), Arm("later", "a", schedule="linear", seed_offset=4)]
+    samples = sample_arms(model, PROMPTS, SEEDS, arms, sampling=FEW, measure_path=True)
+    later = sample_arms(model, PROMPTS, [seed + 4 for seed in SEEDS], arms[:1], sampling=FEW, measure_path=True)
+    assert torch.equal(samples.latents["later"], later.latents["now"])
+    assert torch.equal(samples.path["later"], later.path["now"])
+    assert samples.cost.predictions == 2 * later.cost.predictions
+    assert arms[0].id == Arm("x", "a", schedule="linear").id != arms[1].id
+    with pytest.raises(ValueError, match="seed_offset = -1 must be at least 0"):
+        Arm("x", "a", seed_offset=-1)

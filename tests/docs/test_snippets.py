@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
 README_WORDS = 800
 DEMO_ADAPTER = "aig-runs/demo/adapters/fragile-k1-kl0-s0"
-EXAMPLES = {"annealed_pipeline.py": ["--steps", "1"]}  # fewer steps than anyone would take
+EXAMPLES = {
+    name: ["--steps", "1"] for name in ("annealed_pipeline.py", "lemmas.py")
+}  # fewer steps than anyone would take
 
 FENCE = re.compile(r"(?:<!-- not run: (.*?) -->\n)?^( *)```(\w*)\n(.*?)^\2```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^ {4,}\S.*\n)+", re.MULTILINE)

@@ -16,11 +16,13 @@ import yaml
 from PIL import Image
 
 from pipelines.front.loading import read_front, write_front
+from pipelines.front.names import GOLD
 from pipelines.front.results import Arm, StudyResult
-from pipelines.report import words, write_report
+from pipelines.report import figures, style, words, write_report
 from pipelines.report.images import read_grid
 from pipelines.report.reading import read_run
 from pipelines.runs.directory import RunDir
+from pipelines.show.estimates import Estimate
 
 HELD_OUT, PROXY = reported_runs.HELD_OUT, reported_runs.PROXY
 
@@ -226,6 +228,24 @@ def test_reward_is_set_against_a_kl_in_nats_only_where_there_is_one(copy: Path, 
         change_arm(copy, arm.name, metrics={**arm.metrics, "kl_to_base": arm.metrics["path"]})
     text = text_of(copy)
     assert "Reward against KL" in text and "This path length is no KL" not in text
+
+
+def test_a_kl_in_nats_has_a_logarithmic_axis_and_rings_where_gold_is_below_the_base(copy: Path) -> None:
+    def drawn() -> tuple[set[str], list[int]]:
+        run = read_run(copy)
+        with style.style():
+            panels = [panel.figure.axes[0] for panel in (figures.reward_vs_kl(run, run.studies[0]) or (None, []))[1]]
+        rings = [sum(line.get_markersize() == figures.RING["markersize"] for line in ax.lines) for ax in panels]
+        return {ax.get_xscale() for ax in panels}, rings
+
+    arms = read_front(RunDir(copy)).studies[0].arms
+    assert drawn() == ({"linear"}, [0, 0, 0])
+    below = [arm for arm in arms if arm.family == "aig"]
+    for arm in arms:
+        gold = Estimate(0.5 if arm in below else 1.0 + (arm.family != "base"))
+        change_arm(copy, arm.name, metrics={**arm.metrics, "kl_to_base": arm.metrics["path"], GOLD: gold})
+    assert drawn() == ({"log"}, [len(below)] * 3)
+    assert f"Ringed: gold is below the base's ({', '.join(arm.title for arm in below)})" in text_of(copy)
 
 
 def test_several_training_seeds_are_shown_as_their_mean_first_and_text_from_files_is_escaped(tmp_path: Path) -> None:

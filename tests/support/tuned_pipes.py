@@ -81,6 +81,26 @@ def by_hand(model: Any, weights: Iterable[float]) -> Any:
     return model
 
 
+def scaled_by_hand(model: Any, name: str, weights: Iterable[float], scale: float = 1.0) -> Any:
+    """Replace the forward by one that sets the LoRA's scale, the next weight each call, as `set_adapters` does."""
+    inner, levels = model.forward, iter(weights)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        w = next(levels)
+        for layer in model.modules():
+            if name in getattr(layer, "scaling", {}):
+                layer.set_scale(name, scale * w)
+        return inner(*args, **kwargs)
+
+    model.forward = forward
+    return model
+
+
+def scales(pipe) -> list[dict]:
+    """The scales of each LoRA layer."""
+    return [dict(module.scaling) for module in denoiser(pipe).modules() if hasattr(module, "scaling")]
+
+
 @contextmanager
 def counted(model: nn.Module) -> Iterator[list[int]]:
     """The rows of each forward of the inner denoiser."""
