@@ -37,7 +37,7 @@ def ensure(config: Config, defaults: Sampling, connect: Callable[[], Cluster], m
     """Measure what the run's arms need and lack, and say what follows from it.
 
     `connect` connects to Ray, and is called only if something is missing; `memory` as in `pools.generators`.
-    ConfigError if an adapter has no length by which to fit a weight, or if two arms then are the same images.
+    ConfigError if an adapter has no length by which to fit a weight.
     """
     of = [arm for arm in resolve(config).arms if arm.auto or _reach(config, arm) > 1]
     needed = list(dict.fromkeys(arm.arm.adapter for arm in of if arm.arm.adapter))
@@ -55,7 +55,6 @@ def ensure(config: Config, defaults: Sampling, connect: Callable[[], Cluster], m
             known = length if math.isfinite(length) else None
             run.write_json(lengths.file(config, name), {"length": known, "key": keys[name], **common})
     study = resolve(config)
-    arms.check_arms(study.singles)
     for name in needed:
         _tell(config, name, [arm for arm in study.arms if arm.arm.adapter == name])
 

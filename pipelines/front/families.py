@@ -77,9 +77,14 @@ def way_of(family: str) -> str:
 
 
 def family_name(family: str, present: Collection[str] = ()) -> str:
-    """A family in words, distinct from the same on every KL weight if that is present beside it."""
+    """A family in words, distinct from the same on every KL weight if that is present beside it.
+
+    `kl-WAY` is on KL-regularized adapters alone if `WAY` is not present.
+    """
     if family == "all":
         return "all arms"
+    if family.startswith("kl-") and present and way_of(family) not in present:
+        return f"{WAYS[way_of(family)]} on KL-regularized adapters"
     words = FAMILIES.get(family, family)
     return f"{words} on KL 0" if any(f"{adapter}-{family}" in present for adapter in ("kl", "trial")) else words
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
-from aig import schedules
+from aig import digests, schedules
 from aig.sampler import Arm
 from pipelines.config import Config, ConfigError, Train, given
 from pipelines.study import lengths, limits, rivals
@@ -45,8 +45,8 @@ class StudyArm:
 
     @cached_property
     def id(self) -> str:
-        """The arm's id, which travels to the actors with it."""
-        return self.arm.id
+        """The arm's id, which travels to the actors with it; an `auto` weight may come to that of another arm."""
+        return self.arm.id if self.auto is None else digests.of_texts([self.arm.id, self.auto])
 
     def to_dict(self) -> dict[str, Any]:
         about = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "arm"}

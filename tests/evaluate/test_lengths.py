@@ -165,9 +165,12 @@ def test_an_adapter_that_goes_nowhere_has_no_weight_and_is_refused_with_the_fix(
         lengths.ensure(found, TinyModel.defaults, lambda: None)
 
 
-def test_an_auto_weight_that_a_fixed_schedule_has_too_is_refused(imported):
+def test_an_auto_weight_that_a_fixed_schedule_has_too_draws_images_of_its_own(imported):
     found, measured = imported
     measured(0.1)
     both = replace(found, evaluate=replace(found.evaluate, schedules=(AUTO, "ramp:0.5,2.5")))
-    with pytest.raises(ConfigError, match=r"'mine\+ramp:0.5,auto' and 'mine\+ramp:0.5,2.5' would be the same images"):
-        lengths.ensure(both, TinyModel.defaults, lambda: None)
+    lengths.ensure(both, TinyModel.defaults, lambda: None)
+    study = resolve_images(both, TinyModel.defaults)
+    assert [arm.arm.schedule for arm in study.arms[2:]] == ["ramp:0.5,2.5"] * 2
+    check_arms(study.singles)
+    assert len(set(study.origins.values())) == len(study.arms) == 4
