@@ -230,7 +230,7 @@ class Tuners:
         self.denoiser = denoiser
         self._layers: list[Any] = []
         # The scales of each LoRA layer, an adapter's name in them, and its parameters.
-        self._terms: list[tuple[dict[str, Any], str, dict[str, Tensor]]] = []
+        self._terms: list[tuple[dict[str, Any], str, dict[str, Any]]] = []
         self._configs: dict[str, Any] = {}
 
     def layers(self) -> list[Any]:

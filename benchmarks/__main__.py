@@ -1,5 +1,5 @@
-"""Measure sampling, the published arm set, a DRaFT step, memory levers, the Ray pipelines against bare loops, and the
-metrics against prdc.
+"""Measure sampling, annealed pipelines, the published arm set, a DRaFT step, memory levers, the Ray pipelines against
+bare loops, and the metrics against prdc.
 
     python -m benchmarks                      # all
     python -m benchmarks passes arms          # some
@@ -20,7 +20,7 @@ from dataclasses import replace
 
 import torch
 
-from aig import adapters, draft, rewards
+from aig import adapters, annealed, draft, rewards
 from aig.models import Model, Sampling, load
 from aig.sampler import Arm, sample_arms
 from benchmarks.common import compare, saved_for_backward
@@ -62,6 +62,30 @@ def passes(device: str) -> None:
             "base": (run(PUBLISHED[0], 1), batch),
         }
         compare(f"sampling, batch {batch}, {steps} steps, guidance 3", "images", runs, device)
+
+
+def spaces(device: str) -> None:
+    """An annealed diffusers pipeline in weight space and in prediction space, against the plain one with its LoRA."""
+    pipe, steps = tuned_model(device).pipe, 25
+    pipe.set_progress_bar_config(disable=True)
+    plain = pipe.unet
+    # constant:0.5 has no step that the base makes alone, which costs less.
+    cases = [("constant:0.5", "weight"), ("ramp:0.5,3", "weight"), ("constant:0.5", "prediction")]
+    denoisers = {"plain": plain}
+    for schedule, space in cases:
+        denoisers[f"{schedule}, {space} space"] = annealed(pipe, schedule, space=space).unet
+    for batch in (1, 4):
+
+        def run(denoiser: torch.nn.Module, batch: int = batch) -> Callable[[], object]:
+            def draw() -> object:
+                pipe.unet = denoiser
+                generator = torch.Generator().manual_seed(0)
+                return pipe(PROMPTS[:batch], num_inference_steps=steps, guidance_scale=3.0, generator=generator)
+
+            return draw
+
+        runs = {name: (run(denoiser), batch) for name, denoiser in denoisers.items()}
+        compare(f"diffusers pipeline, batch {batch}, {steps} steps, guidance 3", "images", runs, device, rounds=15)
 
 
 def arms(device: str) -> None:
@@ -158,8 +182,8 @@ def training(device: str) -> None:
 
 
 BENCHMARKS = {
-    "passes": passes, "arms": arms, "draft": draft_step, "levers": levers, "pipeline": ray_pipeline, "score": score,
-    "metrics": metrics, "training": training,
+    "passes": passes, "spaces": spaces, "arms": arms, "draft": draft_step, "levers": levers, "pipeline": ray_pipeline,
+    "score": score, "metrics": metrics, "training": training,
 }  # fmt: skip
 
 

@@ -549,9 +549,11 @@ class Search(Section):
     adapter: str | None = field(default=None, metadata=EXECUTION)
     """The run's adapter to search schedules for; null takes the sweep's first unregularized one."""
     families: tuple[str, ...] = choice(
-        ("power", "step", "constant", "monotone", "free"), "power", "step", "constant", "monotone", "free", **EXECUTION
-    )
-    """Families of schedules. monotone and free are piecewise linear with four knots; free ones may fall again."""
+        ("power", "step", "constant", "monotone", "free"),
+        "power", "step", "constant", "monotone", "free", "ramp", "scaled", **EXECUTION,
+    )  # fmt: skip
+    """Families of schedules. monotone and free are piecewise linear with four knots; free ones may fall again. ramp and
+    scaled (F*power:P) end at weights up to 16, beyond the tuned model; the others stay within 1."""
     places: tuple[float, ...] | None = number(None, 0, 1, **EXECUTION)
     """Progress u of the four knots, as in [0, 0.3, 0.7, 1]; null searches the inner two."""
     sampler: str = choice("tpe", "nsga2", "tpe", "random", "grid", **EXECUTION)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,10 +112,45 @@ def test_every_candidate_is_of_its_family(sampler, places):
             assert len(knots) == KNOTS
             assert places is None or tuple(float(place) for place, _ in knots) == places
         else:
-            assert candidate.schedule.startswith(f"{candidate.family}:")
+            form = r"[\d.]+\*power" if candidate.family == "scaled" else candidate.family
+            assert re.match(f"{form}:", candidate.schedule)
+        assert curve(1.0) <= (candidates.TOPS[1] if candidate.family in ("ramp", "scaled") else 1)
         if candidate.family != "free":
             values = [curve(x) for x in u]
             assert values == sorted(values)
+
+
+@pytest.mark.parametrize("sampler", candidates.SAMPLERS)
+@pytest.mark.parametrize("family", ["ramp", "scaled"])
+def test_curves_beyond_the_tuned_model_are_searched_over_their_whole_range(sampler, family):
+    proposed = candidates.sampler(sampler, [family], None, 2, 60, 60, 0).ask(60)
+    tops = [schedules.parse(candidate.schedule)(1.0) for candidate in proposed]
+    assert len({candidate.schedule for candidate in proposed}) == len(proposed) >= 56
+    assert candidates.TOPS[0] <= min(tops) < 0.75
+    assert 8 < max(tops) <= candidates.TOPS[1]
+    if family == "ramp":
+        starts = [float(candidate.schedule.removeprefix("ramp:").split(",")[0]) for candidate in proposed]
+        assert candidates.STARTS[0] <= min(starts) < 0.2 < 0.7 < max(starts) <= candidates.STARTS[1]
+
+
+def test_new_families_leave_the_proposals_of_the_others_as_they_were():
+    """A search is resumed by proposing again."""
+    asked = candidates.sampler("tpe", FAMILIES[:5], None, 2, 8, 24, 5).ask(4)
+    assert [candidate.schedule for candidate in asked] == [
+        "piecewise:0=0|0.15=0|0.55=0.4|1=0.85", "power:2.79", "power:6.4", "piecewise:0=0|0.35=0|0.7=0|1=0.1"
+    ]  # fmt: skip
+
+
+def test_a_ramp_beyond_the_tuned_model_is_found_where_it_is_best(tmp_path):
+    target = np.array(StepGrid().weights("ramp:0.5,4"))
+
+    def objectives(w):
+        return -np.square(w - target).mean(), -np.abs(w - target).max()
+
+    asked = ["search.families=[power, ramp]", "search.trials=96"]
+    trials, _ = searched(tmp_path, ToyDraw(objectives), *asked)
+    errors = {family: [-t.values["fragile"] for t in trials if t.candidate.family == family] for family in FAMILIES}
+    assert min(errors["ramp"]) + plan_offset() < 0.2 * np.square(np.minimum(target, 1) - target).mean()
 
 
 @pytest.mark.parametrize("sampler", ["nsga2", "tpe", "random"])

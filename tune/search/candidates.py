@@ -7,6 +7,7 @@ proposing again and telling it the known values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, product
@@ -18,7 +19,7 @@ from optuna.study import StudyDirection
 
 from aig import schedules
 
-FAMILIES = ("power", "step", "constant", "monotone", "free")
+FAMILIES = ("power", "step", "constant", "monotone", "free", "ramp", "scaled")
 SAMPLERS = ("nsga2", "tpe", "random", "grid")
 KNOTS = 4
 # Ranges of the inner knots of a piecewise curve; they do not meet. The first and the last knot are at 0 and 1.
@@ -27,10 +28,20 @@ PLACES = ((0.05, 0.45), (0.5, 0.95))
 # share, or end with the tuned model alone; and a step at 0 or 1 takes one prediction, others take two.
 WEIGHTS = (-0.25, 1.25)
 POWERS = (0.25, 16.0)
-NUMBERS: dict[str, Callable[[optuna.Trial], float]] = {
-    "power": lambda trial: trial.suggest_float("p", *POWERS, log=True),
-    "step": lambda trial: trial.suggest_float("f", 0, 1, step=0.02),
-    "constant": lambda trial: trial.suggest_float("w", 0, 1, step=0.02),
+# Ranges of the progress at which a ramp leaves 0, and of the weight at the end of ramps and scaled powers. A moderately
+# regularized adapter bears about 4 at the last step, a weak one 16.
+STARTS = (0.0, 0.9)
+TOPS = (0.5, 16.0)
+FORMS: dict[str, Callable[[optuna.Trial], str]] = {
+    "power": lambda trial: _with_number("power", trial.suggest_float("p", *POWERS, log=True)),
+    "step": lambda trial: _with_number("step", trial.suggest_float("f", 0, 1, step=0.02)),
+    "constant": lambda trial: _with_number("constant", trial.suggest_float("w", 0, 1, step=0.02)),
+    "ramp": lambda trial: _ramp(
+        trial.suggest_float("start", *STARTS, step=0.05), trial.suggest_float("top", *TOPS, log=True)
+    ),
+    "scaled": lambda trial: _scaled(
+        trial.suggest_float("factor", *TOPS, log=True), trial.suggest_float("exponent", *POWERS, log=True)
+    ),
 }
 
 
@@ -98,11 +109,9 @@ class Optuna:
 
     def _candidate(self, trial: optuna.Trial) -> Candidate:
         family = str(trial.suggest_categorical("family", self.families))
-        numbers = {name: suggest(trial) for name, suggest in NUMBERS.items() if name in self.families}
-        curve = self._knots(trial) if set(self.families) - set(NUMBERS) else ([], [])
-        if family in numbers:
-            return Candidate(family, _with_number(family, numbers[family]))
-        return Candidate(family, _curve(family, *curve))
+        texts = {name: suggest(trial) for name, suggest in FORMS.items() if name in self.families}
+        curve = self._knots(trial) if set(self.families) - set(FORMS) else ([], [])
+        return Candidate(family, texts[family] if family in texts else _curve(family, *curve))
 
     def _knots(self, trial: optuna.Trial) -> tuple[list[float], list[float]]:
         """Places and weights of a curve's knots."""
@@ -140,6 +149,12 @@ def _lattice(family: str, places: Sequence[float] | None, most: int) -> list[Can
         return [Candidate(family, _with_number(family, p)) for p in np.geomspace(*POWERS, most)]
     if family in ("step", "constant"):
         return [Candidate(family, _with_number(family, x)) for x in np.linspace(0, 1, most)]
+    if family in ("ramp", "scaled"):
+        rows = math.isqrt(most)
+        tops = np.geomspace(*TOPS, most // rows).tolist()
+        if family == "ramp":
+            return [Candidate(family, _ramp(u, w)) for u, w in product(np.linspace(*STARTS, rows).tolist(), tops)]
+        return [Candidate(family, _scaled(w, p)) for p, w in product(np.geomspace(*POWERS, rows).tolist(), tops)]
     knots = list(places) if places else [0, 0.3, 0.7, 1]
     levels, corners = 2, _corners(family, 2)
     while len(finer := _corners(family, levels + 1)) <= most:
@@ -155,7 +170,19 @@ def _corners(family: str, levels: int) -> list[tuple[float, ...]]:
 
 
 def _with_number(family: str, value: float) -> str:
-    return schedules.format_name(schedules.WITH_NUMBER[family](float(f"{value:.3g}")))
+    return schedules.format_name(schedules.WITH_NUMBER[family](_short(value)))
+
+
+def _ramp(start: float, top: float) -> str:
+    return schedules.format_name(schedules.ramp(_short(start), _short(top)))
+
+
+def _scaled(factor: float, p: float) -> str:
+    return schedules.format_name(schedules.times(_short(factor), schedules.power(_short(p))))
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.3g}")
 
 
 def _curve(family: str, places: Sequence[float], weights: Sequence[float]) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, and a mark each, for those who see no colour.
 FAMILIES = {
     "power": ("#0072b2", "o"), "step": ("#e69f00", "s"), "constant": ("#56b4e9", "^"), "monotone": ("#cc79a7", "v"),
-    "free": ("#009e73", "D"),
+    "free": ("#009e73", "D"), "ramp": ("#b8a900", "P"), "scaled": ("#8c510a", "p"),
 }  # fmt: skip
 FOUND = "#d55e00"
 
@@ -88,18 +88,19 @@ def _front(ax: Axes, points: np.ndarray, color: str) -> None:
 
 def _curves(ax: Axes, result: dict[str, Any]) -> list[str]:
     u = np.linspace(0, 1, 401)
-    names = []
+    names, most = [], 1.0
     rows = [row for row in result["schedules"] if row["schedule"] not in ENDS]
     for i, row in enumerate(rows):
         curve = schedules.parse(row["schedule"])
         w = [curve(x) for x in u.tolist()]
+        most = max(most, *w)
         color = FOUND if row["found"] else style.MUTED
         ax.plot(u, w, color=color, linewidth=1.8 if row["found"] else 0.9, linestyle="-" if row["found"] else ":")
         at = int(40 + 340 * i / len(rows))  # each name at another progress, where curves are apart
         names.append(Label(u[at], w[at], _short(row), color, True))
     ax.set_xlabel("progress u = i/T")
     ax.set_ylabel("weight of the tuned model")
-    ax.set_ylim(-0.03, 1.08)
+    ax.set_ylim(-0.03 * most, 1.08 * most)
     ax.set_title("Curves")
     return place(ax, names, fontsize=7.5, line_color=style.MUTED)
 

@@ -95,7 +95,7 @@ class Work:
         curves = [self.plan.curve(schedule) for schedule in schedules]
         return self.store.table(which, len(self.plan.prompts[which]), curves)
 
-    def cost(self) -> dict[str, int]:
+    def cost(self) -> dict[str, float]:
         """Predictions made, and those that loops without shared states would make, over all images of the search."""
         return dict(self.store.cost)
 

@@ -42,7 +42,7 @@ class Measured:
 
     values: dict[str, list[list[float]]]
     """Metric -> (curves, prompts), each the mean or the diversity of one prompt's seeds."""
-    cost: dict[str, int]
+    cost: dict[str, float]
     """Predictions made, over all images, and those that loops without shared states would make: `Cost.counts`."""
 
 
