@@ -70,6 +70,13 @@ def test_a_weight_above_1_at_the_runs_steps_is_extrapolation_and_a_coin_is_neith
     assert (arm.family, arm.label) == (family, label)
 
 
+def test_extrapolation_on_kl_regularized_adapters_alone_is_not_called_on_every_kl_weight():
+    name = families.family_name
+    assert name("kl-beyond", ["aig", "kl-beyond"]) == "annealed extrapolation on KL > 0"
+    assert name("kl-beyond", ["beyond", "kl-beyond"]) == "annealed extrapolation on every KL weight"
+    assert name("beyond", ["beyond", "kl-beyond"]) == "annealed extrapolation on KL 0"
+
+
 def test_a_grid_that_the_model_sets_itself_is_taken_as_fine(tmp_path):
     assert [family_of("1.2*linear", tmp_path, f"model.steps={steps}").family for steps in (3, "null")] == [
         "aig", "beyond",
