@@ -51,7 +51,9 @@ class AnnealedDenoiser(nn.Module):
     ones. `scheduler` is the pipeline, whose scheduler is followed even when it is replaced, or a scheduler. With
     `passes` = 1 both predictions come from one forward of twice the rows; 2 takes two forwards and half the memory, and
     is used anyway for several active adapters, DoRA and tuners other than LoRA; weight space refuses the last two. If w
-    is 0 or 1, one prediction is made. After `pipe.disable_lora()` both predictions are the base's.
+    is 0 or 1, one prediction is made. After `pipe.disable_lora()` both predictions are the base's, and
+    `fuse_qkv_projections` loses the LoRA of what it fuses, as in the plain pipeline. diffusers' gradient checkpointing
+    recomputes without the weight: leave it off.
 
     It has the inner denoiser's parameters, names, configuration and methods, and passes for its class, so adapters,
     devices and pipelines made from others work as before. `save_pretrained` saves the base model. Raises ValueError for

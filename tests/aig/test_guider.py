@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import ClassifierFreeGuidance, FlowMatchHeunDiscreteScheduler, HeunDiscreteScheduler
 from diffusers.modular_pipelines import StableDiffusion3AutoBlocks, StableDiffusionXLAutoBlocks
+from torch._dynamo.utils import counters
 from tuned_pipes import PROMPT, SIDE, STEPS, counted, denoiser, picture, scales, tuned
 
 from aig.denoiser import annealed
@@ -149,6 +150,19 @@ def test_the_guiders_weight_multiplies_the_scale_of_a_call():
     assert off(ours, expected) < 1e-5
     assert scales(pipe) == before
     assert off(latents(pipe), expected) > 1e-3
+
+
+@pytest.mark.parametrize("space", ["prediction", "weight"])
+def test_compiled_blocks_compile_once_for_all_weights(space):
+    """At most twice: the base's graph, without the LoRA, is another."""
+    pipe, guider = modular("sdxl"), AnnealedImportanceGuidance("ramp:0.1,2", guidance_scale=3.0, space=space)
+    own = latents(pipe, guider)
+    torch._dynamo.reset()
+    counters.clear()
+    pipe.unet._repeated_blocks = ["BasicTransformerBlock"]
+    pipe.unet.compile_repeated_blocks(backend="eager", fullgraph=True)
+    assert torch.equal(latents(pipe, guider), own)
+    assert counters["stats"]["unique_graphs"] == 2
 
 
 def test_a_denoiser_that_fails_under_the_guider_leaves_no_scale_behind():

@@ -228,11 +228,16 @@ def test_lower_precision_is_kept():
     assert off(ours, expected) < 0.02
 
 
-def test_fused_projections_are_annealed():
-    pipe = tuned("sd", "a")
-    pipe.unet.fuse_qkv_projections()
+def test_fused_projections_are_annealed_as_far_as_diffusers_keeps_their_lora():
+    pipe, expected = tuned("sd", "a"), tuned("sd", "a")
+    unfused = latents(pipe)
+    for p in (pipe, expected):
+        p.unet.fuse_qkv_projections()
     own = latents(pipe)
+    assert off(own, unfused) > 1e-2  # diffusers fuses the base's weights
     assert torch.equal(latents(weight(pipe, "tuned")), own)
+    scaled_by_hand(expected.unet, "a", LINEAR)
+    assert off(latents(weight(pipe, "linear")), latents(expected)) < 1e-5
 
 
 def with_dora(pipe):
