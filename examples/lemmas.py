@@ -222,8 +222,7 @@ class Measures:
 
 KL_WEIGHT, COLLAPSE = 10.0, 60  # the step at which the unregularized tuning has just collapsed
 PALE = "#b4bac3"  # the base's trajectories
-# By name: adapter, schedule, colour, dash.
-WAYS: dict[str, tuple[str | None, str, str, str]] = {
+WAYS: dict[str, tuple[str | None, str, str, str]] = {  # by name: adapter, schedule, colour, dash
     "base": (None, "base", MUTED, ":"),
     "tuned (KL 0)": ("free", "tuned", INK, "-"),
     "AIG power:2 on KL 0": ("free", "power:2", MARK["aig"], "-"),
@@ -337,9 +336,8 @@ def draw_trajectories(study: Study, path: Path) -> None:
         ax.plot(best, 0, "*", color=MARK["lora"], markersize=9, zorder=5)
         m = Measures.of(study.points[name])
         words = f"proxy {m.proxy:.2f}, gold {m.gold:.2f}, modes {m.modes}, entropy {m.occupancy:.2f}"
-        ax.set_title(f"{name}\n")
+        ax.set(title=f"{name}\n", xlim=(-2.4, 3.5), ylim=(-2.4, 2.4), xticks=[], yticks=[])
         ax.text(0, 1.02, words.replace("-", "−"), transform=ax.transAxes, color=MUTED, fontsize=8)
-        ax.set(xlim=(-2.4, 3.5), ylim=(-2.4, 2.4), xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
     style.save_png(figure, path)
 
@@ -378,8 +376,7 @@ def print_study(study: Study) -> None:
     print(f"  {'arm':22}{'proxy':>8}{'gold':>8}{'modes':>8}{'entropy':>9}{'spread':>9}{'on data':>9}")
     for name, points in study.points.items():
         m = Measures.of(points)
-        row = f"{m.proxy:8.2f}{m.gold:8.2f}{m.modes:8d}{m.occupancy:9.2f}{m.spread:9.2f}{m.on_data:9.2f}"
-        print(f"  {name:22}{row}")
+        print(f"  {name:22}{m.proxy:8.2f}{m.gold:8.2f}{m.modes:8d}{m.occupancy:9.2f}{m.spread:9.2f}{m.on_data:9.2f}")
 
 
 def main() -> None:

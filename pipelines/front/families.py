@@ -84,7 +84,7 @@ def family_name(family: str, present: Collection[str] = ()) -> str:
     if family == "all":
         return "all arms"
     if family.startswith("kl-") and present and way_of(family) not in present:
-        return f"{WAYS[way_of(family)]} on KL-regularized adapters"
+        return f"{WAYS[way_of(family)]} on KL > 0"
     words = FAMILIES.get(family, family)
     return f"{words} on KL 0" if any(f"{adapter}-{family}" in present for adapter in ("kl", "trial")) else words
 

@@ -22,21 +22,20 @@ from pipelines.measure.table import Table
 from pipelines.show.estimates import Estimate
 from pipelines.study.arms import Study
 
-RIVALS = (
-    "kl", "early_kl", "trial", "lora", "fixed", "rlg", "coin", "early", "guidance", "autoguidance", "soup", "best",
-)  # fmt: skip
-SAME = ("lora", "fixed", "rlg", "coin")  # rivals on the same adapters too
+RIVALS = ("kl", "early_kl", "trial", "lora", "rlg", "early", "guidance", "autoguidance", "soup", "best")
+OF_AIG = ("fixed", "coin")  # what mixes the same two models within them
+SAME = ("lora", "fixed")  # rivals on the same adapters too
 
 
 def _rivals(ours: str) -> Iterator[str]:
-    """Rivals of a family that anneals; extrapolation has AIG among them, and weight space its twin in predictions."""
+    """What a family that anneals is compared with: weight space with its twin in predictions, extrapolation with AIG on
+    KL 0 too. Few, since a verdict holds for all of them together; `pipelines.front.map` compares everything."""
     adapter, dash, way = ours.rpartition("-")
-    yield from RIVALS
-    yield from (f"{adapter}-{rival}" for rival in SAME if dash)
-    if way.startswith("beyond"):
-        yield from dict.fromkeys(("aig", f"{adapter}{dash}aig"))
     if way.endswith("w"):
         yield ours.removesuffix("w")
+        return
+    yield from (*RIVALS, *OF_AIG) if way == "aig" else (*RIVALS, "aig")
+    yield from (f"{adapter}-{rival}" for rival in SAME if dash and way == "aig")
 
 
 # Hypervolumes that are compared if a study has both families: each way on KL 0 alone, and on every training.

@@ -70,6 +70,13 @@ def test_a_weight_above_1_at_the_runs_steps_is_extrapolation_and_a_coin_is_neith
     assert (arm.family, arm.label) == (family, label)
 
 
+def test_extrapolation_on_kl_regularized_adapters_alone_is_not_called_on_every_kl_weight():
+    name = families.family_name
+    assert name("kl-beyond", ["aig", "kl-beyond"]) == "annealed extrapolation on KL > 0"
+    assert name("kl-beyond", ["beyond", "kl-beyond"]) == "annealed extrapolation on every KL weight"
+    assert name("beyond", ["beyond", "kl-beyond"]) == "annealed extrapolation on KL 0"
+
+
 def test_a_grid_that_the_model_sets_itself_is_taken_as_fine(tmp_path):
     assert [family_of("1.2*linear", tmp_path, f"model.steps={steps}").family for steps in (3, "null")] == [
         "aig", "beyond",
@@ -142,11 +149,11 @@ def test_no_family_is_compared_with_one_that_it_contains_since_it_could_not_fall
     for a, b in planes.COMPARISONS:
         ours, theirs = set(families.members(a)), set(families.members(b))
         assert not ours & theirs and {a, b} <= set(families.FAMILIES)
-    for ours in families.OURS:
-        assert {b for a, b in planes.COMPARISONS if a == ours} >= {"kl", "lora", "fixed", "rlg", "early", "trial"}
-    assert {("kl-beyond", "aig"), ("kl-beyond", "kl-aig"), ("kl-beyondw", "kl-beyond"), ("aigw", "aig")} <= {
-        *planes.COMPARISONS
-    }
+    rivals = {ours: {b for a, b in planes.COMPARISONS if a == ours} for ours in families.OURS}
+    assert rivals["aig"] >= {"kl", "lora", "fixed", "early", "trial", "coin"}
+    assert rivals["kl-aig"] >= {"kl", "lora", "kl-lora", "kl-fixed"}
+    assert rivals["kl-beyond"] >= {"aig", "kl", "lora", "rlg", "early", "best", "guidance", "soup"}
+    assert (rivals["aigw"], rivals["kl-beyondw"]) == ({"aig"}, {"kl-beyond"})
 
 
 def test_every_family_has_a_colour_and_a_mark_of_its_own_in_both_schemes():
