@@ -6,14 +6,18 @@ are the plain adapters of its trainings and what the way makes of them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipelines.front.families import FAMILIES
+from pipelines.study import rivals
 from pipelines.study.arms import Study, StudyArm
 
 PLAIN = "plain"
 """The way of adapters as they were trained."""
+SOUP = "soup"
+"""The way that averages the adapters of all its trainings."""
 TRAINED = ("tuned", "kl", "early_kl", "trial")
 """Families of plain adapters."""
 
@@ -34,8 +38,8 @@ class Option:
 
     @property
     def is_pair(self) -> bool:
-        """Whether it takes the unregularized training and one other."""
-        return self.budget == 2
+        """Whether it takes the unregularized training and one other, and so arms that each has by itself."""
+        return self.budget == 2 and self.way != SOUP
 
     @property
     def name(self) -> str:
@@ -70,10 +74,11 @@ def options(single: Study) -> dict[Option, list[int]]:
 
     From one training each way on it; from several the plain adapters of the unregularized one and one other, and, if
     there are more, of all with a KL on the last steps; the ways on all of those too.
+    Averaged adapters take all of their trainings.
     """
     places: dict[tuple[str | None, str], list[int]] = {}
     for a, arm in enumerate(single.arms):
-        if arm.family != "base":
+        if arm.family not in ("base", SOUP):
             places.setdefault((training(arm), way(arm)), []).append(a)
     trainings = [name for name, kind in places if name is not None and kind == PLAIN]
     ways = list(dict.fromkeys(kind for name, kind in places if name is not None))
@@ -87,7 +92,19 @@ def options(single: Study) -> dict[Option, list[int]]:
     for (name, kind), own in places.items():
         if name is None:
             found[Option((), kind)] = own
+    for a, arm in enumerate(single.arms):
+        if arm.family == SOUP:
+            chosen = _averaged(single, arm)
+            plain = [place for name in chosen for place in places.get((name, PLAIN), ())]
+            found.setdefault(Option(chosen, SOUP), plain).append(a)
     return found
+
+
+def _averaged(single: Study, soup: StudyArm) -> tuple[str, ...]:
+    """The trainings of an averaged adapter: one of another study by its adapter, without its training seed."""
+    own = {arm.arm.adapter: training(arm) for arm in single.arms if way(arm) == PLAIN}
+    names = rivals.saved(soup.arm)
+    return tuple(own.get(name) or re.sub(r"-s\d+$", "", name) for name in names)
 
 
 def _sets(trainings: list[str], single: Study) -> Iterator[tuple[str, ...]]:

@@ -155,6 +155,7 @@ def write_png(grid: Grid, path: Path, title: str, rows: int = 20) -> None:
                 else:
                     draw.rectangle((x, y, x + width - 1, y + height - 1), outline=GRID)
     note = f"Each prompt: seeds {', '.join(map(str, grid.seeds))}, the same noise in every row."
+    note += " Best-of-n: what it keeps of several draws." if any(arm.candidates for arm in arms) else ""
     if len(arms) < len(grid.arms) + grid.omitted:
         note += f" {len(arms)} of {len(grid.arms) + grid.omitted} arms."
     draw.text((10, sheet.height - 24), note, MUTED, small)

@@ -60,6 +60,24 @@ def test_an_option_has_the_plain_adapters_of_its_trainings_and_what_the_way_make
     assert joined(("KL 0", "KL 10 (early)")) == "KL 0 and 10 (early)"
 
 
+def test_rivals_take_no_training_or_all_that_they_average(tmp_path):
+    key = "pipeline_toys-red-k1-kl"
+    soups = f"evaluate.soups=['{key}0=0.5|{key}10=0.5', '{key}1=0.5|{key}10=0.5', '{key}10=0.5|mine=0.5']"
+    more = ("evaluate.best_of=[2]", "evaluate.guidance=[5]", "evaluate.autoguidance=['2=2']", soups)
+    single = resolve(settings(tmp_path, *SWEPT, "evaluate.adapters=[mine=/a]", *more)).means[0]
+    found = {option.name: [single.arms[a].label for a in arms] for option, arms in options(single).items()}
+    assert found["best-of-n of the base"] == ["best of 2 (base)"]
+    assert found["other guidance scales"] == ["guidance 5 (base)"]
+    assert found["other guidance scales on KL 0"] == ["tuned", "guidance 5 (tuned)"]
+    assert found["autoguidance on KL 0"] == ["tuned", "autoguidance 2 against 2"]
+    soup = "averaged adapters (rewarded soups) on"
+    assert found[f"{soup} KL 0 and 10"] == ["tuned", "KL 10", f"soup 0.5 {key}0 + 0.5 {key}10"]
+    assert found[f"{soup} KL 1 and 10"][:2] == ["KL 1", "KL 10"] and found[f"{soup} KL 10 and mine"][0] == "KL 10"
+    assert sum(name.startswith(soup) for name in found) == 3
+    (option,) = (option for option in options(single) if option.name == f"{soup} KL 0 and 10")
+    assert option.budget == 2 and not option.is_pair  # no training has the soup by itself
+
+
 def corner(name):
     """KL 10 with AIG is best by 1 in both axes; all others are where the base is, with the tuned model far right."""
     if "kl10" in name and "linear" in name:

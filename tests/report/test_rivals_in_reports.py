@@ -49,6 +49,7 @@ def test_annealing_is_compared_with_every_rival_and_the_page_names_them(root):
     page = write_report(root).read_text()
     for name in FAMILIES.values():
         assert name in page
+    assert "best-of-n shows what it keeps of several draws" in page
     assert "Best-of-n draws n images of the base" in page and "base draw 2" not in page
     with RunDir(root).table.open() as file:
         rows = {row["arm"]: row for row in csv.DictReader(file)}
