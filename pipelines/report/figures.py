@@ -68,14 +68,14 @@ def _rows(study: StudyResult) -> int:
 
 def _margins(study: StudyResult) -> tuple[float, float]:
     """Room in inches for the names of families, and of their differences."""
-    names = [study.family(family) for family in study.plane.hypervolume]
+    names = [study.short(family) for family in study.plane.hypervolume]
     pairs = [_less(study, d.a, d.b) for plane in study.planes.values() for d in plane.differences]
     names_room, pairs_room = (0.25 + 0.074 * max(map(len, texts), default=0) for texts in (names, pairs))
     return names_room, pairs_room
 
 
 def _less(study: StudyResult, a: str, b: str) -> str:
-    return f"{study.family(a)} − {study.family(b)}"
+    return f"{study.short(a)} − {study.short(b)}"
 
 
 def reference(study: StudyResult) -> str:
@@ -228,7 +228,7 @@ def _volumes(ax: Axes, study: StudyResult, metric: str, height: int) -> None:
     volumes = sorted(
         study.planes[metric].hypervolume.items(), key=lambda item: order.index(item[0]) if item[0] in order else 99
     )
-    _dots(ax, [(study.family(f), v, MARK.get(f, INK), MARKER.get(f, "o"), True) for f, v in volumes], height)
+    _dots(ax, [(study.short(f), v, MARK.get(f, INK), MARKER.get(f, "o"), True) for f, v in volumes], height)
     ax.set_title(f"hypervolume by {study.role_of(metric)}")
     ax.set_xlabel(_box(study, metric), loc="left", fontsize=8, color=MUTED)
 

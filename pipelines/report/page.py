@@ -64,6 +64,8 @@ def _section(run: Run, study: StudyResult, grid: images.Grid | None, folder: Pat
         "id": f"s{run.studies.index(study)}",
         "study": study,
         "sentences": words.study_sentences(study),
+        "undecided": words.undecided(study),
+        "undecided_title": words.undecided_title(study),
         "headline": words.headline(study),
         "elsewhere": words.headline_elsewhere(study),
         "tuning": words.tuning_headline(study),
