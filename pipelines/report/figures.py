@@ -38,10 +38,14 @@ _Row = tuple[str, Estimate | None, str, str, bool]  # name, estimate, colour, ma
 
 def hypervolume_panels(study: StudyResult) -> list[Drawing]:
     """Hypervolume of each family, and differences between families, on each plane with intervals: one figure each."""
-    rows, (volumes, differences) = _rows(study), _margins(study)
+    volumes, differences = _margins(study)
     drawings = []
-    for metric in study.planes:
-        for draw, left in ((_volumes, volumes), (_differences, differences)):
+    for metric, plane in study.planes.items():
+        for draw, left, count in (
+            (_volumes, volumes, len(plane.hypervolume)),
+            (_differences, differences, len(plane.differences)),
+        ):
+            rows = max(2, count)
             figure, ax = style.canvas(left + 3.3, 0.85 + 0.3 * rows, left=left, top=0.35, bottom=0.5)
             draw(ax, study, metric, rows)
             drawings.append(Drawing(figure))

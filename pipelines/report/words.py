@@ -159,8 +159,9 @@ def headline(study: StudyResult) -> str:
 
 
 def headline_elsewhere(study: StudyResult) -> list[str]:
-    """The same for the planes of rewards that were not trained on, every rival named."""
-    others = [metric for metric in study.planes if metric != study.reward]
+    """The same for the planes of rewards that were not trained on, every rival named; empty without verdicts."""
+    judged = [metric for metric, plane in study.planes.items() if any(d.verdict for d in plane.differences)]
+    others = [metric for metric in judged if metric != study.reward]
     return [f"With {study.role_of(metric)} {_instead([study])}, {_decided(study, metric)}" for metric in others]
 
 
@@ -169,18 +170,18 @@ def _decided(study: StudyResult, metric: str, named: bool = True) -> str:
     differences = against_rivals(study.planes[metric].differences)
     parts = []
     for ours in dict.fromkeys(d.a for d in differences if d.decided):
-        rivals = [
-            (verb, [d.b for d in differences if (d.a, d.verdict) == (ours, v)]) for v, (verb, _) in _VERDICTS.items()
-        ]
-        outcome = [f"{verb} {_rivals(study, own, named)}" for verb, own in rivals if own]
+        outcome = []
+        for verdict, (verb, _) in _VERDICTS.items():
+            rivals = [d.b for d in differences if (d.a, d.verdict) == (ours, verdict)]
+            outcome += [f"{verb} {_rivals(study, rivals, named)}"] if rivals else []
         parts.append(" ".join(filter(None, (study.family(ours), _list(outcome, "and"), study.scope))))
     return _with_the_rest(parts, [d.verdict for d in differences], study.scope)
 
 
 def _rivals(study: StudyResult, families: Sequence[str], named: bool) -> str:
-    if named:
+    if named or len(families) == 1:
         return _list([study.family(family) for family in families], "and")
-    return f"{len(families)} famil{'ies' if len(families) > 1 else 'y'}"
+    return f"{len(families)} others"
 
 
 def _with_the_rest(parts: Sequence[str], verdicts: Sequence[str | None], scope: str) -> str:
@@ -191,7 +192,7 @@ def _with_the_rest(parts: Sequence[str], verdicts: Sequence[str | None], scope: 
         return "; ".join(filter(None, (*parts, rest)))
     if undecided:
         return " ".join(filter(None, ("no way to sample is clearly ahead of another", scope, f"({count})")))
-    return f"{count} of families without a verdict" if verdicts else _NOT_COMPARED
+    return f"{count} of families ha{'ve' if len(verdicts) > 1 else 's'} no verdict" if verdicts else _NOT_COMPARED
 
 
 def summary(studies: Sequence[StudyResult], role: str = "proxy") -> str:
