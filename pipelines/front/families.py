@@ -57,8 +57,20 @@ FAMILIES = {
     **{f"trial-{way}": f"{name} on every searched setting" for way, name in WAYS.items()},
 }
 """Families in the order in which they are shown, and their names in words."""
-ANNEALED = {"aig": "AIG", "aigw": "AIG", "beyond": "extrapolation", "beyondw": "extrapolation"}
-"""The ways that anneal, which a report compares with the others, and a short name for their verdicts."""
+_SHORT = {
+    "early_kl": "early KL",
+    "fixed": "fixed mix",
+    "rlg": "RLG",
+    "coin": "coin",
+    "aigw": "AIG in weights",
+    "beyond": "extrapolation",
+    "beyondw": "extrapolation in weights",
+    "guidance": "guidance",
+    "soup": "averaged adapters",
+    "best": "best-of-n",
+}
+ANNEALED = ("aig", "aigw", "beyond", "beyondw")
+"""The ways that anneal, which a report compares with the others."""
 OURS = tuple(f"{adapter}{way}" for way in ANNEALED for adapter in ("", "kl-", "trial-"))
 """Their families."""
 
@@ -86,7 +98,25 @@ def family_name(family: str, present: Collection[str] = ()) -> str:
     if family.startswith("kl-") and present and way_of(family) not in present:
         return f"{WAYS[way_of(family)]} on KL > 0"
     words = FAMILIES.get(family, family)
-    return f"{words} on KL 0" if any(f"{adapter}-{family}" in present for adapter in ("kl", "trial")) else words
+    return f"{words} on KL 0" if _on_others(family, present) else words
+
+
+def short_name(family: str, present: Collection[str] = ()) -> str:
+    """The same in few words, for legends and terminals: "extrapolation in weights, KL > 0"."""
+    if family == "all":
+        return "all arms"
+    adapter, _, way = family.rpartition("-")
+    adapters = {
+        "kl": "KL > 0" if present and way not in present else "every KL",
+        "trial": "every setting",
+        "": "KL 0" if _on_others(family, present) else "",
+    }
+    return ", ".join(filter(None, (_SHORT.get(way, FAMILIES.get(way, way)), adapters[adapter])))
+
+
+def _on_others(family: str, present: Collection[str]) -> bool:
+    """Whether the same on other adapters is present too."""
+    return any(f"{adapter}-{family}" in present for adapter in ("kl", "trial"))
 
 
 def counted(name: str, trainings: int | None) -> str:

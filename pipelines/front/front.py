@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import indent
 
 from aig.pareto import Bootstrap, holm
 from pipelines.config import Config, ConfigError
@@ -25,7 +26,8 @@ from pipelines.front.results import AHEAD, BEHIND, UNDECIDED, Arm, Difference, F
 from pipelines.measure.table import Table, read_rows, read_table
 from pipelines.rewards import names as reward_names
 from pipelines.runs.directory import RunDir
-from pipelines.show.estimates import Estimate, difference
+from pipelines.show.estimates import Estimate, decimals, difference, interval, number
+from pipelines.show.tables import aligned
 from pipelines.study import trials
 from pipelines.study.arms import Study
 from pipelines.study.prompts import prompt_lists
@@ -156,6 +158,10 @@ def summary(path: Path) -> str:
         lines += _study_lines(study)
     if front.comparisons:
         lines.append(
+            "4|1 at 1: families of 4 arms and 1, compared at 1 each; (2): the trainings that a family pays for, if two "
+            "differ"
+        )
+        lines.append(
             f"verdicts hold together at {front.percent} (Holm, {front.comparisons} comparisons: every plane of every "
             "study)"
         )
@@ -178,10 +184,25 @@ def _study_lines(study: StudyResult) -> Iterator[str]:
     for x, plane in study.planes.items() if study.leading else ():
         if plane.differences:
             yield f"  by {_role(study, x)}, {box_words((plane.x, plane.y), plane.reference, plane.scale)}"
-        for d in plane.differences:
-            verdict = f", {d.verdict} (adjusted p {d.p_adjusted:.2g})" if d.verdict else ""
-            shown = difference(d.estimate, d.by_seed)
-            yield f"    {study.counted(d.a)} less {study.counted(d.b)}, {d.sizes}: {shown}{verdict}"
+            yield indent(_comparisons(study, plane.differences), "    ")
+
+
+def _comparisons(study: StudyResult, differences: Sequence[Difference]) -> str:
+    """A table of a plane's differences, with a column for the values of several training seeds."""
+    seeds = study.train_seeds if len(study.train_seeds) > 1 else ()
+    by_seed = [f"by seed {', '.join(map(str, seeds))}"] if seeds else []
+    rows = [["family", "less", "arms", "difference", *by_seed, "verdict (adjusted p)"]]
+    for d in differences:
+        pays = [study.trainings.get(family) for family in (d.a, d.b)]
+        names = [
+            study.short(family) + (f" ({count})" if len(set(pays)) > 1 else "")
+            for family, count in zip((d.a, d.b), pays, strict=True)
+        ]
+        digits = decimals(d.estimate)
+        own = [", ".join(number(d.by_seed.get(s, math.nan), digits, plus=True) for s in seeds)] if seeds else []
+        verdict = f"{d.verdict} ({d.p_adjusted:.2g})" if d.verdict else "–"
+        rows.append([*names, d.sizes_short, interval(d.estimate, plus=True), *own, verdict])
+    return aligned(rows, left=(0, 1, 2, len(rows[0]) - 1))
 
 
 def _role(study: StudyResult, x: str) -> str:

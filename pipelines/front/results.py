@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Literal
 
 from aig.pareto import LEAST_SEEDS, no_interval
-from pipelines.front.families import FAMILIES, counted, family_name, members
+from pipelines.front.families import FAMILIES, counted, family_name, members, short_name
 from pipelines.front.names import COMPARED, DISTANCES, GOLD, ROLES, VERBS, metric_name
 from pipelines.runs.directory import FRONT_FORMAT
 from pipelines.show.estimates import UNKNOWN, Estimate, Number
@@ -133,6 +133,11 @@ class Difference:
         a, b = self.arms
         arms = f"{a} arm{'s' * (a != 1)}"
         return f"{arms} each" if a == b else f"{arms} against {b}, compared at {self.size} each"
+
+    @property
+    def sizes_short(self) -> str:
+        """The same as numbers: "4|1 at 1"."""
+        return "|".join(map(str, self.arms)) + f" at {self.size}"
 
     @property
     def flipped(self) -> Difference:
@@ -261,9 +266,13 @@ class StudyResult:
         """A family in words, as it stands beside the study's others."""
         return family_name(family, self.families)
 
-    def counted(self, family: str) -> str:
-        """A family in words, with the number of trainings that it pays for."""
-        return counted(self.family(family), self.trainings.get(family))
+    def short(self, family: str) -> str:
+        """The same in few words."""
+        return short_name(family, self.families)
+
+    def counted(self, family: str, short: bool = False) -> str:
+        """A family in words, or in few, with the number of trainings that it pays for."""
+        return counted(self.short(family) if short else self.family(family), self.trainings.get(family))
 
     def statement(self, claim: Claim, denial: str = "", difference: bool = True) -> str:
         """A claim in words: "gold falls under its peak along training (tuned − peak)"; with a denial ("does not") the

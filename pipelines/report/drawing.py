@@ -57,7 +57,7 @@ def legend(study: StudyResult, fronts: bool = True) -> list[Line2D]:
         handle = Line2D(
             [], [], color=MARK[family], linestyle=line, linewidth=1.3, marker=MARKER[family], markersize=5.5
         )
-        handle.set_label(study.counted(family))
+        handle.set_label(study.counted(family, short=True))
         handles.append(handle)
     if fronts:
         handles.append(Line2D([], [], color=MUTED, linestyle="", marker="o", markersize=5.5, label="optimal"))

@@ -38,10 +38,14 @@ _Row = tuple[str, Estimate | None, str, str, bool]  # name, estimate, colour, ma
 
 def hypervolume_panels(study: StudyResult) -> list[Drawing]:
     """Hypervolume of each family, and differences between families, on each plane with intervals: one figure each."""
-    rows, (volumes, differences) = _rows(study), _margins(study)
+    volumes, differences = _margins(study)
     drawings = []
-    for metric in study.planes:
-        for draw, left in ((_volumes, volumes), (_differences, differences)):
+    for metric, plane in study.planes.items():
+        for draw, left, count in (
+            (_volumes, volumes, len(plane.hypervolume)),
+            (_differences, differences, len(plane.differences)),
+        ):
+            rows = max(2, count)
             figure, ax = style.canvas(left + 3.3, 0.85 + 0.3 * rows, left=left, top=0.35, bottom=0.5)
             draw(ax, study, metric, rows)
             drawings.append(Drawing(figure))
@@ -68,14 +72,14 @@ def _rows(study: StudyResult) -> int:
 
 def _margins(study: StudyResult) -> tuple[float, float]:
     """Room in inches for the names of families, and of their differences."""
-    names = [study.family(family) for family in study.plane.hypervolume]
+    names = [study.short(family) for family in study.plane.hypervolume]
     pairs = [_less(study, d.a, d.b) for plane in study.planes.values() for d in plane.differences]
     names_room, pairs_room = (0.25 + 0.074 * max(map(len, texts), default=0) for texts in (names, pairs))
     return names_room, pairs_room
 
 
 def _less(study: StudyResult, a: str, b: str) -> str:
-    return f"{study.family(a)} − {study.family(b)}"
+    return f"{study.short(a)} − {study.short(b)}"
 
 
 def reference(study: StudyResult) -> str:
@@ -228,7 +232,7 @@ def _volumes(ax: Axes, study: StudyResult, metric: str, height: int) -> None:
     volumes = sorted(
         study.planes[metric].hypervolume.items(), key=lambda item: order.index(item[0]) if item[0] in order else 99
     )
-    _dots(ax, [(study.family(f), v, MARK.get(f, INK), MARKER.get(f, "o"), True) for f, v in volumes], height)
+    _dots(ax, [(study.short(f), v, MARK.get(f, INK), MARKER.get(f, "o"), True) for f, v in volumes], height)
     ax.set_title(f"hypervolume by {study.role_of(metric)}")
     ax.set_xlabel(_box(study, metric), loc="left", fontsize=8, color=MUTED)
 

@@ -64,6 +64,8 @@ def _section(run: Run, study: StudyResult, grid: images.Grid | None, folder: Pat
         "id": f"s{run.studies.index(study)}",
         "study": study,
         "sentences": words.study_sentences(study),
+        "undecided": words.undecided(study),
+        "undecided_title": words.undecided_title(study),
         "headline": words.headline(study),
         "elsewhere": words.headline_elsewhere(study),
         "tuning": words.tuning_headline(study),
@@ -131,23 +133,24 @@ def _figures(run: Run, study: StudyResult, grid: images.Grid | None, folder: Pat
     }
 
 
-def _volumes(study: StudyResult) -> list[tuple[str, int, Any, list[Estimate]]]:
-    """Each family in words, how many arms count to it, how many trainings it pays for, its hypervolume by plane."""
+def _volumes(study: StudyResult) -> list[tuple[str, str, int, Any, list[Estimate]]]:
+    """Each family in words and in few, its numbers of arms and of trainings, its hypervolume by plane."""
     rows = []
     for family in study.plane.hypervolume:
         volumes = [plane.hypervolume.get(family, UNKNOWN) for plane in study.planes.values()]
-        rows.append((study.family(family), study.size(family), study.trainings.get(family, "–"), volumes))
+        trainings = study.trainings.get(family, "–")
+        rows.append((study.family(family), study.short(family), study.size(family), trainings, volumes))
     return rows
 
 
 def _differences(study: StudyResult) -> list[tuple[str, list[Difference]]]:
-    """The families of each difference in words, and the difference on each plane."""
+    """The families of each difference in few words, and the difference on each plane."""
     ordered = [figures.ordered_differences(plane.differences) for plane in study.planes.values()]
     by_pair = [{(d.a, d.b): d for d in differences} for differences in ordered]
     pairs = dict.fromkeys(pair for plane in by_pair for pair in plane)
     return [
         (
-            f"{study.family(a)} − {study.family(b)}",
+            f"{study.short(a)} − {study.short(b)}",
             [plane.get((a, b), Difference(a, b, UNKNOWN)) for plane in by_pair],
         )
         for a, b in pairs

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aig.pareto import LEAST_SEEDS
-from pipelines.front.families import ANNEALED, OURS, family_name, way_of
+from pipelines.front.families import OURS, family_name, way_of
 from pipelines.front.names import GOLD, ROLES
 from pipelines.front.results import AHEAD, BEHIND, UNDECIDED, Arm, Claim, Difference, Front, StudyResult
 from pipelines.report.reading import Run
@@ -79,33 +79,37 @@ def against_rivals(differences: Sequence[Difference], families: Sequence[str] = 
     return ours
 
 
-# By verdict on a family that anneals: what the sentence says, how it ends, and the kind and tag.
-_VERDICTS = {
-    AHEAD: ("beats", "", "yes", "{} ahead"),
-    BEHIND: ("loses to", "", "no", "{} behind"),
-    UNDECIDED: ("does not clearly beat", ", so neither is ahead", "open", UNDECIDED),
-}
+_VERDICTS = {AHEAD: ("beats", "yes"), BEHIND: ("loses to", "no")}  # the verb and the kind of a sentence
 
 
 def verdicts(study: StudyResult, metric: str) -> list[Sentence]:
-    """Whether a way of annealing has more hypervolume than another family on a metric's plane, less, or neither.
+    """Which ways of annealing have more or less hypervolume than another family on a metric's plane.
 
-    As `front` decided: the p-value is adjusted, so an interval may exclude zero and neither be ahead.
+    Only what `front` decided: the p-value is adjusted, so an interval may exclude zero and neither be ahead.
     """
     sentences = []
     for d in against_rivals(study.planes[metric].differences):
-        ours, other = f"On {study.role_of(metric)} × diversity {study.counted(d.a)}", study.counted(d.b)
-        shown = f"{difference(d.estimate, d.by_seed)} in hypervolume, {d.sizes}"
-        if not math.isfinite(d.estimate.value):
-            sentences.append(Sentence(f"{ours} was not measured against {other}.", "open", "not measured"))
-        elif d.verdict is None:
-            sentences.append(Sentence(f"{ours} against {other}: {shown}; no verdict.", "plain", "no verdict"))
-        else:
-            verb, end, kind, tag = _VERDICTS[d.verdict]
-            subject = " ".join(filter(None, (ours, verb, other, study.scope)))
-            told = f"{subject}: {shown}, adjusted p {d.p_adjusted:.2g}{end}."
-            sentences.append(Sentence(told, kind, tag.format(ANNEALED[way_of(d.a)])))
+        if d.verdict in _VERDICTS:
+            verb, kind = _VERDICTS[d.verdict]
+            subject = " ".join(filter(None, (study.counted(d.a), verb, study.counted(d.b), study.scope)))
+            shown = f"{difference(d.estimate, d.by_seed)} in hypervolume, {d.sizes}, adjusted p {d.p_adjusted:.2g}"
+            sentences.append(Sentence(f"On {study.role_of(metric)} × diversity {subject}: {shown}.", kind, d.verdict))
     return sentences
+
+
+def undecided(study: StudyResult) -> list[tuple[str, Difference]]:
+    """All other comparisons, each with its plane's reward by its role."""
+    planes = ((study.role_of(metric), plane.differences) for metric, plane in study.planes.items())
+    return [(role, d) for role, differences in planes for d in against_rivals(differences) if not d.decided]
+
+
+def undecided_title(study: StudyResult) -> str:
+    """How many these are: "37 undecided comparisons"."""
+    verdicts = [d.verdict for _, d in undecided(study)]
+    open_, without = verdicts.count(UNDECIDED), verdicts.count(None)
+    if not open_:
+        return f"{without} comparison{'s' * (without != 1)} without a verdict"
+    return f"{open_} undecided comparison{'s' * (open_ != 1)}" + (f", {without} without a verdict" if without else "")
 
 
 def best_arms(study: StudyResult, metric: str) -> Sentence | None:
@@ -121,7 +125,7 @@ def best_arms(study: StudyResult, metric: str) -> Sentence | None:
     text = f"Highest mean of {study.role_of(metric)}, selected among {len(measured)} arms and so too high on average: "
     text += f"{_arm_name(best)} with {interval(best.metric(metric))}"
     if best is not ours:
-        whose = "AIG" if all(ANNEALED[way_of(arm.family)] == "AIG" for arm in guided) else "annealing"
+        whose = "AIG" if all(way_of(arm.family) in ("aig", "aigw") for arm in guided) else "annealing"
         text += f"; the highest of {whose}'s {len(guided)} is {_arm_name(ours)} with {interval(ours.metric(metric))}"
     ends = [arm for arm in measured if arm.is_end and arm is not best]
     return Sentence("; ".join([text, *(f"{arm.title} has {interval(arm.metric(metric))}" for arm in ends)]) + ".")
@@ -134,76 +138,96 @@ def _arm_name(arm: Arm) -> str:
 
 
 def study_sentences(study: StudyResult) -> list[Sentence]:
-    """All that is said about a study, most important first."""
+    """All that is said about a study, most important first, but for what is undecided."""
     sentences = arm_sentences(study) + [claim_sentence(study, claim) for claim in study.claims]
-    compared = {metric: verdicts(study, metric) for metric in study.planes}
-    if not compared[study.reward]:
-        compared[study.reward] = [Sentence(f"{_NOT_COMPARED}.", "open", "not measured")]
-    sentences += [sentence for own in compared.values() for sentence in own]
+    if not study.plane.differences:
+        sentences.append(Sentence(f"{_capital(_NOT_COMPARED)}.", "open", "not measured"))
+    sentences += [sentence for metric in study.planes for sentence in verdicts(study, metric)]
     others = [metric for metric in dict.fromkeys((study.held_out, GOLD)) if metric and metric != study.reward]
     return sentences + [best for metric in others if (best := best_arms(study, metric))]
 
 
-_NOT_COMPARED = "Annealing was not compared with another family"
+_NOT_COMPARED = "annealing was not compared with another family"
+_LONGEST = 28  # words of a headline on families; a longer one counts their rivals
 
 
-def headline(study: StudyResult, metric: str | None = None) -> str:
-    """What each way of annealing on KL 0, and on every training, beats, does not clearly beat and loses to on a
-    metric's plane, by default that of the study's reward."""
-    outcomes = [_outcome(study, metric or study.reward, ours) for ours in OURS]
-    return "; ".join(filter(None, outcomes)) or _NOT_COMPARED
-
-
-def _outcome(study: StudyResult, metric: str, ours: str) -> str:
-    """For one family; empty if it was not compared."""
-    differences = against_rivals(study.planes[metric].differences, [ours])
-    parts = []
-    for verdict, last in ((AHEAD, "and"), (UNDECIDED, "or"), (BEHIND, "and")):
-        rivals = [study.family(d.b) for d in differences if d.verdict == verdict]
-        parts += [f"{_VERDICTS[verdict][0]} {_list(rivals, last)}"] if rivals else []
-    if parts:
-        return " ".join(filter(None, (study.counted(ours), _list(parts, "and"), study.scope)))
-    alone = [
-        f"{interval(d.estimate, plus=True)} against {study.family(d.b)}"
-        for d in differences
-        if math.isfinite(d.estimate.value)
-    ]
-    return f"{study.counted(ours)} has {_list(alone, 'and')} in hypervolume, without a verdict" if alone else ""
+def headline(study: StudyResult) -> str:
+    """What each way of annealing beats and loses to on the plane of the study's reward, and how many comparisons are
+    undecided."""
+    said = _decided(study, study.reward)
+    return _capital(said if len(said.split()) <= _LONGEST else _decided(study, study.reward, named=False))
 
 
 def headline_elsewhere(study: StudyResult) -> list[str]:
-    """The same for the planes of rewards that were not trained on."""
-    others = [metric for metric in study.planes if metric != study.reward]
-    return [f"With {study.role_of(metric)} {_instead([study])}, {headline(study, metric)}" for metric in others]
+    """The same for the planes of rewards that were not trained on, every rival named; empty without verdicts."""
+    judged = [metric for metric, plane in study.planes.items() if any(d.verdict for d in plane.differences)]
+    others = [metric for metric in judged if metric != study.reward]
+    return [f"With {study.role_of(metric)} {_instead([study])}, {_decided(study, metric)}" for metric in others]
+
+
+def _decided(study: StudyResult, metric: str, named: bool = True) -> str:
+    """named: whether rivals are named or counted."""
+    differences = against_rivals(study.planes[metric].differences)
+    parts = []
+    for ours in dict.fromkeys(d.a for d in differences if d.decided):
+        outcome = []
+        for verdict, (verb, _) in _VERDICTS.items():
+            rivals = [d.b for d in differences if (d.a, d.verdict) == (ours, verdict)]
+            outcome += [f"{verb} {_rivals(study, rivals, named)}"] if rivals else []
+        parts.append(" ".join(filter(None, (study.family(ours), _list(outcome, "and"), study.scope))))
+    return _with_the_rest(parts, [d.verdict for d in differences], study.scope)
+
+
+def _rivals(study: StudyResult, families: Sequence[str], named: bool) -> str:
+    if named or len(families) == 1:
+        return _list([study.family(family) for family in families], "and")
+    return f"{len(families)} others"
+
+
+def _with_the_rest(parts: Sequence[str], verdicts: Sequence[str | None], scope: str) -> str:
+    """What is decided, and how many comparisons are not."""
+    undecided, count = verdicts.count(UNDECIDED), f"{len(verdicts)} comparison{'s' * (len(verdicts) != 1)}"
+    if parts:
+        rest = f"{undecided} other{'s are' if undecided != 1 else ' is'} undecided" if undecided else ""
+        return "; ".join(filter(None, (*parts, rest)))
+    if undecided:
+        return " ".join(filter(None, ("no way to sample is clearly ahead of another", scope, f"({count})")))
+    return f"{count} of families ha{'ve' if len(verdicts) > 1 else 's'} no verdict" if verdicts else _NOT_COMPARED
 
 
 def summary(studies: Sequence[StudyResult], role: str = "proxy") -> str:
-    """In how many studies annealing clearly beats each other family by a reward, and in how many it loses to it."""
-    return ". ".join(filter(None, (_tally(studies, role, ours) for ours in OURS))) or _NOT_COMPARED
-
-
-def _tally(studies: Sequence[StudyResult], role: str, ours: str) -> str:
-    """For one family; empty if it was not compared."""
-    names, verdicts = set(), dict[str, list[str]]()
-    for study in studies:
-        metric = study.metric_of(role)
-        for d in against_rivals(study.planes[metric].differences, [ours]) if metric else ():
-            if d.verdict:
-                names.add(study.family(ours))
-                verdicts.setdefault(study.family(d.b), []).append(d.verdict)
-    if not verdicts:
-        return ""
-    beats = _list([f"{name} in {own.count(AHEAD)} of {len(own)}" for name, own in verdicts.items()], "and")
-    loses = _list([f"{name} in {own.count(BEHIND)}" for name, own in verdicts.items()], "and")
-    most = max(len(study.train_seeds) for study in studies)
-    few = "" if most >= LEAST_SEEDS else f" ({'two adapters' if most == 2 else 'one adapter'} in each setting)"
-    return f"{max(names, key=len)} clearly beats {beats} settings; it clearly loses to {loses}{few}"
+    """In how many settings each way of annealing clearly beats another family by a reward, or loses to it."""
+    return _capital(_tally(studies, role))
 
 
 def summaries_elsewhere(studies: Sequence[StudyResult]) -> list[str]:
     """The same for rewards that were not trained on."""
     roles = [role for role in ROLES[1:] if any(study.metric_of(role) for study in studies)]
-    return [f"With {role} {_instead(studies)}, {summary(studies, role)}" for role in roles]
+    return [f"With {role} {_instead(studies)}, {_tally(studies, role)}" for role in roles]
+
+
+def _tally(studies: Sequence[StudyResult], role: str) -> str:
+    """Rivals that a family never clearly beats or loses to are not named."""
+    metrics = ((study, study.metric_of(role)) for study in studies)
+    compared = [
+        (study, d)
+        for study, metric in metrics
+        for d in (against_rivals(study.planes[metric].differences) if metric else ())
+        if d.verdict
+    ]
+    parts = []
+    for ours in dict.fromkeys(d.a for _, d in compared if d.decided):
+        own = [(study.family(d.b), d.verdict) for study, d in compared if d.a == ours]
+        names, outcome = dict.fromkeys(name for name, _ in own), []
+        for verdict, (verb, _) in _VERDICTS.items():
+            counts = {name: own.count((name, verdict)) for name in names}
+            told = [f"{n} in {k} of {sum(name == n for name, _ in own)}" for n, k in counts.items() if k]
+            outcome += [f"{verb} {_list(told, 'and')} settings"] if told else []
+        name = max((study.family(ours) for study, d in compared if d.a == ours), key=len)
+        parts.append(f"{name} clearly {_list(outcome, 'and')}")
+    most = max(len(study.train_seeds) for study in studies)
+    few = "" if most >= LEAST_SEEDS else f" ({'two adapters' if most == 2 else 'one adapter'} in each setting)"
+    return _with_the_rest(parts, [d.verdict for _, d in compared], "") + (few if compared else "")
 
 
 def _instead(studies: Sequence[StudyResult]) -> str:

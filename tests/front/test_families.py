@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from measured_runs import TUNED, build, measured, settings
@@ -182,11 +184,20 @@ def test_the_front_states_both_against_each_rival_with_the_trainings_that_they_p
     assert rows["kl-aig", "kl"].low > 0 > rows["aig", "kl"].value
     assert single.trainings == {"kl": 3, "lora": 1, "aig": 1, "early": 1, "kl-aig": 3, "all": 3}
     said = front.summary(path)
-    assert "AIG on KL 0 (1 training) less KL (3 trainings), 1 arm against 2, compared at 1 each: " in said
-    assert (
-        "AIG on every KL weight (3 trainings) less LoRA scaling (1 training), 5 arms against 1, compared at 1 each: "
-        in said
-    )
+    lines = [re.split("  +", line.strip()) for line in said.splitlines()]
+    assert ["AIG, KL 0 (1)", "KL (3)", "1|2 at 1"] in [line[:3] for line in lines]
+    assert ["AIG, every KL (3)", "LoRA scaling (1)", "5|1 at 1"] in [line[:3] for line in lines]
+    assert ["AIG, every KL", "KL", "5|2 at 2"] in [line[:3] for line in lines]
+    assert max(len(line) for line in said.splitlines() if line.startswith("    ")) <= 120
+
+
+def test_short_names_are_as_distinct_as_long_ones():
+    every = families.FAMILIES
+    for present in ((), tuple(every), tuple(family for family in every if family not in families.WAYS)):
+        shown = [family for family in every if not present or family in present]
+        assert len({families.short_name(family, present) for family in shown}) == len(shown)
+    assert max(len(families.short_name(family, tuple(every))) for family in every) <= 39
+    assert families.short_name("kl-beyondw", ("kl-beyondw",)) == "extrapolation in weights, KL > 0"
 
 
 @pytest.mark.parametrize("name", ["sd14", "sdxl", "sd3", "flux"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from pipelines.front.loading import read_front, write_front
 from pipelines.front.results import Difference, Front, StudyResult
 from pipelines.measure.table import Table
 from pipelines.runs.directory import RunDir
-from pipelines.show.estimates import Estimate
+from pipelines.show.estimates import Estimate, decimals, interval, number
 from pipelines.study.resolved import resolve
 
 
@@ -315,7 +316,10 @@ def test_a_family_that_is_better_is_ahead_with_its_sizes_and_each_seeds_value(tm
     for claim in mean.claims[:2]:
         assert claim.estimate.value == pytest.approx(np.mean(list(claim.by_seed.values())))
     assert found.comparisons == sum(len(plane.differences) for plane in mean.planes.values())
-    assert "ahead (adjusted p" in told and "in training seeds 0, 1 and 2), ahead" in told
+    row = next(row for row in mean.plane.differences if (row.a, row.b) == ("aig", "kl"))
+    by_seed = ", ".join(number(value, decimals(row.estimate), plus=True) for value in row.by_seed.values())
+    shown = [interval(row.estimate, plus=True), by_seed, f"ahead ({row.p_adjusted:.2g})"]
+    assert shown in [re.split("  +", line)[-3:] for line in told.splitlines()] and "by seed 0, 1, 2" in told
     assert f"(Holm, {found.comparisons} comparisons" in told
 
 

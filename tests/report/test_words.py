@@ -62,55 +62,76 @@ def test_a_claim_without_an_interval_says_so_and_is_not_in_the_headline() -> Non
 
 
 @pytest.mark.parametrize(
-    ("verdict", "flipped", "verb", "end", "kind"),
+    ("verdict", "flipped", "verb", "kind", "tag"),
     [
-        ("ahead", False, "beats", ", adjusted p 0.02.", "yes"),
-        ("behind", False, "loses to", ", adjusted p 0.02.", "no"),
-        ("undecided", False, "does not clearly beat", ", adjusted p 0.02, so neither is ahead.", "open"),
-        (None, False, "against", "; no verdict.", "plain"),
-        ("ahead", True, "loses to", ", adjusted p 0.02.", "no"),
-        ("behind", True, "beats", ", adjusted p 0.02.", "yes"),
-        ("undecided", True, "does not clearly beat", ", adjusted p 0.02, so neither is ahead.", "open"),
-        (None, True, "against", "; no verdict.", "plain"),
+        ("ahead", False, "beats", "yes", "ahead"),
+        ("behind", False, "loses to", "no", "behind"),
+        ("ahead", True, "loses to", "no", "behind"),
+        ("behind", True, "beats", "yes", "ahead"),
     ],
 )
-def test_a_difference_is_told_from_aigs_side_whichever_way_it_was_taken(verdict, flipped, verb, end, kind) -> None:
+def test_a_difference_is_told_from_aigs_side_whichever_way_it_was_taken(verdict, flipped, verb, kind, tag) -> None:
     pair = ("kl", "aig") if flipped else ("aig", "kl")
-    (sentence,) = words.verdicts(study(plane("fragile", difference(*pair, 0.5, verdict))), "fragile")
-    scope = "" if verdict is None else " for this adapter"
+    made = study(plane("fragile", difference(*pair, 0.5, verdict)))
+    (sentence,) = words.verdicts(made, "fragile")
+    assert words.undecided(made) == []
     shown = "−0.50 [−0.80, −0.20]" if flipped else "+0.50 [+0.20, +0.80]"
     arms = "3 arms against 4" if flipped else "4 arms against 3"
-    assert (sentence.text, sentence.kind) == (
-        f"On proxy × diversity AIG on KL 0 (1 training) {verb} KL (4 trainings){scope}: {shown} in hypervolume, "
-        f"{arms}, compared at 3 each{end}",
+    assert (sentence.text, sentence.kind, sentence.tag) == (
+        f"On proxy × diversity AIG on KL 0 (1 training) {verb} KL (4 trainings) for this adapter: {shown} in "
+        f"hypervolume, {arms}, compared at 3 each, adjusted p 0.02.",
         kind,
+        tag,
     )
 
 
-def test_what_could_not_be_measured_is_said() -> None:
-    (sentence,) = words.verdicts(study(plane("fragile", difference("aig", "kl", math.nan, None))), "fragile")
-    assert sentence.text.endswith("AIG on KL 0 (1 training) was not measured against KL (4 trainings).")
+@pytest.mark.parametrize("verdict", ["undecided", None])
+@pytest.mark.parametrize("pair", [("aig", "kl"), ("kl", "aig")])
+def test_a_difference_without_a_decision_is_no_sentence_but_a_row_from_aigs_side(verdict, pair) -> None:
+    made = study(plane("fragile", difference(*pair, 0.5, verdict), LORA), plane("gold", EARLY))
+    assert [sentence.tag for sentence in words.study_sentences(made)] == ["ahead"]
+    (proxy, row), (gold, early) = words.undecided(made)
+    assert (proxy, row.a, row.b, row.verdict) == ("proxy", "aig", "kl", verdict)
+    assert row.estimate.value == (0.5 if pair[0] == "aig" else -0.5) and (gold, early) == ("gold", EARLY)
+    title = "2 undecided comparisons" if verdict else "1 undecided comparison, 1 without a verdict"
+    assert words.undecided_title(made) == title
+
+
+def test_what_was_not_compared_is_said() -> None:
     assert words.study_sentences(study())[0].text == "Annealing was not compared with another family."
 
 
 def test_the_headline_says_what_aig_beats_what_it_does_not_and_what_it_loses_to() -> None:
-    both = study(plane("fragile", *ALL), plane("robust", LORA), plane("gold", KL))
+    both = study(plane("fragile", *ALL), plane("robust", LORA), plane("gold", KL, EARLY, EARLY))
     assert words.headline(both) == (
-        "AIG on KL 0 (1 training) beats LoRA scaling, does not clearly beat early stopping and loses to KL for this "
-        "adapter; AIG on every KL weight (3 trainings) beats KL for this adapter"
+        "AIG on KL 0 beats LoRA scaling and loses to KL for this adapter; AIG on every KL weight beats KL for this "
+        "adapter; 1 other is undecided"
     )
     assert words.headline_elsewhere(both) == [
-        "With held-out reward in the proxy's place, AIG on KL 0 (1 training) beats LoRA scaling for this adapter",
-        "With gold in the proxy's place, AIG on KL 0 (1 training) loses to KL for this adapter",
+        "With held-out reward in the proxy's place, AIG on KL 0 beats LoRA scaling for this adapter",
+        "With gold in the proxy's place, AIG on KL 0 loses to KL for this adapter; 2 others are undecided",
     ]
     assert words.headline(study()) == "Annealing was not compared with another family"
 
 
-def test_where_there_is_no_verdict_values_stand_without_one() -> None:
+def test_a_headline_without_a_decision_counts_what_was_compared() -> None:
+    undecided = study(plane("fragile", EARLY, EARLY), plane("gold", EARLY))
+    said = "o way to sample is clearly ahead of another for this adapter"
+    assert words.headline(undecided) == f"N{said} (2 comparisons)"
+    assert words.headline_elsewhere(undecided) == [f"With gold in the proxy's place, n{said} (1 comparison)"]
+
+
+def test_a_headline_too_long_to_name_every_rival_counts_them() -> None:
+    rivals = ("kl", "lora", "early", "soup", "best", "guidance", "autoguidance")
+    many = study(plane("fragile", *(difference("aig", rival, 0.5, "ahead") for rival in rivals), KL), plane("gold", KL))
+    assert words.headline(many) == "AIG on KL 0 beats 7 others and loses to KL for this adapter"
+
+
+def test_where_there_is_no_verdict_nothing_is_ahead() -> None:
     few = difference("aig", "kl", 0.5, None, estimate=Estimate(0.5))
-    assert words.headline(study(plane("fragile", few))) == (
-        "AIG on KL 0 (1 training) has +0.500 against KL in hypervolume, without a verdict"
-    )
+    several = study(plane("fragile", few), plane("gold", few, few))
+    assert words.headline(several) == "1 comparison of families has no verdict"
+    assert words.headline_elsewhere(several) == []
     assert words.caveats(run_of(prompts=2))[0] == "2 prompts: no interval below 4, and no verdict."
 
 
@@ -130,7 +151,7 @@ def test_the_headline_on_tuning_joins_what_holds_and_what_does_not() -> None:
     [((), " for this adapter"), ((4,), " for this adapter"), ((0, 1), " for these two adapters"), ((0, 1, 2), "")],
 )
 def test_fewer_than_three_training_seeds_speak_of_their_own_adapters_alone(seeds, scope) -> None:
-    made = study(plane("fragile", *ALL), train_seeds=seeds, claims=(GOLD_CLAIM,))
+    made = study(plane("fragile", KL, EARLY), train_seeds=seeds, claims=(GOLD_CLAIM,))
     assert words.headline(made).split("; ")[0].endswith(f"loses to KL{scope}")
     assert words.tuning_headline(made).endswith(f"under its peak along training{scope}")
     told = words.claim_sentence(made, GOLD_CLAIM).text
@@ -143,10 +164,14 @@ def test_several_settings_are_counted() -> None:
         study(plane("fragile", KL), train_seeds=(0, 1, 2)),
     ]
     assert words.summary(settings) == (
-        "AIG on KL 0 clearly beats LoRA scaling in 1 of 1 and KL in 0 of 2 settings; it clearly loses to LoRA scaling "
-        "in 0 and KL in 2"
+        "AIG on KL 0 clearly beats LoRA scaling in 1 of 1 settings and loses to KL in 2 of 2 settings"
     )
-    assert words.summary([study(plane("fragile", KL))]).endswith("in 1 (one adapter in each setting)")
+    assert words.summary([study(plane("fragile", KL, EARLY))]) == (
+        "AIG on KL 0 clearly loses to KL in 1 of 1 settings; 1 other is undecided (one adapter in each setting)"
+    )
+    assert words.summary([study(plane("fragile", EARLY), train_seeds=(0, 1))] * 2) == (
+        "No way to sample is clearly ahead of another (2 comparisons) (two adapters in each setting)"
+    )
     assert words.summaries_elsewhere(settings) == []
 
 
