@@ -38,7 +38,7 @@ from pipelines.train import records
 
 OVERRIDES = [
     "run.name=bench", "sweep.kl_weights=[0]", "train.steps=20", "evaluate.prompts=12", "evaluate.seeds=8",
-    "evaluate.path_prompts=0", "ray.address=local",
+    "evaluate.path_prompts=0", "evaluate.spaces=[prediction]", "ray.address=local",
 ]  # fmt: skip
 PUBLISHED = [
     "model.steps=25", "evaluate.schedules=[linear, 'power:2', 'power:4', 'step:0.6']", "evaluate.lora_scales=[]",

@@ -26,7 +26,7 @@ FEW = Sampling(steps=2, guidance=3.0, passes=2)
 ARMS = [Arm("a", "a"), Arm("base", None, 1.0, "base")]
 # Each preset on a small model of its family; the embedded one's are on its untrained twin.
 PRESETS = {
-    "demo": None, "demo-full": None, "nats": None, "smoke": None,
+    "demo": None, "demo-full": None, "map": None, "nats": None, "smoke": None,
     "sd14": "sd", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux",
 }  # fmt: skip
 

@@ -34,7 +34,7 @@ def command(*arguments):
     [
         ([], "the following arguments are required: COMMAND"),
         (["demoo"], "invalid choice: 'demoo'"),
-        (["demo", "--preset", "demmo"], "the presets are demo, demo-full, flux, nats"),
+        (["demo", "--preset", "demmo"], "the presets are demo, demo-full, flux, map, nats"),
         (["sweep", "--presett", "demo"], "unknown option --presett"),
         (["sweep", "--preset", "demo", "train.stepz=3"], "did you mean 'train.steps'?"),
         (["sweep", "train.steps=3", "--preset", "demo", "train.lr=-1"], "train.lr is -1.0: give a number above 0"),

@@ -465,8 +465,8 @@ def test_a_schedule_file_stands_in_the_configuration_as_its_content_and_in_the_a
     again = configuration.from_dict(configuration.to_dict(asked))
     arm = next(arm for arm in resolve(again).arms if arm.label == "AIG mine")
     assert (arm.arm.schedule, arm.arm.name) == (text, "fragile-k1-kl0-s0+mine")
-    file.write_text('{"knots": [[0, 0], [0.5, 2]]}')
-    with pytest.raises(ConfigError, match=r"evaluate\.schedules: .*mine\.json: .*\(0\.5, 2\): u and w must be in"):
+    file.write_text('{"knots": [[0, 0], [0.5, 65]]}')
+    with pytest.raises(ConfigError, match=r"evaluate\.schedules: .*mine\.json: .*\(0\.5, 65\): u must be in"):
         configuration.load("smoke", None, [f"evaluate.schedules=['file:{file}']"])
 
 
