@@ -10,7 +10,7 @@ differences, the settings taken as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -23,12 +23,13 @@ from pipelines.config import ConfigError
 from pipelines.config.values import slug
 from pipelines.front import planes
 from pipelines.front.names import GOLD, ROLES
-from pipelines.front.options import PLAIN, Option, options, training
+from pipelines.front.options import PLAIN, Option, options, recipe, training, way
 from pipelines.front.results import AHEAD, BEHIND, UNDECIDED, Verdict
 from pipelines.measure.table import Table, read_table
 from pipelines.rewards import names as reward_names
 from pipelines.show import tables
 from pipelines.show.estimates import Estimate, Number, interval, number
+from pipelines.study import lengths as study_lengths
 from pipelines.study.arms import Study
 from pipelines.study.resolved import Resolved
 from pipelines.study.trials import setting_name
@@ -78,7 +79,7 @@ class Map:
 
     settings: tuple[str, ...]
     lengths: Mapping[str, Mapping[str, float]]
-    """By setting and training, the root of the path length at weight 1, mean over training seeds."""
+    """By setting and training, how far its adapter goes (`aig.sampler.tuned_length`), mean over training seeds."""
     volumes: tuple[Volume, ...]
     contests: tuple[Contest, ...]
 
@@ -101,16 +102,22 @@ def compute(study: Resolved, table: Table) -> Map:
             "a map compares ways to spend trainings, and this run has no KL-regularized one: give sweep.kl_weights "
             "more than 0, or use --preset map"
         )
+    lengths: dict[str, dict[str, float]] = {}
     drawn: dict[tuple[str, str, str, str], list[Drawn]] = {}
     volumes: list[Volume] = []
     contests: list[Contest] = []
     level = study.config.front.level
     for single in studies:
         seeds = range(len(single.train_seeds))
-        present, references = options(single), _references(single)
+        lengths[single.name] = _lengths(study, single)
+        regularized = {
+            name: lengths[single.name][name] for name in _regularized(single) if name in lengths[single.name]
+        }
+        present = options(single) | recipe(single, regularized)
+        references = _references(present)
         for role, x in _axes(study, single, table).items():
             for ends, families in ENDS.items():
-                result = _bootstrap(study, single, table, x, families)
+                result = _bootstrap(study, single, table, x, families, present)
                 for option, arms in present.items() if ends == "base" else ():
                     value = Estimate(*result.hypervolume(*(_key(option, s) for s in seeds)))
                     volumes.append(Volume(single.name, role, option.name, option.budget, len(arms), value))
@@ -124,7 +131,7 @@ def compute(study: Resolved, table: Table) -> Map:
                     contests.append(_contest(single.name, names, found, result.compared_size(*pairs)))
     if len(studies) > 1:
         contests += _over_all(drawn, len(studies), level)
-    return Map(tuple(s.name for s in studies), _lengths(studies, table), tuple(volumes), _decided(contests, level))
+    return Map(tuple(s.name for s in studies), lengths, tuple(volumes), _decided(contests, level))
 
 
 Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -171,9 +178,8 @@ def _axes(study: Resolved, single: Study, table: Table) -> dict[str, str]:
     return {role: metric for role, metric in metrics if metric in table.values}
 
 
-def _references(single: Study) -> list[Option]:
+def _references(present: Collection[Option]) -> list[Option]:
     """AIG on the unregularized training, and all trainings with a KL on the last steps."""
-    present = options(single)
     largest = max((option for option in present if option.way == PLAIN), key=lambda option: option.budget)
     return [option for option in (Option(("KL 0",), "aig"), largest) if option in present]
 
@@ -182,7 +188,9 @@ def _key(option: Option, seed: int) -> str:
     return f"{option.name}, seed {seed}"
 
 
-def _bootstrap(study: Resolved, single: Study, table: Table, x: str, ends: Sequence[str]) -> Bootstrap:
+def _bootstrap(
+    study: Resolved, single: Study, table: Table, x: str, ends: Sequence[str], present: Mapping[Option, list[int]]
+) -> Bootstrap:
     """Every option in every training seed; arms of these families are ends, which all options have."""
     front = study.config.front
     names = single.by_seed(single.arms)
@@ -190,7 +198,7 @@ def _bootstrap(study: Resolved, single: Study, table: Table, x: str, ends: Seque
     common = [a for a, arm in enumerate(single.arms) if arm.family in ends]
     families = {
         _key(option, s): [s * count + a for a in dict.fromkeys([*common, *arms])]
-        for option, arms in options(single).items()
+        for option, arms in present.items()
         for s in range(len(names))
     }
     flat = [name for own in names for name in own]
@@ -204,17 +212,21 @@ def _bootstrap(study: Resolved, single: Study, table: Table, x: str, ends: Seque
     )  # fmt: skip
 
 
-def _lengths(studies: Sequence[Study], table: Table) -> dict[str, dict[str, float]]:
-    if "path" not in table.values:
-        return {}
-    lengths: dict[str, dict[str, float]] = {}
-    for single in studies:
-        for a, names in zip(single.arms, zip(*single.by_seed(single.arms), strict=True), strict=True):
-            label = training(a)
-            if label and a.family in ("tuned", "kl", "early_kl"):
-                length = np.sqrt(np.nanmean(table.rows(list(names))["path"], axis=1))
-                lengths.setdefault(single.name, {})[label] = float(length.mean())
-    return lengths
+def _lengths(study: Resolved, single: Study) -> dict[str, float]:
+    """The path length of each training of a study, mean over training seeds, if an evaluation has measured it."""
+    found: dict[str, float] = {}
+    for arm, names in zip(single.arms, zip(*single.by_seed(single.arms), strict=True), strict=True):
+        label = training(arm)
+        if label is not None and way(arm) == PLAIN:
+            known = [length for name in names if (length := study_lengths.read(study.config, name)) is not None]
+            if len(known) == len(names):
+                found[label] = float(np.mean(known))
+    return found
+
+
+def _regularized(single: Study) -> list[str]:
+    """The trainings with a KL on the last steps."""
+    return [label for arm in single.arms if arm.family == "kl" and (label := training(arm)) is not None]
 
 
 def write_map(study: Resolved) -> tuple[Map, Path]:
@@ -247,6 +259,9 @@ def summary(found: Map) -> str:
                 number(c.estimate.value, plus=True) + _star(c) if (c := own.get(s)) else "–" for s in settings[1:]
             ]
         lines += [tables.aligned(cells), ""]
+    for setting, lengths in found.lengths.items():
+        known = ", ".join(f"{label} {length:.3f}" for label, length in lengths.items())
+        lines += [f"Path lengths of {setting}: {known}"] if known else []
     lines.append("Best by itself, with the base alone")
     for (setting, plane, budget), best in sorted(found.best.items()):
         cost = f"{budget} training{'s' * (budget != 1)}"

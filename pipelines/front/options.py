@@ -6,9 +6,10 @@ are the plain adapters of its trainings and what the way makes of them.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from pipelines.front.families import FAMILIES
 from pipelines.study import rivals
@@ -16,6 +17,10 @@ from pipelines.study.arms import Study, StudyArm
 
 PLAIN = "plain"
 """The way of adapters as they were trained."""
+RECIPE = 0.1
+"""The path length of the adapter that the recipe takes, root of the mean over steps in units of eps: between what did
+best of each setting's KL weights in an exploration (LOG.md)."""
+BY_LENGTH = "KL by path length"
 SOUP = "soup"
 """The way that averages the adapters of all its trainings."""
 TRAINED = ("tuned", "kl", "early_kl", "trial")
@@ -98,6 +103,22 @@ def options(single: Study) -> dict[Option, list[int]]:
             plain = [place for name in chosen for place in places.get((name, PLAIN), ())]
             found.setdefault(Option(chosen, SOUP), plain).append(a)
     return found
+
+
+def recipe(single: Study, lengths: Mapping[str, float]) -> dict[Option, list[int]]:
+    """The options of the one KL-regularized training whose path length is nearest `RECIPE`, on a log scale.
+
+    One rule for all settings, in each of which a KL weight means something else. `lengths`: by training, of those with
+    a KL on the last steps. None without a length.
+    """
+    if not lengths:
+        return {}
+    chosen = min(lengths, key=lambda name: abs(math.log(lengths[name] / RECIPE)))
+    return {
+        replace(option, trainings=(BY_LENGTH,)): arms
+        for option, arms in options(single).items()
+        if option.trainings == (chosen,)
+    }
 
 
 def _averaged(single: Study, soup: StudyArm) -> tuple[str, ...]:

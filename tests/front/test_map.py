@@ -124,6 +124,23 @@ def test_verdicts_are_adjusted_over_all_contests_of_the_map(study):
     assert all(c.p_adjusted >= c.p for c in known)
 
 
+def test_the_recipe_takes_the_training_whose_path_length_is_nearest_a_tenth_in_each_setting(study, monkeypatch):
+    """KL 10 in one setting, KL 1 in the other, by the mean over training seeds."""
+    of = {"k1-kl1": 0.3, "k1-kl10": 0.06, "k2-kl1": 0.15, "k2-kl10": 0.02, "k1-kl0": 0.1, "k2-kl0": 0.1}
+    monkeypatch.setattr(
+        front_map.study_lengths, "read", lambda config, name: next(v for k, v in of.items() if f"{k}-s" in name)
+    )
+    found = compute(study, table_of(study, corner))
+    first, second = found.settings
+    assert found.lengths[first] == pytest.approx({"KL 0": 0.1, "KL 1": 0.3, "KL 10": 0.06})
+    for setting, chosen in ((first, "KL 10"), (second, "KL 1")):
+        same = {"setting": setting, "plane": "proxy", "ends": "base", "against": "AIG on KL 0"}
+        (recipe,) = by_key(found, **same, option="AIG on KL by path length")
+        (own,) = by_key(found, **same, option=f"AIG on {chosen}")
+        assert recipe.estimate == own.estimate
+    assert by_key(found, setting=ALL, option="AIG on KL by path length")
+
+
 def test_one_setting_has_no_mean_over_settings(tmp_path):
     study = resolve(settings(tmp_path, *SWEPT[:4], *FEW))
     found = compute(study, table_of(study, corner))
