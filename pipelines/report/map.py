@@ -32,9 +32,10 @@ def draw(found: Map) -> Drawing:
     main = [c for c in found.contests if c.setting == setting]
     rows = {against: _order([c for c in main if c.against == against], planes[0]) for against in references}
     most = max(map(len, rows.values()))
+    left = 0.3 + 0.062 * max(len(name) for names in rows.values() for name in names)
     figure, axes = style.canvas(
-        3.4 + 3.0 * len(planes), 1.1 + (0.21 * most + 0.7) * len(references), len(references), len(planes),
-        squeeze=False, left=3.2, top=0.7, bottom=0.5, between=(0.25, 0.7),
+        left + 0.2 + 3.0 * len(planes), 1.1 + (0.21 * most + 0.7) * len(references), len(references), len(planes),
+        squeeze=False, left=left, top=0.7, bottom=0.5, between=(0.25, 0.7),
     )  # fmt: skip
     note = f"{setting}; intervals over prompts and training seeds; dots: single settings; filled: decided by Holm"
     style.annotate(figure, "Hypervolume less that of the reference, at equal numbers of arms", note, ())
