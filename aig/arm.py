@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -83,7 +83,7 @@ class Arm:
     def id(self) -> str:
         """A hash of what the arm does, without its name: 16 hex digits. The values of a user's own curve count."""
         digest = [self.curve.digest] if self.curve.digest else []
-        new = {"space": "prediction", "guidance": None, "interval": (0.0, 1.0), "against": None, "seed_offset": 0}
-        changed = {key: getattr(self, key) for key, default in new.items() if getattr(self, key) != default}
+        later = [field for field in fields(self) if field.name not in ("name", "adapter", "lora_scale", "schedule")]
+        changed = {field.name: value for field in later if (value := getattr(self, field.name)) != field.default}
         content = json.dumps([self.adapter, self.lora_scale, self.schedule, *digest, *([changed] if changed else [])])
         return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()

@@ -134,6 +134,10 @@ class Route:
         finally:
             self.rows, self.groups, self.parts = previous
 
+    def unscaled(self, name: str) -> tuple[str, float]:
+        """The LoRA that a name stands for, and its scale."""
+        return self.scales.get(name, (name, 1.0))
+
     def only(self, rows: list[int]) -> AbstractContextManager[None]:
         """Continue the forward with these rows."""
         return self.through([self.rows[row] for row in rows] if self.rows is not None else [])
@@ -152,7 +156,7 @@ class Route:
 
     def _add(self, layer: Any, args: tuple[Tensor], out: Tensor) -> None:
         for alias, rows in list(self.parts.items()):
-            name, scale = self.scales.get(alias, (alias, 1.0))
+            name, scale = self.unscaled(alias)
             if name in layer.lora_A:
                 if isinstance(rows, Tensor) and rows.device != out.device:
                     rows = self.parts[alias] = rows.to(out.device)
@@ -237,13 +241,16 @@ def current_route(denoiser: nn.Module) -> Route | None:
 
 def scale_route(denoiser: nn.Module, name: str, scale: float, alias: str) -> None:
     """Let rows be routed through `scale` times a LoRA's contribution, by this alias."""
-    _routes.setdefault(denoiser, Route()).scales[alias] = (name, scale)
+    _route(denoiser).scales[alias] = (name, scale)
 
 
 def unscaled(denoiser: nn.Module, name: str) -> tuple[str, float]:
     """The LoRA that a name stands for, and its scale."""
-    route = _routes.get(denoiser)
-    return route.scales.get(name, (name, 1.0)) if route else (name, 1.0)
+    return _route(denoiser).unscaled(name)
+
+
+def _route(denoiser: nn.Module) -> Route:
+    return _routes.setdefault(denoiser, Route())
 
 
 @contextmanager
@@ -272,9 +279,9 @@ def routed(denoiser: nn.Module, rows: Sequence[str]) -> Iterator[None]:
             f"adapter {sorted(unknown)[0]!r} is not loaded (loaded: {', '.join(names(denoiser)) or 'none'})"
         )
     check_base(layers)
-    route = _routes.setdefault(denoiser, Route())
+    route = _route(denoiser)
     for name in used:
-        if any(route.scales.get(name, (name,))[0] in layer.lora_variant for layer in layers):
+        if any(route.unscaled(name)[0] in layer.lora_variant for layer in layers):
             raise ValueError(f"adapter {name!r} {NO_VARIANT}")
     for layer in layers:
         route.hook(layer)
@@ -296,7 +303,7 @@ class Fuser:
 
     def __init__(self, denoiser: nn.Module) -> None:
         self._layers, self._copied = lora_layers(denoiser), copied_layers(denoiser)
-        self._scales = _routes.setdefault(denoiser, Route()).scales
+        self._route = _route(denoiser)
         self._weights = [base_weight(layer) for layer in self._layers]
         self._own = [weight.data for weight in self._weights]
         self._own_sets = [layer.weights[BASE] for layer in self._copied]
@@ -323,7 +330,7 @@ class Fuser:
 
     def _fold(self, i: int, name: str) -> Tensor:
         layer, own = self._layers[i], self._own[i]
-        name, scale = self._scales.get(name, (name, 1.0))
+        name, scale = self._route.unscaled(name)
         if name not in layer.lora_A:
             return own
         if layer.lora_bias.get(name):
