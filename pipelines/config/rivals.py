@@ -10,7 +10,7 @@ from typing import Any
 from pipelines.config.errors import ConfigError
 
 MOST = 64
-"""The greatest weight, as schedules have it."""
+"""The greatest weight and LoRA scale, as `aig.schedules.MOST`, which is not imported here: it needs torch."""
 
 
 def guidance(text: str | float) -> tuple[float, tuple[float, float]]:

@@ -262,9 +262,6 @@ class Train(Section):
         return {name: limit for name, limit in limits.items() if limit is not None}
 
 
-# The largest LoRA scale, as `aig.schedules.MOST`, which is not imported here: it needs torch.
-MOST_WEIGHT = 64.0
-
 # Optimizer names in the configurations of earlier runs; the first was the default.
 ONCE_L2 = ("adam", "adam-fused", "adam8bit")
 
@@ -374,7 +371,7 @@ class Evaluate(Section):
     features: str | dict[str, Any] = field(default="world", hash=False)
     """Feature extractor of the diversity metrics: a name, `package.module:callable`, or a mapping such as {name:
     dinov2, weights: FOLDER}."""
-    lora_scales: tuple[float, ...] = number((0.25, 0.5, 0.75), 0, MOST_WEIGHT)
+    lora_scales: tuple[float, ...] = number((0.25, 0.5, 0.75), 0, rivals.MOST)
     """LoRA scales of the unregularized adapter; above 1 they go beyond it."""
     schedules: tuple[str, ...] = ("linear", "power:2", "power:4", "step:0.6", "constant:0.5")
     """Schedules of the unregularized adapter: AIG's; your own as package.module:callable from progress to weight; and,
@@ -427,7 +424,7 @@ class Evaluate(Section):
     all arms in any case."""
     failures_in_a_row: int = number(8, 1, **EXECUTION)
     """Groups that may fail in a row before the evaluation ends: by then the prompts are not to blame."""
-    kl_lora_scales: tuple[float, ...] = number((), 0, MOST_WEIGHT)
+    kl_lora_scales: tuple[float, ...] = number((), 0, rivals.MOST)
     """LoRA scales of the sweep's other adapters, as kl_schedules."""
     best_of: tuple[int, ...] = number((), 2)
     """Best-of-n: of n images that the base draws per prompt and seed, keep the one that the study's own reward ranks

@@ -22,7 +22,7 @@ from pipelines.front import planes as front_planes
 from pipelines.front import table as front_table
 from pipelines.front.claims import claims
 from pipelines.front.names import GOLD, ROLES, box_words, cost_words
-from pipelines.front.results import AHEAD, BEHIND, UNDECIDED, Arm, Difference, Front, StudyResult
+from pipelines.front.results import Arm, Difference, Front, StudyResult, verdict_of
 from pipelines.measure.table import Table, read_rows, read_table
 from pipelines.rewards import names as reward_names
 from pipelines.runs.directory import RunDir
@@ -55,7 +55,9 @@ def compute(study: Resolved, table: Table, measured: Measured, cost: Mapping[str
     measured: each arm's metrics, in the order in which they are shown. cost: predictions per (prompt, seed).
     """
     config, settings = study.config, study.config.front
-    studies = [_study(config, each, _same_setting(study.studies, each), table, measured) for each in study.studies]
+    studies = [
+        _study(config, each, front_planes.same_setting(study.studies, each), table, measured) for each in study.studies
+    ]
     return Front(
         diversity=settings.diversity, level=settings.level, n_bootstrap=settings.bootstrap, seed=settings.seed,
         interval=settings.interval, prompts=len(table.prompts), prompt_lists=prompt_lists(config), seeds=table.seeds,
@@ -76,14 +78,6 @@ def _check_axes(settings: Settings, table: Table) -> None:
         unknown = [metric for metric in getattr(settings, key) if metric not in table.values]
         if unknown:
             raise ConfigError(f"front.{key}: {unknown[0]!r} is no metric of the run; it has {', '.join(table.values)}")
-
-
-def _same_setting(studies: Sequence[Study], single: Study) -> list[Study]:
-    """The study, those of its setting's other training seeds, and their mean."""
-    if single.tuned is None:
-        return [single]
-    name = trials.setting_name(single.tuned)
-    return [other for other in studies if other.tuned is not None and trials.setting_name(other.tuned) == name]
 
 
 def _study(config: Config, single: Study, same: list[Study], table: Table, measured: Measured) -> StudyResult:
@@ -139,10 +133,7 @@ def decide(studies: Sequence[StudyResult], level: float) -> tuple[StudyResult, .
 def _decided(study: StudyResult, adjusted: Iterator[float], level: float) -> StudyResult:
     def verdict(difference: Difference) -> Difference:
         p = next(adjusted)
-        sign = AHEAD if difference.estimate.value > 0 else BEHIND
-        return replace(
-            difference, p_adjusted=p, verdict=None if math.isnan(p) else sign if p < 1 - level else UNDECIDED
-        )
+        return replace(difference, p_adjusted=p, verdict=verdict_of(difference.estimate.value, p, level))
 
     planes = {
         x: replace(plane, differences=tuple(map(verdict, plane.differences))) for x, plane in study.planes.items()

@@ -24,7 +24,7 @@ from pipelines.config.values import slug
 from pipelines.front import planes
 from pipelines.front.names import GOLD, ROLES
 from pipelines.front.options import PLAIN, Option, options, recipe, training, way
-from pipelines.front.results import AHEAD, BEHIND, UNDECIDED, Verdict
+from pipelines.front.results import AHEAD, BEHIND, Verdict, verdict_of
 from pipelines.measure.table import Table, read_table
 from pipelines.rewards import names as reward_names
 from pipelines.show import tables
@@ -32,7 +32,6 @@ from pipelines.show.estimates import Estimate, Number, interval, number
 from pipelines.study import lengths as study_lengths
 from pipelines.study.arms import Study
 from pipelines.study.resolved import Resolved
-from pipelines.study.trials import setting_name
 
 ALL = "all settings"
 ENDS = {"base and KL 0": planes.ENDS, "base": planes.ENDS[:1]}
@@ -59,6 +58,11 @@ class Contest:
     p_adjusted: Number = np.nan
     """By Holm's method, over all contests of the map."""
     verdict: Verdict | None = None
+
+    @property
+    def decided(self) -> bool:
+        """Whether either is ahead."""
+        return self.verdict in (AHEAD, BEHIND)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,9 @@ class Map:
 
 def compute(study: Resolved, table: Table) -> Map:
     """The map of a run; ConfigError if it has no KL-regularized training to compare with."""
-    studies = [single for single in study.studies if single.trained and _leads(single, study.studies)]
+    studies = [
+        single for single in study.studies if single.trained and planes.same_setting(study.studies, single)[0] is single
+    ]
     if not studies or not any(len({training(arm) for arm in single.arms} - {None}) > 1 for single in studies):
         raise ConfigError(
             "a map compares ways to spend trainings, and this run has no KL-regularized one: give sweep.kl_weights "
@@ -152,23 +158,10 @@ def _contest(setting: str, names: tuple[str, str, str, str], found: Contrast, si
 
 def _decided(contests: Sequence[Contest], level: float) -> tuple[Contest, ...]:
     adjusted = holm([contest.p for contest in contests])
-
-    def verdict(contest: Contest, p: float) -> Verdict | None:
-        if np.isnan(p):
-            return None
-        return UNDECIDED if p >= 1 - level else AHEAD if contest.estimate.value > 0 else BEHIND
-
-    return tuple(replace(c, p_adjusted=p, verdict=verdict(c, p)) for c, p in zip(contests, adjusted, strict=True))
-
-
-def _leads(single: Study, studies: Sequence[Study]) -> bool:
-    """Whether it is a mean over training seeds, or the only seed of its setting."""
-    same = [other for other in studies if _setting(other) == _setting(single)]
-    return not any(set(other.train_seeds) > set(single.train_seeds) for other in same)
-
-
-def _setting(single: Study) -> str | None:
-    return single.tuned and setting_name(single.tuned)
+    return tuple(
+        replace(contest, p_adjusted=p, verdict=verdict_of(contest.estimate.value, p, level))
+        for contest, p in zip(contests, adjusted, strict=True)
+    )
 
 
 def _axes(study: Resolved, single: Study, table: Table) -> dict[str, str]:
@@ -203,12 +196,11 @@ def _bootstrap(
     }
     flat = [name for own in names for name in own]
     rows = table.rows(flat)
-    same = [other for other in study.studies if _setting(other) == _setting(single)]
     return bootstrap(
         {axis: rows[axis] for axis in (x, front.diversity)}, x=x, y=front.diversity, families=families,
         ends=[s * count + a for s in range(len(names)) for a in common],
         broken=[i for i, name in enumerate(flat) if name in table.broken],
-        **planes.box(front, same, table, x), **front.resampling,
+        **planes.box(front, planes.same_setting(study.studies, single), table, x), **front.resampling,
     )  # fmt: skip
 
 
@@ -271,4 +263,4 @@ def summary(found: Map) -> str:
 
 
 def _star(contest: Contest) -> str:
-    return "*" if contest.verdict in (AHEAD, BEHIND) else " "
+    return "*" if contest.decided else " "

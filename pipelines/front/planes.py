@@ -20,6 +20,7 @@ from pipelines.front.families import FAMILIES, OURS, members
 from pipelines.front.results import Difference, Plane
 from pipelines.measure.table import Table
 from pipelines.show.estimates import Estimate
+from pipelines.study import trials
 from pipelines.study.arms import Study
 
 RIVALS = ("kl", "early_kl", "trial", "lora", "rlg", "early", "guidance", "autoguidance", "soup", "best")
@@ -65,6 +66,14 @@ def normalization(front: Front, x: str) -> dict[str, Any]:
         "reference": [front.reference.get(axis) for axis in (x, front.diversity)],
         "scale": [front.scale.get(axis) for axis in (x, front.diversity)],
     }
+
+
+def same_setting(studies: Sequence[Study], single: Study) -> list[Study]:
+    """The study, those of its setting's other training seeds, and their mean."""
+    if single.tuned is None:
+        return [single]
+    name = trials.setting_name(single.tuned)
+    return [other for other in studies if other.tuned is not None and trials.setting_name(other.tuned) == name]
 
 
 def box(front: Front, same: Sequence[Study], table: Table, x: str) -> dict[str, Any]:

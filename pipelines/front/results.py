@@ -28,6 +28,13 @@ Verdict = Literal["ahead", "behind", "undecided"]
 AHEAD, BEHIND, UNDECIDED = "ahead", "behind", "undecided"
 
 
+def verdict_of(value: float, p: float, level: float) -> Verdict | None:
+    """The verdict on a difference by its adjusted p-value; None if that is unknown."""
+    if math.isnan(p):
+        return None
+    return UNDECIDED if p >= 1 - level else AHEAD if value > 0 else BEHIND
+
+
 @dataclass(frozen=True)
 class Arm:
     """One arm of a study."""

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipelines.front.map import ALL, ENDS, Contest, Map
-from pipelines.front.results import AHEAD, BEHIND
 from pipelines.report import style
 from pipelines.report.drawing import Drawing
 from pipelines.report.style import INK, MUTED
@@ -43,10 +42,9 @@ def draw(found: Map) -> Drawing:
         for plane, ax in zip(planes, line, strict=True):
             names = rows[against]
             ax.axvline(0, color=MUTED, linewidth=0.8)
-            for y, name in enumerate(names):
-                for c in found.contests:
-                    if (c.option, c.against, c.plane) == (name, against, plane):
-                        _mark(ax, y, c, c.setting == setting)
+            for c in found.contests:
+                if (c.against, c.plane) == (against, plane) and c.option in names:
+                    _mark(ax, names.index(c.option), c, c.setting == setting)
             ax.set_ylim(len(names) - 0.5, -0.5)
             ax.set_yticks(range(len(names)), names if plane == planes[0] else [""] * len(names))
             ax.set_title(f"{plane}, less {against}")
@@ -63,5 +61,4 @@ def _mark(ax, y: int, contest: Contest, main: bool) -> None:
         ax.plot(value, y, ".", color=MUTED, markersize=3.5, alpha=0.8)
         return
     ax.plot([low, high], [y, y], color=INK, linewidth=1.2)
-    decided = contest.verdict in (AHEAD, BEHIND)
-    ax.plot(value, y, "o", color=INK, markersize=5, markerfacecolor=INK if decided else "white")
+    ax.plot(value, y, "o", color=INK, markersize=5, markerfacecolor=INK if contest.decided else "white")

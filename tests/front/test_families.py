@@ -111,7 +111,7 @@ def test_lora_scales_above_1_are_lora_scaling_and_end_at_64(tmp_path):
     assert [(arm.arm.lora_scale, arm.family) for arm in arms if "×" in arm.label] == [(2.0, "lora"), (64.0, "lora")]
     with pytest.raises(ConfigError, match=r"evaluate\.kl_lora_scales is 65.0: give a number .*at most 64"):
         settings(tmp_path, "evaluate.kl_lora_scales=[65]")
-    assert configuration.schema.MOST_WEIGHT == schedules.MOST
+    assert configuration.rivals.MOST == schedules.MOST
 
 
 @pytest.mark.parametrize(("given", "said"), [("[]", "give prediction, weight or both"), ("[pixel]", "give one of")])
